@@ -1,0 +1,5 @@
+"""Compress embeddings into sparse codes with a sparse autoencoder, and search them without decompressing."""
+
+from skcompressae._version import __version__
+
+__all__ = ["__version__"]

@@ -1,0 +1,1 @@
+"""Everything that imports torch: devices, products, the model on an accelerator, the training loop."""
