@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 
-__all__ = ["row_blocks", "run_blocks"]
+from threadpoolctl import ThreadpoolController
+
+__all__ = ["effective_n_threads", "row_blocks", "run_blocks"]
+
+
+@lru_cache(maxsize=1)
+def _blas_controller(process_id: int) -> ThreadpoolController:
+    """Find the loaded BLAS libraries once per process; asking each for its limit afterwards costs microseconds."""
+    return ThreadpoolController().select(user_api="blas")
+
+
+def effective_n_threads() -> int:
+    """Count the threads that kernels may use now: what the BLAS library is allowed to use.
+
+    So one setting governs products and kernels alike: ``OMP_NUM_THREADS`` and its kin, ``threadpoolctl`` limits, and
+    the limits that joblib sets in its worker processes.
+    """
+    limits = [library.num_threads for library in _blas_controller(os.getpid()).lib_controllers]
+    if limits:
+        return max(1, min(limits))
+    return os.cpu_count() or 1
 
 
 def row_blocks(n_rows: int, block_size: int) -> Iterator[tuple[int, int]]:

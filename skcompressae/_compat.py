@@ -1,0 +1,45 @@
+"""The one place that knows what differs between the supported scikit-learn versions, and imports its private names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import scipy.sparse as sp
+from sklearn.base import _fit_context
+from sklearn.utils._param_validation import Interval, Options, StrOptions
+
+__all__ = [
+    "CallbackSupportMixin",
+    "Interval",
+    "Options",
+    "StrOptions",
+    "_fit_context",
+    "align_sparse_interface",
+    "with_callbacks",
+]
+
+try:  # scikit-learn 1.9 and newer, experimental there
+    from sklearn.callback import CallbackSupportMixin, with_callbacks
+except ImportError:
+
+    class CallbackSupportMixin:  # type: ignore[no-redef]
+        """Stand in for scikit-learn's callback support where the installed version has none."""
+
+    def with_callbacks(method: Any) -> Any:
+        """Return the method as it is: the installed scikit-learn has no callbacks to manage."""
+        return method
+
+
+def align_sparse_interface(codes: sp.csr_array) -> sp.csr_array | sp.csr_matrix:
+    """Give sparse output as the array or matrix that scikit-learn's configuration asks for.
+
+    Versions without the `sparse_interface` setting return matrices, as their own transformers do.
+    """
+    from sklearn import get_config
+
+    if get_config().get("sparse_interface", "spmatrix") == "sparray":
+        return codes
+    matrix = sp.csr_matrix((codes.data, codes.indices, codes.indptr), shape=codes.shape, copy=False)
+    matrix.has_sorted_indices = True
+    matrix.has_canonical_format = True
+    return matrix

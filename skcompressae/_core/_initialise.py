@@ -1,0 +1,57 @@
+"""Where training starts from: latents seeded with data, or the paper's random weights."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from skcompressae._core._arrays import FloatArray
+
+__all__ = ["data_weights", "kaiming_weights"]
+
+
+def _normalise(rows: FloatArray) -> None:
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    np.divide(rows, norms, out=rows, where=norms > 0)
+
+
+def data_weights(
+    sample: FloatArray, n_components: int, noise: float, random_state: np.random.RandomState
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Start every latent at a training row blended with noise, the encoder tied to the decoder.
+
+    The rows are centred first, so that latents describe differences between rows rather than, all of them, the
+    direction that an anisotropic embedding shares.
+
+    Parameters
+    ----------
+    sample : array of shape (n_rows, n_features), unit rows
+    n_components : int
+    noise : float in [0, 1]
+        Share of a random direction in each latent's row.
+    random_state : RandomState
+
+    Returns
+    -------
+    encoder, bias, decoder : float32 arrays, (n_components, n_features), (n_components,), (n_components, n_features)
+    """
+    n_rows, n_features = sample.shape
+    # Every row once before any row twice.
+    picks = np.concatenate([random_state.permutation(n_rows) for _ in range(-(-n_components // n_rows))])[:n_components]
+    directions = sample[picks] - sample.mean(axis=0)
+    _normalise(directions)
+    random_directions = random_state.standard_normal((n_components, n_features)).astype(np.float32)
+    _normalise(random_directions)
+    decoder = ((1 - noise) * directions + noise * random_directions).astype(np.float32)
+    _normalise(decoder)
+    return decoder.copy(), np.zeros(n_components, dtype=np.float32), decoder
+
+
+def kaiming_weights(
+    n_features: int, n_components: int, random_state: np.random.RandomState
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Start as the paper does: untied Kaiming-uniform weights (He et al. 2015), zero bias, unit decoder rows."""
+    bound = np.sqrt(6.0 / n_features)
+    encoder = random_state.uniform(-bound, bound, (n_components, n_features)).astype(np.float32)
+    decoder = random_state.uniform(-1.0, 1.0, (n_components, n_features)).astype(np.float32)
+    _normalise(decoder)
+    return encoder, np.zeros(n_components, dtype=np.float32), decoder

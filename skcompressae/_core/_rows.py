@@ -1,0 +1,114 @@
+"""Rows in and rows out: L2 normalisation, decoding of (indices, values) pairs, and CSR assembly.
+
+Invariant: a unit row is x / ||x|| computed without overflow or underflow whatever the scale of x; an all-zero row stays
+all zero and has norm 0. Codes travel as pairs of (n_rows, k) arrays and become CSR once, without explicit zeros.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+from numba import njit
+from numpy.typing import NDArray
+
+from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._sparse_step import _add_combination, _dot
+from skcompressae._core._threads import run_blocks
+
+__all__ = ["codes_to_csr", "decode_norms", "unit_rows"]
+
+
+@njit(cache=True, nogil=True)
+def _unit_rows(x, unit, norms):  # type: ignore[no-untyped-def]
+    for i in range(x.shape[0]):
+        largest = 0.0
+        for j in range(x.shape[1]):
+            largest = max(largest, abs(np.float64(x[i, j])))
+        if largest == 0.0:
+            norms[i] = 0.0
+            for j in range(x.shape[1]):
+                unit[i, j] = 0
+            continue
+        squares = 0.0
+        for j in range(x.shape[1]):
+            ratio = np.float64(x[i, j]) / largest
+            squares += ratio * ratio
+        root = np.sqrt(squares)
+        norms[i] = largest * root
+        for j in range(x.shape[1]):
+            unit[i, j] = np.float64(x[i, j]) / largest / root
+
+
+def unit_rows(x: NDArray[np.generic], dtype: type[np.floating] = np.float32) -> tuple[FloatArray, NDArray[np.float64]]:
+    """Divide each row by its L2 norm.
+
+    Parameters
+    ----------
+    x : array of shape (n_rows, n_features), any real dtype, finite
+    dtype : float32 or float64, the dtype of the unit rows
+
+    Returns
+    -------
+    unit : C-contiguous array of shape (n_rows, n_features)
+    norms : array of shape (n_rows,), float64
+    """
+    if x.dtype not in (np.float32, np.float64):
+        x = np.asarray(x, dtype=np.float32 if x.dtype == np.float16 else np.float64)
+    block = np.ascontiguousarray(x)
+    unit = np.empty(block.shape, dtype=dtype)
+    norms = np.empty(block.shape[0], dtype=np.float64)
+    _unit_rows(block, unit, norms)
+    return unit, norms
+
+
+@njit(cache=True, nogil=True)
+def _decode_norms(decoder, indices, values, start, stop, norms):  # type: ignore[no-untyped-def]
+    x_hat = np.empty(decoder.shape[1], dtype=decoder.dtype)
+    for i in range(start, stop):
+        x_hat[:] = 0
+        _add_combination(x_hat, decoder, values[i], indices[i], indices.shape[1])
+        norms[i] = np.sqrt(_dot(x_hat, x_hat))
+
+
+def decode_norms(
+    decoder: FloatArray, indices: IndexArray, values: FloatArray, *, n_threads: int
+) -> NDArray[np.float64]:
+    """Compute the L2 norm of each row's reconstruction ``values @ decoder[indices]``, shape (n_rows,)."""
+    norms = np.empty(indices.shape[0], dtype=np.float64)
+    run_blocks(
+        lambda start, stop: _decode_norms(decoder, indices, values, start, stop, norms),
+        indices.shape[0],
+        64,
+        n_threads,
+    )
+    return norms
+
+
+def codes_to_csr(indices: NDArray[np.integer], values: FloatArray, n_components: int) -> sp.csr_array:
+    """Assemble canonical CSR from rows of k ascending indices; entries whose value is zero are not stored.
+
+    Parameters
+    ----------
+    indices, values : arrays of shape (n_rows, k)
+    n_components : int
+
+    Returns
+    -------
+    codes : csr_array of shape (n_rows, n_components), dtype of `values`, int32 indices where they suffice
+    """
+    n_rows, k = values.shape
+    index_dtype = np.int32 if max(n_rows * k, n_components) <= np.iinfo(np.int32).max else np.int64
+    is_stored = values != 0
+    if is_stored.all():
+        indptr = np.arange(0, n_rows * k + 1, k, dtype=index_dtype)
+        flat_indices, flat_values = indices.reshape(-1), values.reshape(-1)
+    else:
+        indptr = np.zeros(n_rows + 1, dtype=index_dtype)
+        np.cumsum(is_stored.sum(axis=1), out=indptr[1:])
+        flat_indices, flat_values = indices[is_stored], values[is_stored]
+    codes = sp.csr_array(
+        (flat_values, flat_indices.astype(index_dtype, copy=False), indptr), shape=(n_rows, n_components)
+    )
+    codes.has_sorted_indices = True
+    codes.has_canonical_format = True
+    return codes

@@ -1,0 +1,146 @@
+"""Blocks of rows in, (indices, values) codes out: what transform, score and the usage statistics share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._pursuit import least_squares_codes
+from skcompressae._core._rows import codes_to_csr, decode_norms, unit_rows
+from skcompressae._core._sparse_step import reconstruction_gradients
+from skcompressae._core._threads import effective_n_threads, row_blocks
+from skcompressae._core._topk import top_k
+from skcompressae._torch._cpu_engine import PreActivations
+from skcompressae._torch._torch_engine import TorchEncoder
+from skcompressae._torch._weights import Weights
+
+__all__ = ["Encoder", "codes_to_csr", "expand_queries"]
+
+
+class Encoder:
+    """Encode blocks of rows with fitted weights.
+
+    Parameters
+    ----------
+    weights : Weights
+    coding : {"pursuit", "least_squares", "activations"}
+    candidate_factor : float
+        Candidates per nonzero for ``coding="pursuit"``.
+    precision : {"float32", "tf32", "bfloat16"}
+    device : torch.device
+        Where the encoder's product and the selection run. Values are fitted on the CPU.
+    """
+
+    def __init__(
+        self, weights: Weights, *, coding: str, candidate_factor: float, precision: str, device: torch.device
+    ) -> None:
+        self._weights = weights
+        self._coding = coding
+        self._candidate_factor = candidate_factor
+        self._n_threads = effective_n_threads()
+        self._select: Any
+        if device.type == "cpu":
+            self._pre_activations = PreActivations(weights.encoder, weights.bias, precision)
+            self._block_rows = self._pre_activations.block_rows
+            self._select = self._select_on_cpu
+        else:
+            on_device = TorchEncoder(weights, device, precision)
+            self._block_rows = on_device.block_rows
+            self._select = on_device.top_k
+
+    @property
+    def n_components(self) -> int:
+        """Width of a code."""
+        return self._weights.n_components
+
+    def encode(
+        self, rows: NDArray[Any], k: int, *, norm: str | None, dtype: type[np.floating[Any]]
+    ) -> tuple[IndexArray, FloatArray]:
+        """Encode rows of any scale.
+
+        Parameters
+        ----------
+        rows : array of shape (n_rows, n_features)
+        k : int
+        norm : {"input", "unit", None}
+        dtype : float32 or float64, of the values
+
+        Returns
+        -------
+        indices : int32 array of shape (n_rows, k), ascending in each row
+        values : array of shape (n_rows, k); all zero for an all-zero row
+        """
+        indices = np.empty((len(rows), k), dtype=np.int32)
+        values = np.empty((len(rows), k), dtype=dtype)
+        for start, stop in row_blocks(len(rows), self._block_rows):
+            x, norms = unit_rows(rows[start:stop])
+            block_indices, raw = self._encode_unit_rows(x, k)
+            scale = np.ones(len(x))
+            if norm is not None:
+                decoded = decode_norms(self._weights.decoder, block_indices, raw, n_threads=self._n_threads)
+                np.divide(norms if norm == "input" else 1.0, decoded, out=scale, where=decoded > 0)
+            scale[norms == 0] = 0.0
+            indices[start:stop] = block_indices
+            np.multiply(raw, scale[:, None], out=values[start:stop], casting="same_kind")
+        return indices, values
+
+    def cosines(self, rows: NDArray[Any], k: int) -> NDArray[np.float64]:
+        """Return the cosine similarity of each row with its reconstruction; 1 for an all-zero row."""
+        cosines = np.ones(len(rows))
+        for start, stop in row_blocks(len(rows), self._block_rows):
+            x, norms = unit_rows(rows[start:stop])
+            indices, values = self._encode_unit_rows(x, k)
+            _, _, _, block = reconstruction_gradients(
+                x, self._weights.decoder, indices, values, k, (1.0, 0.0), n_threads=self._n_threads
+            )
+            cosines[start:stop][norms > 0] = block[norms > 0, 0]
+        return cosines
+
+    def _encode_unit_rows(self, x: FloatArray, k: int) -> tuple[IndexArray, FloatArray]:
+        if self._coding == "activations":
+            return self._select(x, k)
+        n_candidates = k
+        if self._coding == "pursuit":
+            n_candidates = min(self.n_components, max(k, round(self._candidate_factor * k)))
+        candidates, _ = self._select(x, n_candidates)
+        return least_squares_codes(x, self._weights.decoder, candidates, k, n_threads=self._n_threads)
+
+    def _select_on_cpu(self, x: FloatArray, k: int) -> tuple[IndexArray, FloatArray]:
+        return top_k(self._pre_activations(x), k, n_threads=self._n_threads)
+
+
+def expand_queries(
+    rows: NDArray[Any], decoder: FloatArray, importance: FloatArray, n_kept: int
+) -> tuple[IndexArray, FloatArray]:
+    """Compute ``t = D q / ||q||`` and keep the entries that matter most.
+
+    Parameters
+    ----------
+    rows : array of shape (n_queries, n_features)
+    decoder : array of shape (n_components, n_features), float32
+    importance : array of shape (n_components,), float32, non-negative
+        Weight of each latent in the choice.
+    n_kept : int in [1, n_components]
+
+    Returns
+    -------
+    indices, values : arrays of shape (n_queries, n_kept), indices ascending in each row
+    """
+    indices = np.empty((len(rows), n_kept), dtype=np.int32)
+    values = np.empty((len(rows), n_kept), dtype=np.float32)
+    products = PreActivations(decoder, np.zeros(decoder.shape[0], dtype=decoder.dtype))
+    for start, stop in row_blocks(len(rows), products.block_rows):
+        queries, _ = unit_rows(rows[start:stop])
+        expanded = products(queries)
+        if n_kept == decoder.shape[0]:
+            indices[start:stop] = np.arange(n_kept, dtype=np.int32)
+            values[start:stop] = expanded
+            continue
+        chosen, _ = top_k(expanded * importance, n_kept, n_threads=effective_n_threads())
+        indices[start:stop] = chosen
+        values[start:stop] = np.take_along_axis(expanded, chosen, axis=1)
+    return indices, values

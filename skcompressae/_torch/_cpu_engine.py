@@ -1,0 +1,154 @@
+"""The sparse autoencoder on the CPU: one product, then kernels over the active latents only.
+
+The float32 product is NumPy's (its BLAS beat torch's on the machines timed by benchmarks/kernels.py); the bfloat16
+product, for processors that multiply bfloat16 natively, is torch's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._rows import unit_rows
+from skcompressae._core._sparse_step import group_by_latent, reconstruction_gradients, update_latents
+from skcompressae._core._threads import effective_n_threads, row_blocks
+from skcompressae._core._topk import top_k
+from skcompressae._torch._weights import Moments, StepLosses, StepSettings, Weights, adam_rates
+
+__all__ = ["CpuEngine", "PreActivations"]
+
+# Bytes of one block of pre-activations. Small enough to be in the cache still when top-k reads it, large enough for
+# the product to run at full speed: 256 to 1,024 rows of 4,096 are within 3 % of one another.
+_BLOCK_BYTES = 8 * 2**20
+
+
+class PreActivations:
+    """Compute blocks of ``x @ encoder.T + bias`` into one reused buffer.
+
+    Parameters
+    ----------
+    encoder : array of shape (n_components, n_features), float32 or float64
+    bias : array of shape (n_components,)
+    precision : {"float32", "tf32", "bfloat16"}
+        "bfloat16" rounds both factors to bfloat16 and accumulates in float32; "tf32" is float32 on a CPU.
+    """
+
+    def __init__(self, encoder: FloatArray, bias: FloatArray, precision: str = "float32") -> None:
+        self.encoder = encoder
+        self.bias = bias
+        self.block_rows = max(16, min(1024, _BLOCK_BYTES // (encoder.dtype.itemsize * encoder.shape[0])))
+        self._buffer = np.empty((0, encoder.shape[0]), dtype=encoder.dtype)
+        self._torch_encoder: Any = None
+        if precision == "bfloat16":
+            import torch
+
+            self._torch_encoder = torch.from_numpy(encoder).to(torch.bfloat16)
+
+    def __call__(self, x: FloatArray) -> FloatArray:
+        """Return pre-activations of shape (n_rows, n_components), valid until the next call."""
+        n_rows = x.shape[0]
+        if self._buffer.shape[0] < n_rows:
+            self._buffer = np.empty((n_rows, self.encoder.shape[0]), dtype=self.encoder.dtype)
+        block = self._buffer[:n_rows]
+        if self._torch_encoder is None:
+            np.dot(x, self.encoder.T, out=block)
+        else:
+            import torch
+
+            rounded = torch.from_numpy(x).to(torch.bfloat16)
+            block[:] = torch.mm(rounded, self._torch_encoder.T).float().numpy()
+        block += self.bias
+        return block
+
+
+class CpuEngine:
+    """Train on the CPU.
+
+    Parameters
+    ----------
+    rows : array of shape (n_samples, n_features)
+        Training rows, of any scale; may be memory-mapped. Only the rows of a batch are ever copied.
+    weights : Weights
+        Updated in place.
+    moments : Moments
+        Updated in place.
+    settings : StepSettings
+    """
+
+    def __init__(self, rows: NDArray[Any], weights: Weights, moments: Moments, settings: StepSettings) -> None:
+        self._rows = rows
+        self._weights = weights
+        self._moments = moments
+        self._settings = settings
+        self._n_threads = effective_n_threads()
+
+    def step(self, row_indices: NDArray[np.intp], learning_rate: float) -> StepLosses:
+        """Take one optimiser step on a batch of rows."""
+        settings, weights = self._settings, self._weights
+        x, _ = unit_rows(self._rows[row_indices])
+        indices, values = self._activate(x)
+        latent_gradients, is_leading, x_gradients, cosines = reconstruction_gradients(
+            x,
+            weights.decoder,
+            indices,
+            values,
+            settings.k,
+            (settings.loss_weights[0] / len(x), settings.loss_weights[1] / len(x)),
+            n_threads=self._n_threads,
+        )
+        starts, entries = group_by_latent(indices, weights.n_components)
+        self._moments.n_steps += 1
+        update_latents(
+            x,
+            values,
+            latent_gradients,
+            is_leading,
+            x_gradients,
+            starts,
+            entries,
+            weights.arrays,
+            self._moments.arrays,
+            adam_rates(learning_rate, settings, self._moments.n_steps),
+            n_threads=self._n_threads,
+        )
+        fired = np.bincount(indices[is_leading], minlength=weights.n_components)
+        cosine, cosine_wide = cosines.mean(axis=0, dtype=np.float64)
+        return StepLosses(float(cosine), float(cosine_wide), fired=fired)
+
+    def losses(self, row_indices: NDArray[np.intp]) -> StepLosses:
+        """Evaluate the two cosine similarities on rows, without training."""
+        settings, weights = self._settings, self._weights
+        totals = np.zeros(2)
+        fired = np.zeros(weights.n_components, dtype=np.int64)
+        for start, stop in row_blocks(len(row_indices), settings.batch_size):
+            x, _ = unit_rows(self._rows[row_indices[start:stop]])
+            indices, values = self._activate(x)
+            _, is_leading, _, cosines = reconstruction_gradients(
+                x, weights.decoder, indices, values, settings.k, (1.0, 1.0), n_threads=self._n_threads
+            )
+            totals += cosines.sum(axis=0, dtype=np.float64)
+            fired += np.bincount(indices[is_leading], minlength=weights.n_components)
+        cosine, cosine_wide = totals / len(row_indices)
+        return StepLosses(float(cosine), float(cosine_wide), fired=fired)
+
+    def current_weights(self) -> Weights:
+        """Return the weights as they stand (not a copy)."""
+        return self._weights
+
+    def current_moments(self) -> Moments:
+        """Return the optimiser's moments as they stand (not a copy)."""
+        return self._moments
+
+    def _activate(self, x: FloatArray) -> tuple[IndexArray, FloatArray]:
+        settings, weights = self._settings, self._weights
+        pre_activations = PreActivations(weights.encoder, weights.bias, settings.precision)
+        indices = np.empty((len(x), settings.n_active), dtype=np.int32)
+        values = np.empty((len(x), settings.n_active), dtype=x.dtype)
+        for start, stop in row_blocks(len(x), pre_activations.block_rows):
+            indices[start:stop], values[start:stop] = top_k(
+                pre_activations(x[start:stop]), settings.n_active, n_threads=self._n_threads
+            )
+        return indices, values

@@ -1,0 +1,216 @@
+"""The sparse autoencoder in plain torch, for accelerators: products on dense blocks of masked activations.
+
+On an accelerator a dense product costs less than the gathers it would save, so a block's codes are scattered into a
+dense (block, n_components) array that stays on the device; blocks bound its size. Gradients are written out by hand,
+from the same formulas as the CPU kernels, and agree with them (a test compares the two step by step).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._rows import unit_rows
+from skcompressae._core._threads import row_blocks
+from skcompressae._torch._devices import matmul_precision
+from skcompressae._torch._weights import Moments, StepLosses, StepSettings, Weights
+
+__all__ = ["TorchEngine", "encode_rows_torch", "is_out_of_memory"]
+
+# Bytes of one dense (block, n_components) float32 array; a step holds about six of them.
+_BLOCK_BYTES = 512 * 2**20
+# Share of the free device memory that resident training rows may take.
+_RESIDENT_SHARE = 0.5
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether torch ran out of device memory (MPS says so in a plain RuntimeError)."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
+    )
+
+
+def _largest(pre_activations: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return indices and signed values of the k entries of largest magnitude, largest first."""
+    indices = pre_activations.abs().topk(k, dim=1, sorted=True).indices
+    return indices, pre_activations.gather(1, indices)
+
+
+def _product(a: torch.Tensor, b: torch.Tensor, precision: str) -> torch.Tensor:
+    """Multiply float32 matrices, rounding the factors to bfloat16 first where `precision` says so."""
+    if precision == "bfloat16":
+        return (a.to(torch.bfloat16) @ b.to(torch.bfloat16)).to(a.dtype)
+    return a @ b
+
+
+def _cosine_gradient(x: torch.Tensor, x_hat: torch.Tensor, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return cosines of unit rows x with x_hat, and the gradient of ``weight * sum(cosdist)``."""
+    norm = x_hat.norm(dim=1, keepdim=True)
+    safe = torch.where(norm > 0, norm, torch.ones_like(norm))
+    cosine = (x * x_hat).sum(dim=1, keepdim=True) / safe
+    gradient = -weight * (x / safe - cosine * x_hat / safe**2)
+    return cosine[:, 0], torch.where(norm > 0, gradient, torch.zeros_like(gradient))
+
+
+def encode_rows_torch(
+    x: torch.Tensor, encoder: torch.Tensor, bias: torch.Tensor, k: int, precision: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Select the k latents of largest magnitude of unit rows on the device.
+
+    Returns
+    -------
+    indices : int64 tensor of shape (n_rows, k), ascending in each row
+    values : tensor of shape (n_rows, k)
+    """
+    with matmul_precision(precision, x.device):
+        pre_activations = _product(x, encoder.T, precision) + bias
+    indices, values = _largest(pre_activations, k)
+    indices, order = indices.sort(dim=1)
+    return indices, values.gather(1, order)
+
+
+class TorchEngine:
+    """Train with torch on any device; takes and gives the same NumPy weights as the CPU engine.
+
+    Parameters
+    ----------
+    rows : array of shape (n_samples, n_features)
+        Training rows. Moved to the device once where they fit, else batch by batch.
+    weights : Weights
+    moments : Moments
+    settings : StepSettings
+    device : torch.device
+    """
+
+    def __init__(
+        self,
+        rows: NDArray[Any],
+        weights: Weights,
+        moments: Moments,
+        settings: StepSettings,
+        device: torch.device,
+    ) -> None:
+        self._device = device
+        self._settings = settings
+        self._rows = rows
+        self._resident: torch.Tensor | None = None
+        self._parameters = [torch.from_numpy(array).to(device) for array in weights.arrays]
+        self._moments = [torch.from_numpy(array).to(device) for array in moments.arrays]
+        if device.type == "cpu":  # torch shares memory with NumPy there; the caller's arrays are not ours to write
+            self._parameters = [parameter.clone() for parameter in self._parameters]
+            self._moments = [moment.clone() for moment in self._moments]
+        self._n_steps = moments.n_steps
+        self._block_rows = max(256, _BLOCK_BYTES // (4 * weights.n_components))
+        if device.type == "cuda":
+            free_bytes, _ = torch.cuda.mem_get_info(device)
+            if rows.shape[0] * rows.shape[1] * 4 <= _RESIDENT_SHARE * free_bytes:
+                self._resident = torch.empty(rows.shape, dtype=torch.float32, device=device)
+                for start, stop in row_blocks(len(rows), 65536):
+                    self._resident[start:stop] = torch.from_numpy(unit_rows(rows[start:stop])[0]).to(device)
+
+    def step(self, row_indices: NDArray[np.intp], learning_rate: float) -> StepLosses:
+        """Take one optimiser step on a batch of rows."""
+        decoder = self._parameters[2]
+        gradients = [torch.zeros_like(parameter) for parameter in self._parameters]
+        losses = self._accumulate(row_indices, gradients)
+        gradients[2] -= (gradients[2] * decoder).sum(dim=1, keepdim=True) * decoder
+        self._n_steps += 1
+        settings = self._settings
+        correction1 = 1 - settings.beta1**self._n_steps
+        correction2 = (1 - settings.beta2**self._n_steps) ** 0.5
+        for parameter, gradient, moments in zip(self._parameters, gradients, self._moments, strict=True):
+            moments[0].lerp_(gradient, 1 - settings.beta1)
+            moments[1].mul_(settings.beta2).addcmul_(gradient, gradient, value=1 - settings.beta2)
+            denominator = (moments[1].sqrt() / correction2).add_(settings.epsilon)
+            parameter.addcdiv_(moments[0], denominator, value=-learning_rate / correction1)
+        norm = decoder.norm(dim=1, keepdim=True)
+        decoder.div_(torch.where(norm > 0, norm, torch.ones_like(norm)))
+        return losses
+
+    def losses(self, row_indices: NDArray[np.intp]) -> StepLosses:
+        """Evaluate rows without training."""
+        return self._accumulate(row_indices, None)
+
+    def current_weights(self) -> Weights:
+        """Return a NumPy copy of the weights."""
+        return Weights(*(parameter.detach().cpu().numpy().copy() for parameter in self._parameters))
+
+    def current_moments(self) -> Moments:
+        """Return a NumPy copy of the moments."""
+        encoder, bias, decoder = (moment.cpu().numpy().copy() for moment in self._moments)
+        return Moments(encoder, bias, decoder, n_steps=self._n_steps)
+
+    def _fetch(self, row_indices: NDArray[np.intp]) -> torch.Tensor:
+        if self._resident is not None:
+            return self._resident[torch.from_numpy(row_indices).to(self._device)]
+        unit = torch.from_numpy(unit_rows(self._rows[row_indices])[0])
+        if self._device.type == "cuda":
+            return unit.pin_memory().to(self._device, non_blocking=True)
+        return unit.to(self._device)
+
+    def _accumulate(self, row_indices: NDArray[np.intp], gradients: list[torch.Tensor] | None) -> StepLosses:
+        """Sum cosines and, where asked for, gradients over blocks of the batch."""
+        settings = self._settings
+        encoder, bias, decoder = self._parameters
+        n_components = decoder.shape[0]
+        totals = torch.zeros(2, dtype=torch.float64 if self._device.type != "mps" else torch.float32)
+        totals = totals.to(self._device)
+        fired = torch.zeros(n_components, dtype=torch.int64, device=self._device)
+        k, precision = settings.k, settings.precision
+        weight, weight_wide = (w / len(row_indices) for w in settings.loss_weights)
+        with torch.no_grad(), matmul_precision(precision, self._device):
+            for start, stop in row_blocks(len(row_indices), self._block_rows):
+                x = self._fetch(row_indices[start:stop])
+                indices, values = _largest(_product(x, encoder.T, precision) + bias, settings.n_active)
+                leading = torch.zeros((len(x), n_components), device=self._device)
+                others = torch.zeros_like(leading)
+                leading.scatter_(1, indices[:, :k], values[:, :k])
+                others.scatter_(1, indices[:, k:], values[:, k:])
+                x_hat = _product(leading, decoder, precision)
+                cosines, gradient = _cosine_gradient(x, x_hat, weight)
+                x_hat = x_hat + _product(others, decoder, precision)
+                cosines_wide, gradient_wide = _cosine_gradient(x, x_hat, weight_wide)
+                totals[0] += cosines.sum()
+                totals[1] += cosines_wide.sum()
+                fired += torch.bincount(indices[:, :k].reshape(-1), minlength=n_components)
+                if gradients is None:
+                    continue
+                gradient = gradient + gradient_wide
+                gradients[2] += _product(leading.T, gradient, precision)
+                gradients[2] += _product(others.T, gradient_wide, precision)
+                latent = torch.zeros_like(leading)
+                slopes = _product(gradient, decoder.T, precision).gather(1, indices[:, :k])
+                latent.scatter_(1, indices[:, :k], slopes)
+                slopes = _product(gradient_wide, decoder.T, precision).gather(1, indices[:, k:])
+                latent.scatter_(1, indices[:, k:], slopes)
+                gradients[0] += _product(latent.T, x, precision)
+                gradients[1] += latent.sum(dim=0)
+        cosine, cosine_wide = (totals / len(row_indices)).tolist()
+        return StepLosses(cosine, cosine_wide, fired=fired.cpu().numpy())
+
+
+class TorchEncoder:
+    """Encode and decode blocks of rows on a device that is not the CPU.
+
+    Parameters
+    ----------
+    weights : Weights
+    device : torch.device
+    precision : {"float32", "tf32", "bfloat16"}
+    """
+
+    def __init__(self, weights: Weights, device: torch.device, precision: str) -> None:
+        self._parameters = [torch.from_numpy(array).to(device) for array in weights.arrays]
+        self._device = device
+        self._precision = precision
+        self.block_rows = max(256, _BLOCK_BYTES // (4 * weights.n_components))
+
+    def top_k(self, x: FloatArray, k: int) -> tuple[IndexArray, FloatArray]:
+        """Select k latents of each unit row; see :func:`encode_rows_torch`."""
+        encoder, bias, _ = self._parameters
+        indices, values = encode_rows_torch(torch.from_numpy(x).to(self._device), encoder, bias, k, self._precision)
+        return indices.to(torch.int32).cpu().numpy(), values.cpu().numpy()

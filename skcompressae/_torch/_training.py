@@ -1,0 +1,202 @@
+"""The training loop: batches, learning-rate schedule, validation, early stopping, interruption."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from skcompressae._torch._cpu_engine import CpuEngine
+from skcompressae._torch._torch_engine import TorchEngine, is_out_of_memory
+from skcompressae._torch._weights import Engine, Moments, StepLosses, StepSettings, Weights
+from skcompressae.exceptions import DeviceMemoryWarning
+
+__all__ = ["Schedule", "TrainingResult", "train"]
+
+# Rows that training visits in random order are drawn as short runs of consecutive rows where X is memory-mapped:
+# one seek then serves a whole run, and a batch still mixes dozens of places of the file.
+_MEMMAP_RUN_ROWS = 32
+# Validation is looked at this many times over the planned steps.
+_N_EVALUATIONS = 50
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate as a function of the step: linear warm-up, then constant, linear or cosine decay to zero."""
+
+    learning_rate: float
+    kind: str
+    warmup_fraction: float
+    max_iter: int
+
+    def __call__(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 1."""
+        warmup_steps = self.warmup_fraction * self.max_iter
+        if step < warmup_steps:
+            return self.learning_rate * step / warmup_steps
+        progress = (step - warmup_steps) / max(1.0, self.max_iter - warmup_steps)
+        if self.kind == "cosine":
+            # The last step still moves: progress 1 is never quite reached.
+            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress * self.max_iter / (self.max_iter + 1)))
+        if self.kind == "linear":
+            return self.learning_rate * (1 - progress * self.max_iter / (self.max_iter + 1))
+        return self.learning_rate
+
+
+@dataclass
+class TrainingResult:
+    """Trained weights and the record of the training."""
+
+    weights: Weights
+    moments: Moments
+    n_iter: int
+    loss_curve: NDArray[np.float64]
+    validation_loss_curve: NDArray[np.float64]
+    validation_steps: NDArray[np.int64]
+    was_interrupted: bool
+
+
+def _make_engine(
+    rows: NDArray[Any], weights: Weights, moments: Moments, settings: StepSettings, device: torch.device
+) -> Engine:
+    if device.type == "cpu":
+        return CpuEngine(rows, weights, moments, settings)
+    return TorchEngine(rows, weights, moments, settings, device)
+
+
+class _BatchSampler:
+    """Draw batches of row indices without replacement, epoch after epoch, in short runs of consecutive rows."""
+
+    def __init__(self, row_indices: NDArray[np.intp], run_rows: int, random_state: np.random.RandomState) -> None:
+        self._row_indices = row_indices
+        self._run_rows = run_rows
+        self._random_state = random_state
+        self._order = np.empty(0, dtype=np.intp)
+        self._position = 0
+
+    def draw(self, batch_size: int) -> NDArray[np.intp]:
+        n_runs = -(-len(self._row_indices) // self._run_rows)
+        runs_per_batch = min(n_runs, max(1, batch_size // self._run_rows))
+        if self._position + runs_per_batch > len(self._order):
+            self._order = self._random_state.permutation(n_runs)
+            self._position = 0
+        runs = self._order[self._position : self._position + runs_per_batch]
+        self._position += runs_per_batch
+        if self._run_rows == 1:
+            return self._row_indices[runs]
+        positions = (runs[:, None] * self._run_rows + np.arange(self._run_rows)).reshape(-1)
+        return self._row_indices[positions[positions < len(self._row_indices)]]
+
+
+def train(
+    rows: NDArray[Any],
+    training_indices: NDArray[np.intp],
+    validation_indices: NDArray[np.intp],
+    weights: Weights,
+    moments: Moments,
+    settings: StepSettings,
+    schedule: Schedule,
+    device: torch.device,
+    random_state: np.random.RandomState,
+    *,
+    n_iter_no_change: int | None,
+    on_step: Callable[[int, StepLosses], bool],
+) -> TrainingResult:
+    """Train weights on rows until the schedule ends, validation stops improving, or the user interrupts.
+
+    Parameters
+    ----------
+    rows : array of shape (n_samples, n_features), may be memory-mapped
+    training_indices, validation_indices : arrays of row numbers; the latter may be empty
+    weights : Weights
+        Starting point; its arrays are updated in place on the CPU.
+    moments : Moments
+    settings : StepSettings
+    schedule : Schedule
+    device : torch.device
+    random_state : RandomState
+    n_iter_no_change : int or None
+        Evaluations without a new best validation loss after which training stops, and the best weights are kept;
+        None never stops early.
+    on_step : callable
+        Called with the number of steps taken and the last losses; returns True to stop.
+
+    Returns
+    -------
+    TrainingResult
+    """
+    engine = _make_engine(rows, weights, moments, settings, device)
+    run_rows = _MEMMAP_RUN_ROWS if _is_memory_mapped(rows) else 1
+    sampler = _BatchSampler(training_indices, run_rows, random_state)
+    loss_curve: list[float] = []
+    validation_curve: list[float] = []
+    validation_steps: list[int] = []
+    best_loss, best_weights, n_without_gain = math.inf, None, 0
+    evaluate_every = max(1, schedule.max_iter // _N_EVALUATIONS)
+    was_interrupted = False
+    try:
+        for step in range(1, schedule.max_iter + 1):
+            batch = sampler.draw(settings.batch_size)
+            while True:
+                try:
+                    losses = engine.step(batch, schedule(step))
+                    break
+                except RuntimeError as error:
+                    if not is_out_of_memory(error) or settings.batch_size <= 1:
+                        raise
+                settings = replace(settings, batch_size=max(1, settings.batch_size // 2))
+                warnings.warn(
+                    f"The device ran out of memory; batch_size is now {settings.batch_size}. "
+                    "Set batch_size to this or less to avoid the retry.",
+                    DeviceMemoryWarning,
+                    stacklevel=4,
+                )
+                weights, moments = engine.current_weights(), engine.current_moments()
+                del engine
+                torch.cuda.empty_cache()
+                engine = _make_engine(rows, weights, moments, settings, device)
+                batch = batch[: settings.batch_size]
+            loss_curve.append(losses.loss(settings.loss_weights))
+            if len(validation_indices) and (step % evaluate_every == 0 or step == schedule.max_iter):
+                loss = engine.losses(validation_indices).loss(settings.loss_weights)
+                validation_curve.append(loss)
+                validation_steps.append(step)
+                if loss < best_loss:
+                    best_loss, n_without_gain = loss, 0
+                    best_weights = engine.current_weights().copy() if n_iter_no_change is not None else None
+                else:
+                    n_without_gain += 1
+            if on_step(step, losses):
+                break
+            if n_iter_no_change is not None and n_without_gain >= n_iter_no_change:
+                break
+    except KeyboardInterrupt:
+        was_interrupted = True
+    final = engine.current_weights()
+    if best_weights is not None and n_without_gain > 0 and not was_interrupted:
+        final = best_weights
+    return TrainingResult(
+        weights=final,
+        moments=engine.current_moments(),
+        n_iter=len(loss_curve),
+        loss_curve=np.array(loss_curve),
+        validation_loss_curve=np.array(validation_curve),
+        validation_steps=np.array(validation_steps, dtype=np.int64),
+        was_interrupted=was_interrupted,
+    )
+
+
+def _is_memory_mapped(rows: NDArray[Any]) -> bool:
+    """Tell whether an array's memory is a mapped file, also behind views."""
+    base: Any = rows
+    while base is not None:
+        if isinstance(base, np.memmap):
+            return True
+        base = getattr(base, "base", None)
+    return False

@@ -1,0 +1,115 @@
+"""What every engine trains: the autoencoder's weights, Adam's moments, and the settings of a step, all in NumPy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skcompressae._core._arrays import FloatArray
+
+__all__ = ["Engine", "Moments", "StepLosses", "StepSettings", "Weights", "adam_rates"]
+
+
+@dataclass
+class Weights:
+    """Encoder (n_components, n_features), bias (n_components,) and decoder with unit-norm rows, float32."""
+
+    encoder: FloatArray
+    bias: FloatArray
+    decoder: FloatArray
+
+    @property
+    def n_components(self) -> int:
+        """Number of latents."""
+        return self.decoder.shape[0]
+
+    @property
+    def arrays(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Encoder, bias and decoder."""
+        return self.encoder, self.bias, self.decoder
+
+    def copy(self) -> Weights:
+        """Return an independent copy."""
+        return Weights(*(array.copy() for array in self.arrays))
+
+
+@dataclass
+class Moments:
+    """Adam's first and second moments of each weight array, stacked on a leading axis of length 2."""
+
+    encoder: FloatArray
+    bias: FloatArray
+    decoder: FloatArray
+    n_steps: int = 0
+
+    @classmethod
+    def zeros_like(cls, weights: Weights) -> Moments:
+        """Return moments before the first step."""
+        encoder, bias, decoder = (np.zeros((2, *array.shape), dtype=array.dtype) for array in weights.arrays)
+        return cls(encoder, bias, decoder)
+
+    @property
+    def arrays(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Moments of encoder, bias and decoder."""
+        return self.encoder, self.bias, self.decoder
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What one optimiser step needs to know beside the rows and the learning rate."""
+
+    k: int
+    n_active: int  # latents of the second loss term: 4k, clipped to n_components
+    loss_weights: tuple[float, float]
+    batch_size: int
+    precision: str = "float32"
+    # Kingma and Ba (2015), the values the paper's reference uses too.
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """Mean cosine similarity with k latents and with n_active, and how often each latent was among the k."""
+
+    cosine: float
+    cosine_wide: float
+    fired: NDArray[np.int64]
+
+    def loss(self, weights: tuple[float, float]) -> float:
+        """Weighted sum of the two cosine distances."""
+        return weights[0] * (1 - self.cosine) + weights[1] * (1 - self.cosine_wide)
+
+
+def adam_rates(learning_rate: float, settings: StepSettings, n_steps: int) -> FloatArray:
+    """Fold Adam's bias corrections after `n_steps` steps into the five rates that the update kernel takes."""
+    return np.array(
+        [
+            learning_rate / (1 - settings.beta1**n_steps),
+            settings.beta1,
+            settings.beta2,
+            np.sqrt(1 - settings.beta2**n_steps),
+            settings.epsilon,
+        ],
+        dtype=np.float32,
+    )
+
+
+class Engine(Protocol):
+    """One device's way to train: :class:`CpuEngine`, :class:`TorchEngine`."""
+
+    def step(self, row_indices: NDArray[np.intp], learning_rate: float) -> StepLosses:
+        """Take one optimiser step on a batch of rows."""
+
+    def losses(self, row_indices: NDArray[np.intp]) -> StepLosses:
+        """Evaluate rows without training."""
+
+    def current_weights(self) -> Weights:
+        """Return the weights in NumPy; they may change at the next step."""
+
+    def current_moments(self) -> Moments:
+        """Return the moments in NumPy; they may change at the next step."""

@@ -1,0 +1,664 @@
+"""The estimator: parameters, validation, scikit-learn's conventions. The mathematics is in `_core` and `_torch`."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_random_state, check_scalar
+from sklearn.utils.validation import assert_all_finite, check_array, check_is_fitted, validate_data
+
+from skcompressae import _encoding
+from skcompressae._compat import (
+    CallbackSupportMixin,
+    Interval,
+    StrOptions,
+    _fit_context,
+    align_sparse_interface,
+    with_callbacks,
+)
+from skcompressae._core._initialise import data_weights, kaiming_weights
+from skcompressae._core._rows import unit_rows
+from skcompressae._core._threads import row_blocks
+from skcompressae._progress import StepReporter
+from skcompressae._recipes import RECIPES
+from skcompressae._torch._devices import resolve_device
+from skcompressae._torch._training import Schedule, TrainingResult, train
+from skcompressae._torch._weights import Moments, StepSettings, Weights
+from skcompressae.exceptions import DeadLatentsWarning
+
+__all__ = ["CompresSAETransformer"]
+
+logger = logging.getLogger(__name__)
+
+# Rows checked, encoded or decoded at a time by the public methods: bounds memory, not speed.
+_BLOCK_ROWS = 4096
+# Rows encoded after training for the usage statistics; the standard error of a share p is then below sqrt(p / 1e5).
+_MAX_STATISTICS_ROWS = 100_000
+_MAX_VALIDATION_ROWS = 4096
+# Rows whose mean and sample seed the initial latents.
+_MAX_INITIAL_ROWS = 65_536
+# Share of latents that never fire above which fit warns.
+_DEAD_SHARE_WARNED = 0.1
+
+
+class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Compress embeddings into sparse codes with a sparse autoencoder.
+
+    Every row x of shape (n_features,) becomes a code s of shape (n_components,) with at most `k` signed nonzeros, such
+    that ``s @ components_`` points where x points. Neighbours by cosine (or, with ``norm="input"``, by inner product)
+    can then be searched among the codes.
+
+    Parameters
+    ----------
+    n_components : int, default=4096
+        Number of latents: the width of a code.
+
+    k : int, default=32
+        Nonzeros per code. May be lowered after fitting (``set_params(k=16)``) without retraining. A value above
+        `n_components` is clipped to it, with a warning.
+
+    recipe : {"default", "paper"}, default="default"
+        What the parameters left at "auto" become. "paper" is the recipe of [1]_: random untied start, constant
+        learning rate, batches of 100,000 rows, 500 steps, the encoder's own activations as values.
+
+    coding : {"auto", "pursuit", "least_squares", "activations"}, default="auto"
+        How a code is made from the encoder's pre-activations ``p = W x / ||x|| + b``.
+
+        - "activations": the k entries of largest magnitude as they are, equation 2 of [1]_.
+        - "least_squares": the same support, values refitted to reconstruct x best.
+        - "pursuit": the support is chosen by orthogonal matching pursuit among the ``candidate_factor * k`` entries
+          of largest magnitude, values fitted by least squares. Best reconstruction, slowest to encode.
+
+        "auto" is "pursuit" in the default recipe. May be changed after fitting.
+
+    candidate_factor : float, default=1.5
+        Candidates per nonzero that ``coding="pursuit"`` chooses from, at least 1.
+
+    norm : {"input", "unit", None}, default="input"
+        Scale of a code. "input": its reconstruction has the L2 norm of the input row, so that dot products survive.
+        "unit": its reconstruction has norm 1. None: values as they come for the row divided by its norm.
+
+    loss_weights : tuple of two floats, default=(1.0, 0.125)
+        Weights of the cosine distance of the reconstruction with k and with 4k latents (equation 4 of [1]_).
+
+    init : {"auto", "data", "kaiming"}, default="auto"
+        Start of training: latents seeded with training rows blended with noise and a tied encoder, or the paper's
+        random untied weights.
+
+    learning_rate : float or "auto", default="auto"
+        Peak learning rate of Adam.
+
+    learning_rate_schedule : {"auto", "cosine", "linear", "constant"}, default="auto"
+        Decay of the learning rate over `max_iter` steps, after a linear warm-up.
+
+    warmup_fraction : float or "auto", default="auto"
+        Share of the steps over which the learning rate rises to its peak.
+
+    batch_size : int or "auto", default="auto"
+        Rows per optimiser step. More than there are rows means all of them.
+
+    max_iter : int or "auto", default="auto"
+        Optimiser steps. :meth:`partial_fit` takes one pass over its block instead.
+
+    early_stopping : bool or "auto", default="auto"
+        Stop when the validation loss has not improved for `n_iter_no_change` evaluations and keep the best weights.
+        It is evaluated 50 times over `max_iter`.
+
+    validation_fraction : float, default=0.05
+        Share of the rows, at most 4,096 of them, held out to measure the validation loss; 0 holds out none.
+
+    n_iter_no_change : int, default=10
+        Evaluations without improvement after which early stopping stops.
+
+    precision : {"float32", "tf32", "bfloat16"}, default="float32"
+        Of the encoder's product in training and :meth:`transform`. "bfloat16" is faster where the processor multiplies
+        it natively; values are still fitted in float32. "tf32" has an effect on CUDA only.
+
+    sparse_output : bool, default=True
+        Give codes as a SciPy CSR matrix (or array, as scikit-learn is configured); else as a dense array.
+
+    device : str, default="auto"
+        "auto" (CUDA, then MPS, then CPU) or a torch device string.
+
+    warm_start : bool, default=False
+        Continue from the fitted weights when :meth:`fit` is called again.
+
+    random_state : int, RandomState instance or None, default=None
+        Governs initialisation, the validation split and the order of batches. The same int on the same machine gives
+        the same weights, bit for bit, on the CPU.
+
+    verbose : int, default=0
+        1 shows a progress bar with loss, cosine similarity and the share of dead latents.
+
+    Attributes
+    ----------
+    components_ : ndarray of shape (n_components, n_features), float32
+        Decoder D, rows of unit norm.
+    encoder_weights_ : ndarray of shape (n_components, n_features), float32
+        Encoder W.
+    encoder_bias_ : ndarray of shape (n_components,), float32
+        Encoder bias b.
+    k_ : int
+        Nonzeros per code that the model was trained with.
+    latent_counts_ : ndarray of shape (n_components,), int64
+        How many of the `n_rows_counted_` training rows have the latent in their code.
+    latent_rms_ : ndarray of shape (n_components,), float64
+        Root mean square of each latent over the same rows' codes at ``norm="unit"``; weighs the entries of
+        :meth:`transform_query`.
+    n_rows_counted_ : int
+        Training rows (at most 100,000, drawn at random) behind the two statistics.
+    dead_latents_fraction_ : float
+        Share of latents that no counted row uses.
+    loss_curve_ : ndarray of shape (n_iter_,)
+        Training loss at every step.
+    validation_loss_curve_, validation_steps_ : ndarray
+        Validation loss, and the steps after which it was measured.
+    n_iter_ : int
+        Optimiser steps taken.
+    n_features_in_ : int
+        Width of the input.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the input's columns, where it has names that are all strings.
+
+    See Also
+    --------
+    sklearn.decomposition.PCA : Dense linear compression.
+    sklearn.decomposition.MiniBatchDictionaryLearning : Sparse codes by alternating minimisation.
+
+    References
+    ----------
+    .. [1] P. Kasalicky, M. Spisak, V. Vancura, D. Bohunek, R. Alves, P. Kordik, "The Future is Sparse: Embedding
+       Compression for Scalable Retrieval in Recommender Systems", RecSys 2025, arXiv:2505.11388.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skcompressae import CompresSAETransformer
+    >>> X = np.random.RandomState(0).standard_normal((500, 4)) @ np.random.RandomState(1).standard_normal((4, 32))
+    >>> compressor = CompresSAETransformer(n_components=64, k=4, max_iter=100, random_state=0)
+    >>> codes = compressor.fit_transform(X)
+    >>> codes.shape, int(codes.nnz)
+    ((500, 64), 2000)
+    >>> bool(compressor.score(X) > 0.95)
+    True
+    """
+
+    _parameter_constraints: dict[str, list[Any]] = {
+        "n_components": [Interval(Integral, 1, None, closed="left")],
+        "k": [Interval(Integral, 1, None, closed="left")],
+        "recipe": [StrOptions(set(RECIPES))],
+        "coding": [StrOptions({"auto", "pursuit", "least_squares", "activations"})],
+        "candidate_factor": [Interval(Real, 1, None, closed="left")],
+        "norm": [StrOptions({"input", "unit"}), None],
+        "loss_weights": [tuple, list],
+        "init": [StrOptions({"auto", "data", "kaiming"})],
+        "learning_rate": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
+        "learning_rate_schedule": [StrOptions({"auto", "cosine", "linear", "constant"})],
+        "warmup_fraction": [Interval(Real, 0, 1, closed="both"), StrOptions({"auto"})],
+        "batch_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "max_iter": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "early_stopping": ["boolean", StrOptions({"auto"})],
+        "validation_fraction": [Interval(Real, 0, 1, closed="left")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "precision": [StrOptions({"float32", "tf32", "bfloat16"})],
+        "sparse_output": ["boolean"],
+        "device": [str],
+        "warm_start": ["boolean"],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        n_components: int = 4096,
+        *,
+        k: int = 32,
+        recipe: str = "default",
+        coding: str = "auto",
+        candidate_factor: float = 1.5,
+        norm: str | None = "input",
+        loss_weights: tuple[float, float] = (1.0, 0.125),
+        init: str = "auto",
+        learning_rate: float | str = "auto",
+        learning_rate_schedule: str = "auto",
+        warmup_fraction: float | str = "auto",
+        batch_size: int | str = "auto",
+        max_iter: int | str = "auto",
+        early_stopping: bool | str = "auto",
+        validation_fraction: float = 0.05,
+        n_iter_no_change: int = 10,
+        precision: str = "float32",
+        sparse_output: bool = True,
+        device: str = "auto",
+        warm_start: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.n_components = n_components
+        self.k = k
+        self.recipe = recipe
+        self.coding = coding
+        self.candidate_factor = candidate_factor
+        self.norm = norm
+        self.loss_weights = loss_weights
+        self.init = init
+        self.learning_rate = learning_rate
+        self.learning_rate_schedule = learning_rate_schedule
+        self.warmup_fraction = warmup_fraction
+        self.batch_size = batch_size
+        self.max_iter = max_iter
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.precision = precision
+        self.sparse_output = sparse_output
+        self.device = device
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @with_callbacks
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: ArrayLike, y: Any = None) -> CompresSAETransformer:
+        """Train the sparse autoencoder on the rows of X.
+
+        Interrupting (Ctrl-C) keeps the weights so far, with a warning, and leaves a usable estimator.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Embeddings, float16, float32 or float64, of any scale. All-zero rows are allowed and teach nothing. May be
+            memory-mapped and larger than memory; it is never copied whole.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self : CompresSAETransformer
+
+        Raises
+        ------
+        ValueError
+            If X is not a finite, real, dense 2-d array with at least one row, or a parameter is out of its range.
+        """
+        rows = self._check_rows(X, reset=not (self.warm_start and hasattr(self, "components_")))
+        random_state = check_random_state(self.random_state)
+        schedule = self._schedule()
+        if self.warm_start and hasattr(self, "components_"):
+            self._check_width_unchanged()
+            weights = self._weights().copy()
+        else:
+            weights = self._initial_weights(rows, random_state)
+        training, validation = self._split(len(rows), random_state)
+        settings = self._step_settings(len(training))
+        early_stopping = self._resolved("early_stopping") and len(validation) > 0
+        with StepReporter(self, schedule.max_iter, rows) as reporter:
+            result = train(
+                rows,
+                training,
+                validation,
+                weights,
+                Moments.zeros_like(weights),
+                settings,
+                schedule,
+                resolve_device(self.device),
+                random_state,
+                n_iter_no_change=self.n_iter_no_change if early_stopping else None,
+                on_step=reporter,
+            )
+        self._moments: tuple[Any, ...] | None = None
+        self.n_iter_ = result.n_iter
+        self.loss_curve_ = result.loss_curve
+        self.validation_loss_curve_ = result.validation_loss_curve
+        self.validation_steps_ = result.validation_steps
+        self._finish(rows, training, result, settings, random_state)
+        return self
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X: ArrayLike, y: Any = None) -> CompresSAETransformer:
+        """Train on one more block of rows: one pass over it, at a constant learning rate.
+
+        The first call initialises the latents from its block, so make that one representative. Adam's moments are kept
+        between calls (twice the size of the weights).
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            As in :meth:`fit`.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self : CompresSAETransformer
+        """
+        is_first = not hasattr(self, "components_")
+        rows = self._check_rows(X, reset=is_first)
+        random_state = check_random_state(self.random_state)
+        if is_first:
+            weights = self._initial_weights(rows, random_state)
+            self.n_iter_ = 0
+            self.loss_curve_ = np.empty(0)
+            self.validation_loss_curve_ = np.empty(0)
+            self.validation_steps_ = np.empty(0, dtype=np.int64)
+        else:
+            self._check_width_unchanged()
+            weights = self._weights().copy()
+        moments = Moments.zeros_like(weights)
+        if not is_first and self._moments is not None:
+            encoder, bias, decoder, n_steps = self._moments
+            moments = Moments(encoder.copy(), bias.copy(), decoder.copy(), n_steps)
+        training = np.arange(len(rows))
+        settings = self._step_settings(len(rows))
+        n_steps = -(-len(rows) // settings.batch_size)
+        schedule = Schedule(float(self._resolved("learning_rate")), "constant", 0.0, n_steps)
+        with StepReporter(self, n_steps, rows, with_callbacks=False) as reporter:
+            result = train(
+                rows,
+                training,
+                training[:0],
+                weights,
+                moments,
+                settings,
+                schedule,
+                resolve_device(self.device),
+                random_state,
+                n_iter_no_change=None,
+                on_step=reporter,
+            )
+        self._moments = (*result.moments.arrays, result.moments.n_steps)
+        self.n_iter_ += result.n_iter
+        self.loss_curve_ = np.concatenate([self.loss_curve_, result.loss_curve])
+        self._finish(rows, training, result, settings, random_state)
+        return self
+
+    def transform(self, X: ArrayLike) -> Any:
+        """Encode rows as sparse codes.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            May be memory-mapped; it is read block by block.
+
+        Returns
+        -------
+        codes : CSR matrix (or array) or ndarray of shape (n_samples, n_components)
+            float32 for float32 and float16 input, else float64. Canonical: ascending indices, no explicit zeros, at
+            most k entries a row; an all-zero row has none.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            If called before fit.
+        ValueError
+            If X is not a finite, real, dense 2-d array of n_features_in_ columns.
+        """
+        check_is_fitted(self)
+        self._validate_params()
+        rows = self._check_rows(X, reset=False)
+        encoder = self._encoder()
+        k = min(self.k, encoder.n_components)
+        dtype = np.float64 if rows.dtype == np.float64 else np.float32
+        if not self.sparse_output:
+            dense = np.zeros((len(rows), encoder.n_components), dtype=dtype)
+        indices = np.empty((len(rows) if self.sparse_output else 0, k), dtype=np.int32)
+        values = np.empty((indices.shape[0], k), dtype=dtype)
+        for start, stop in row_blocks(len(rows), _BLOCK_ROWS):
+            block_indices, block_values = encoder.encode(rows[start:stop], k, norm=self.norm, dtype=dtype)
+            if self.sparse_output:
+                indices[start:stop], values[start:stop] = block_indices, block_values
+            else:
+                np.put_along_axis(dense[start:stop], block_indices, block_values, axis=1)
+        if not self.sparse_output:
+            return dense
+        return align_sparse_interface(_encoding.codes_to_csr(indices, values, encoder.n_components))
+
+    def inverse_transform(self, X: Any) -> NDArray[np.floating[Any]]:
+        """Decode codes: ``X @ components_``.
+
+        Parameters
+        ----------
+        X : sparse matrix or array-like of shape (n_samples, n_components)
+            Codes, of this estimator or any other source of the right width.
+
+        Returns
+        -------
+        X_hat : ndarray of shape (n_samples, n_features)
+            float32 for float32 codes, else float64.
+
+        Raises
+        ------
+        ValueError
+            If the codes have another width than n_components, or are not finite.
+        """
+        check_is_fitted(self)
+        codes = check_array(X, accept_sparse="csr", dtype=[np.float64, np.float32], input_name="X", estimator=self)
+        n_components = self.components_.shape[0]
+        if codes.shape[1] != n_components:
+            raise ValueError(
+                f"X has {codes.shape[1]} columns, but the codes of this {type(self).__name__} have "
+                f"n_components={n_components}."
+            )
+        decoder = self.components_.astype(codes.dtype, copy=False)
+        x_hat = np.empty((codes.shape[0], decoder.shape[1]), dtype=codes.dtype)
+        for start, stop in row_blocks(codes.shape[0], _BLOCK_ROWS):
+            x_hat[start:stop] = codes[start:stop] @ decoder
+        return x_hat
+
+    def transform_query(self, X: ArrayLike, n_nonzero: int | None = None) -> Any:
+        """Expand dense queries into code space, for engines that compute sparse dot products.
+
+        The row of a query q is ``t = D q / ||q||``. Its dot product with a code stored under ``norm="unit"`` is the
+        cosine of q and the reconstruction, exactly; the query itself is never compressed.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_queries, n_features)
+        n_nonzero : int or None, default=None
+            Entries kept per query: those with the largest ``|t_j| * latent_rms_[j]``, which is what they contribute to
+            scores over the documents (root mean square). None keeps all n_components.
+
+        Returns
+        -------
+        queries : CSR matrix (or array) of shape (n_queries, n_components)
+
+        Raises
+        ------
+        ValueError
+            If `n_nonzero` is not a positive integer, or X is not as :meth:`transform` requires.
+        """
+        check_is_fitted(self)
+        if n_nonzero is not None:
+            check_scalar(n_nonzero, "n_nonzero", Integral, min_val=1)
+        rows = self._check_rows(X, reset=False)
+        dtype = np.float64 if rows.dtype == np.float64 else np.float32
+        n_kept = min(n_nonzero or self.components_.shape[0], self.components_.shape[0])
+        indices = np.empty((len(rows), n_kept), dtype=np.int32)
+        values = np.empty((len(rows), n_kept), dtype=dtype)
+        importance = self.latent_rms_.astype(np.float32)
+        for start, stop in row_blocks(len(rows), _BLOCK_ROWS):
+            indices[start:stop], values[start:stop] = _encoding.expand_queries(
+                rows[start:stop], self.components_, importance, n_kept
+            )
+        return align_sparse_interface(_encoding.codes_to_csr(indices, values, self.components_.shape[0]))
+
+    def score(self, X: ArrayLike, y: Any = None) -> float:
+        """Return the mean cosine similarity of the rows of X and their reconstructions.
+
+        All-zero rows, which come back exactly, count as 1.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        score : float
+            At most 1; larger is better.
+        """
+        check_is_fitted(self)
+        self._validate_params()
+        rows = self._check_rows(X, reset=False)
+        encoder = self._encoder()
+        k = min(self.k, encoder.n_components)
+        total = 0.0
+        for start, stop in row_blocks(len(rows), _BLOCK_ROWS):
+            total += float(encoder.cosines(rows[start:stop], k).sum())
+        return total / len(rows)
+
+    @property
+    def _n_features_out(self) -> int:
+        return int(self.components_.shape[0])
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    def _check_rows(self, X: ArrayLike, *, reset: bool) -> NDArray[Any]:
+        """Validate rows without copying them whole: dtype, shape, names at once, finiteness block by block."""
+        rows = validate_data(self, X, reset=reset, dtype=[np.float64, np.float32, np.float16], ensure_all_finite=False)
+        for start, stop in row_blocks(len(rows), _BLOCK_ROWS):
+            assert_all_finite(rows[start:stop], estimator_name=type(self).__name__, input_name="X")
+        return rows
+
+    def _check_width_unchanged(self) -> None:
+        if self.components_.shape[0] != self.n_components:
+            raise ValueError(
+                f"n_components={self.n_components} differs from the {self.components_.shape[0]} latents of the fitted "
+                "model; training can only continue at the same width. Fit a clone for another width."
+            )
+
+    def _resolved(self, name: str) -> Any:
+        value = getattr(self, name)
+        return getattr(RECIPES[self.recipe], name) if value == "auto" else value
+
+    def _schedule(self) -> Schedule:
+        return Schedule(
+            float(self._resolved("learning_rate")),
+            self._resolved("learning_rate_schedule"),
+            float(self._resolved("warmup_fraction")),
+            int(self._resolved("max_iter")),
+        )
+
+    def _step_settings(self, n_training_rows: int) -> StepSettings:
+        weights: list[Any] = list(self.loss_weights)
+        if len(weights) != 2 or not all(isinstance(w, Real) and np.isfinite(w) and w >= 0 for w in weights):
+            raise ValueError(f"loss_weights must be two finite numbers of at least 0; got {self.loss_weights!r}.")
+        if sum(weights) == 0:
+            raise ValueError("loss_weights must not both be 0: there would be nothing to learn.")
+        if self.k > self.n_components:
+            warnings.warn(
+                f"k={self.k} is above n_components={self.n_components}; every latent will be in every code. "
+                f"Using k={self.n_components}.",
+                UserWarning,
+                stacklevel=3,
+            )
+        k = min(self.k, self.n_components)
+        batch_size = self.batch_size
+        if batch_size == "auto":
+            batch_size = RECIPES[self.recipe].batch_size_for(n_training_rows)
+        return StepSettings(
+            k=k,
+            n_active=min(4 * k, self.n_components),
+            loss_weights=(float(weights[0]), float(weights[1])),
+            batch_size=min(int(batch_size), n_training_rows),
+            precision=self.precision,
+        )
+
+    def _split(self, n_samples: int, random_state: np.random.RandomState) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Split row numbers into training and validation, both ascending."""
+        n_validation = min(int(self.validation_fraction * n_samples), _MAX_VALIDATION_ROWS)
+        if n_validation == 0:
+            return np.arange(n_samples), np.arange(0)
+        validation = np.sort(random_state.choice(n_samples, n_validation, replace=False))
+        is_training = np.ones(n_samples, dtype=bool)
+        is_training[validation] = False
+        return np.flatnonzero(is_training), validation
+
+    def _initial_weights(self, rows: NDArray[Any], random_state: np.random.RandomState) -> Weights:
+        if self._resolved("init") == "kaiming":
+            return Weights(*kaiming_weights(rows.shape[1], self.n_components, random_state))
+        picks = _sample_rows(len(rows), _MAX_INITIAL_ROWS, random_state)
+        sample, norms = unit_rows(rows[picks])
+        sample = sample[norms > 0]
+        if not len(sample):  # every row is zero: nothing to seed from, and nothing to learn
+            return Weights(*kaiming_weights(rows.shape[1], self.n_components, random_state))
+        return Weights(*data_weights(sample, self.n_components, _INITIAL_NOISE, random_state))
+
+    def _weights(self) -> Weights:
+        return Weights(self.encoder_weights_, self.encoder_bias_, self.components_)
+
+    def _encoder(self) -> _encoding.Encoder:
+        return _encoding.Encoder(
+            self._weights(),
+            coding=self._resolved("coding"),
+            candidate_factor=self.candidate_factor,
+            precision=self.precision,
+            device=resolve_device(self.device),
+        )
+
+    def _finish(
+        self,
+        rows: NDArray[Any],
+        training: NDArray[np.intp],
+        result: TrainingResult,
+        settings: StepSettings,
+        random_state: np.random.RandomState,
+    ) -> None:
+        """Store the fitted state and measure how the latents are used."""
+        self.encoder_weights_, self.encoder_bias_, self.components_ = result.weights.arrays
+        self.k_ = settings.k
+        if result.was_interrupted:
+            warnings.warn(
+                f"fit was interrupted after {result.n_iter} step(s); the weights so far are kept.",
+                UserWarning,
+                stacklevel=3,
+            )
+        picks = training[_sample_rows(len(training), _MAX_STATISTICS_ROWS, random_state)]
+        n_components = self.components_.shape[0]
+        counts = np.zeros(n_components, dtype=np.int64)
+        squares = np.zeros(n_components)
+        encoder = self._encoder()
+        for start, stop in row_blocks(len(picks), _BLOCK_ROWS):
+            indices, values = encoder.encode(rows[picks[start:stop]], settings.k, norm="unit", dtype=np.float32)
+            flat, weights = indices.reshape(-1), values.reshape(-1).astype(np.float64)
+            counts += np.bincount(flat[weights != 0], minlength=n_components)
+            squares += np.bincount(flat, weights=weights**2, minlength=n_components)
+        self.latent_counts_ = counts
+        self.latent_rms_ = np.sqrt(squares / len(picks))
+        self.n_rows_counted_ = len(picks)
+        self.dead_latents_fraction_ = float(np.mean(counts == 0))
+        logger.info(
+            "trained %d steps: loss %.4f, dead latents %.1f %%",
+            result.n_iter,
+            result.loss_curve[-1] if len(result.loss_curve) else np.nan,
+            100 * self.dead_latents_fraction_,
+        )
+        if self.dead_latents_fraction_ > _DEAD_SHARE_WARNED:
+            warnings.warn(
+                f"{self.dead_latents_fraction_:.0%} of the {n_components} latents are in no code of "
+                f"{len(picks)} training rows. Lower n_components (the data may not need as many), train on more rows, "
+                "or change learning_rate or init.",
+                DeadLatentsWarning,
+                stacklevel=3,
+            )
+
+
+# Share of a random direction in each initial latent: enough that no latent merely copies one row.
+_INITIAL_NOISE = 0.5
+
+
+def _sample_rows(n_rows: int, n_picks: int, random_state: np.random.RandomState) -> NDArray[np.intp]:
+    """Draw up to `n_picks` distinct row numbers, ascending so that a memory-mapped file is read forwards."""
+    if n_rows <= n_picks:
+        return np.arange(n_rows)
+    return np.sort(random_state.choice(n_rows, n_picks, replace=False))

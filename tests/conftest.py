@@ -1,0 +1,36 @@
+"""Fixtures that several test files share."""
+
+import numpy as np
+import pytest
+import torch
+
+from skcompressae import CompresSAETransformer
+
+
+def make_embeddings(n_rows=400, n_features=24, n_topics=12, seed=0, dtype=np.float32):
+    """Rows near sparse mixtures of a few directions plus a common mean: what real embeddings look like, in small."""
+    random_state = np.random.RandomState(seed)
+    topics = random_state.standard_normal((n_topics, n_features))
+    mixture = random_state.exponential(size=(n_rows, n_topics)) * (random_state.uniform(size=(n_rows, n_topics)) < 0.3)
+    noise = 0.1 * random_state.standard_normal((n_rows, n_features))
+    return (mixture @ topics + noise + 0.2).astype(dtype)
+
+
+@pytest.fixture(scope="session")
+def embeddings():
+    return make_embeddings()
+
+
+@pytest.fixture(scope="session")
+def fitted(embeddings):
+    """A fitted compressor that tests must not change; deep-copy it to do so."""
+    return CompresSAETransformer(n_components=48, k=6, max_iter=150, random_state=0, device="cpu").fit(embeddings)
+
+
+@pytest.fixture(params=["cpu", "cuda", "mps"])
+def device(request):
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device on this machine")
+    if request.param == "mps" and not torch.backends.mps.is_available():
+        pytest.skip("no MPS device on this machine")
+    return request.param
