@@ -19,6 +19,7 @@ class Recipe:
     batch_size: int
     coding: str
     early_stopping: bool
+    neighborhood_weight: float
 
     def batch_size_for(self, n_rows: int) -> int:
         """Return the batch size for a training set, small enough for some 16 batches an epoch where it is small."""
@@ -35,6 +36,7 @@ RECIPES = {
         batch_size=2048,
         coding="pursuit",
         early_stopping=True,
+        neighborhood_weight=0.03,
     ),
     # Kasalicky et al. (2025), section 4: Adam, batches of 100,000, 500 steps. The paper names no learning rate; 1e-3
     # was the best constant one in benchmarks/quality.py.
@@ -47,5 +49,6 @@ RECIPES = {
         batch_size=100_000,
         coding="activations",
         early_stopping=False,
+        neighborhood_weight=0.0,
     ),
 }

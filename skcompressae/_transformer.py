@@ -22,9 +22,8 @@ from skcompressae._compat import (
     align_sparse_interface,
     with_callbacks,
 )
-from skcompressae._core._initialise import data_weights, kaiming_weights
-from skcompressae._core._rows import unit_rows
 from skcompressae._core._threads import row_blocks
+from skcompressae._fitting import BLOCK_ROWS, check_loss_weights, initial_weights, measure_usage, split_rows
 from skcompressae._progress import StepReporter
 from skcompressae._recipes import RECIPES
 from skcompressae._torch._devices import resolve_device
@@ -36,13 +35,6 @@ __all__ = ["CompresSAETransformer"]
 
 logger = logging.getLogger(__name__)
 
-# Rows checked, encoded or decoded at a time by the public methods: bounds memory, not speed.
-_BLOCK_ROWS = 4096
-# Rows encoded after training for the usage statistics; the standard error of a share p is then below sqrt(p / 1e5).
-_MAX_STATISTICS_ROWS = 100_000
-_MAX_VALIDATION_ROWS = 4096
-# Rows whose mean and sample seed the initial latents.
-_MAX_INITIAL_ROWS = 65_536
 # Share of latents that never fire above which fit warns.
 _DEAD_SHARE_WARNED = 0.1
 
@@ -86,6 +78,10 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
 
     loss_weights : tuple of two floats, default=(1.0, 0.125)
         Weights of the cosine distance of the reconstruction with k and with 4k latents (equation 4 of [1]_).
+
+    neighborhood_weight : float or "auto", default="auto"
+        Weight of a training term, not in the paper, that makes cosines of codes rank rows as cosines of rows do
+        (`docs/recipes.md`): better recall of code-to-code search. 0 leaves it out, as the paper's recipe does.
 
     init : {"auto", "data", "kaiming"}, default="auto"
         Start of training: latents seeded with training rows blended with noise and a tied encoder, or the paper's
@@ -197,6 +193,7 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
         "candidate_factor": [Interval(Real, 1, None, closed="left")],
         "norm": [StrOptions({"input", "unit"}), None],
         "loss_weights": [tuple, list],
+        "neighborhood_weight": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
         "init": [StrOptions({"auto", "data", "kaiming"})],
         "learning_rate": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
         "learning_rate_schedule": [StrOptions({"auto", "cosine", "linear", "constant"})],
@@ -224,6 +221,7 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
         candidate_factor: float = 1.5,
         norm: str | None = "input",
         loss_weights: tuple[float, float] = (1.0, 0.125),
+        neighborhood_weight: float | str = "auto",
         init: str = "auto",
         learning_rate: float | str = "auto",
         learning_rate_schedule: str = "auto",
@@ -247,6 +245,7 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
         self.candidate_factor = candidate_factor
         self.norm = norm
         self.loss_weights = loss_weights
+        self.neighborhood_weight = neighborhood_weight
         self.init = init
         self.learning_rate = learning_rate
         self.learning_rate_schedule = learning_rate_schedule
@@ -294,8 +293,8 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
             self._check_width_unchanged()
             weights = self._weights().copy()
         else:
-            weights = self._initial_weights(rows, random_state)
-        training, validation = self._split(len(rows), random_state)
+            weights = initial_weights(rows, self.n_components, self._resolved("init"), random_state)
+        training, validation = split_rows(len(rows), self.validation_fraction, random_state)
         settings = self._step_settings(len(training))
         early_stopping = self._resolved("early_stopping") and len(validation) > 0
         with StepReporter(self, schedule.max_iter, rows) as reporter:
@@ -342,7 +341,7 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
         rows = self._check_rows(X, reset=is_first)
         random_state = check_random_state(self.random_state)
         if is_first:
-            weights = self._initial_weights(rows, random_state)
+            weights = initial_weights(rows, self.n_components, self._resolved("init"), random_state)
             self.n_iter_ = 0
             self.loss_curve_ = np.empty(0)
             self.validation_loss_curve_ = np.empty(0)
@@ -409,7 +408,7 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
             dense = np.zeros((len(rows), encoder.n_components), dtype=dtype)
         indices = np.empty((len(rows) if self.sparse_output else 0, k), dtype=np.int32)
         values = np.empty((indices.shape[0], k), dtype=dtype)
-        for start, stop in row_blocks(len(rows), _BLOCK_ROWS):
+        for start, stop in row_blocks(len(rows), BLOCK_ROWS):
             block_indices, block_values = encoder.encode(rows[start:stop], k, norm=self.norm, dtype=dtype)
             if self.sparse_output:
                 indices[start:stop], values[start:stop] = block_indices, block_values
@@ -447,7 +446,7 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
             )
         decoder = self.components_.astype(codes.dtype, copy=False)
         x_hat = np.empty((codes.shape[0], decoder.shape[1]), dtype=codes.dtype)
-        for start, stop in row_blocks(codes.shape[0], _BLOCK_ROWS):
+        for start, stop in row_blocks(codes.shape[0], BLOCK_ROWS):
             x_hat[start:stop] = codes[start:stop] @ decoder
         return x_hat
 
@@ -482,7 +481,7 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
         indices = np.empty((len(rows), n_kept), dtype=np.int32)
         values = np.empty((len(rows), n_kept), dtype=dtype)
         importance = self.latent_rms_.astype(np.float32)
-        for start, stop in row_blocks(len(rows), _BLOCK_ROWS):
+        for start, stop in row_blocks(len(rows), BLOCK_ROWS):
             indices[start:stop], values[start:stop] = _encoding.expand_queries(
                 rows[start:stop], self.components_, importance, n_kept
             )
@@ -510,7 +509,7 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
         encoder = self._encoder()
         k = min(self.k, encoder.n_components)
         total = 0.0
-        for start, stop in row_blocks(len(rows), _BLOCK_ROWS):
+        for start, stop in row_blocks(len(rows), BLOCK_ROWS):
             total += float(encoder.cosines(rows[start:stop], k).sum())
         return total / len(rows)
 
@@ -526,7 +525,7 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
     def _check_rows(self, X: ArrayLike, *, reset: bool) -> NDArray[Any]:
         """Validate rows without copying them whole: dtype, shape, names at once, finiteness block by block."""
         rows = validate_data(self, X, reset=reset, dtype=[np.float64, np.float32, np.float16], ensure_all_finite=False)
-        for start, stop in row_blocks(len(rows), _BLOCK_ROWS):
+        for start, stop in row_blocks(len(rows), BLOCK_ROWS):
             assert_all_finite(rows[start:stop], estimator_name=type(self).__name__, input_name="X")
         return rows
 
@@ -550,11 +549,6 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
         )
 
     def _step_settings(self, n_training_rows: int) -> StepSettings:
-        weights: list[Any] = list(self.loss_weights)
-        if len(weights) != 2 or not all(isinstance(w, Real) and np.isfinite(w) and w >= 0 for w in weights):
-            raise ValueError(f"loss_weights must be two finite numbers of at least 0; got {self.loss_weights!r}.")
-        if sum(weights) == 0:
-            raise ValueError("loss_weights must not both be 0: there would be nothing to learn.")
         if self.k > self.n_components:
             warnings.warn(
                 f"k={self.k} is above n_components={self.n_components}; every latent will be in every code. "
@@ -569,30 +563,11 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
         return StepSettings(
             k=k,
             n_active=min(4 * k, self.n_components),
-            loss_weights=(float(weights[0]), float(weights[1])),
+            loss_weights=check_loss_weights(self.loss_weights),
             batch_size=min(int(batch_size), n_training_rows),
             precision=self.precision,
+            neighborhood_weight=float(self._resolved("neighborhood_weight")),
         )
-
-    def _split(self, n_samples: int, random_state: np.random.RandomState) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Split row numbers into training and validation, both ascending."""
-        n_validation = min(int(self.validation_fraction * n_samples), _MAX_VALIDATION_ROWS)
-        if n_validation == 0:
-            return np.arange(n_samples), np.arange(0)
-        validation = np.sort(random_state.choice(n_samples, n_validation, replace=False))
-        is_training = np.ones(n_samples, dtype=bool)
-        is_training[validation] = False
-        return np.flatnonzero(is_training), validation
-
-    def _initial_weights(self, rows: NDArray[Any], random_state: np.random.RandomState) -> Weights:
-        if self._resolved("init") == "kaiming":
-            return Weights(*kaiming_weights(rows.shape[1], self.n_components, random_state))
-        picks = _sample_rows(len(rows), _MAX_INITIAL_ROWS, random_state)
-        sample, norms = unit_rows(rows[picks])
-        sample = sample[norms > 0]
-        if not len(sample):  # every row is zero: nothing to seed from, and nothing to learn
-            return Weights(*kaiming_weights(rows.shape[1], self.n_components, random_state))
-        return Weights(*data_weights(sample, self.n_components, _INITIAL_NOISE, random_state))
 
     def _weights(self) -> Weights:
         return Weights(self.encoder_weights_, self.encoder_bias_, self.components_)
@@ -623,42 +598,22 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
                 UserWarning,
                 stacklevel=3,
             )
-        picks = training[_sample_rows(len(training), _MAX_STATISTICS_ROWS, random_state)]
-        n_components = self.components_.shape[0]
-        counts = np.zeros(n_components, dtype=np.int64)
-        squares = np.zeros(n_components)
-        encoder = self._encoder()
-        for start, stop in row_blocks(len(picks), _BLOCK_ROWS):
-            indices, values = encoder.encode(rows[picks[start:stop]], settings.k, norm="unit", dtype=np.float32)
-            flat, weights = indices.reshape(-1), values.reshape(-1).astype(np.float64)
-            counts += np.bincount(flat[weights != 0], minlength=n_components)
-            squares += np.bincount(flat, weights=weights**2, minlength=n_components)
-        self.latent_counts_ = counts
-        self.latent_rms_ = np.sqrt(squares / len(picks))
-        self.n_rows_counted_ = len(picks)
-        self.dead_latents_fraction_ = float(np.mean(counts == 0))
+        usage = measure_usage(rows, training, self._encoder(), settings.k, random_state)
+        self.latent_counts_ = usage.counts
+        self.latent_rms_ = usage.rms
+        self.n_rows_counted_ = usage.n_rows
+        self.dead_latents_fraction_ = usage.dead_fraction
         logger.info(
             "trained %d steps: loss %.4f, dead latents %.1f %%",
             result.n_iter,
             result.loss_curve[-1] if len(result.loss_curve) else np.nan,
             100 * self.dead_latents_fraction_,
         )
-        if self.dead_latents_fraction_ > _DEAD_SHARE_WARNED:
+        if usage.dead_fraction > _DEAD_SHARE_WARNED:
             warnings.warn(
-                f"{self.dead_latents_fraction_:.0%} of the {n_components} latents are in no code of "
-                f"{len(picks)} training rows. Lower n_components (the data may not need as many), train on more rows, "
+                f"{usage.dead_fraction:.0%} of the {self.n_components} latents are in no code of {usage.n_rows} "
+                "training rows. Lower n_components (the data may not need as many), train on more rows, "
                 "or change learning_rate or init.",
                 DeadLatentsWarning,
                 stacklevel=3,
             )
-
-
-# Share of a random direction in each initial latent: enough that no latent merely copies one row.
-_INITIAL_NOISE = 0.5
-
-
-def _sample_rows(n_rows: int, n_picks: int, random_state: np.random.RandomState) -> NDArray[np.intp]:
-    """Draw up to `n_picks` distinct row numbers, ascending so that a memory-mapped file is read forwards."""
-    if n_rows <= n_picks:
-        return np.arange(n_rows)
-    return np.sort(random_state.choice(n_rows, n_picks, replace=False))

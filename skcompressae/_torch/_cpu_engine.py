@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._neighborhood import neighborhood_gradients
 from skcompressae._core._rows import unit_rows
 from skcompressae._core._sparse_step import group_by_latent, reconstruction_gradients, update_latents
 from skcompressae._core._threads import effective_n_threads, row_blocks
@@ -99,6 +100,8 @@ class CpuEngine:
             (settings.loss_weights[0] / len(x), settings.loss_weights[1] / len(x)),
             n_threads=self._n_threads,
         )
+        if settings.neighborhood_weight > 0 and len(x) > 1:
+            self._add_neighborhood(x, indices, values, is_leading, latent_gradients)
         starts, entries = group_by_latent(indices, weights.n_components)
         self._moments.n_steps += 1
         update_latents(
@@ -141,6 +144,30 @@ class CpuEngine:
     def current_moments(self) -> Moments:
         """Return the optimiser's moments as they stand (not a copy)."""
         return self._moments
+
+    def _add_neighborhood(
+        self,
+        x: FloatArray,
+        indices: IndexArray,
+        values: FloatArray,
+        is_leading: NDArray[np.bool_],
+        latent_gradients: FloatArray,
+    ) -> None:
+        """Add the neighbourhood term of the batch's first rows to the gradients of their leading latents."""
+        settings = self._settings
+        n_rows = min(settings.neighborhood_rows, len(x))
+        leading = is_leading[:n_rows]
+        shape = (n_rows, settings.k)
+        gradients, _ = neighborhood_gradients(
+            x[:n_rows],
+            indices[:n_rows][leading].reshape(shape),
+            values[:n_rows][leading].reshape(shape),
+            self._weights.n_components,
+            settings.neighborhood_temperature,
+            settings.neighborhood_weight,
+            n_threads=self._n_threads,
+        )
+        latent_gradients[:n_rows][leading] += gradients.reshape(-1)
 
     def _activate(self, x: FloatArray) -> tuple[IndexArray, FloatArray]:
         settings, weights = self._settings, self._weights

@@ -56,6 +56,20 @@ def _cosine_gradient(x: torch.Tensor, x_hat: torch.Tensor, weight: float) -> tup
     return cosine[:, 0], torch.where(norm > 0, gradient, torch.zeros_like(gradient))
 
 
+def _neighborhood_gradient(x: torch.Tensor, latents: torch.Tensor, temperature: float, precision: str) -> torch.Tensor:
+    """Return the gradient of the neighbourhood term of weight 1 with respect to dense latents."""
+    norms = latents.norm(dim=1, keepdim=True)
+    safe = torch.where(norms > 0, norms, torch.ones_like(norms))
+    unit = latents / safe
+    wanted, found = _product(x, x.T, precision) / temperature, _product(unit, unit.T, precision) / temperature
+    wanted.fill_diagonal_(-torch.inf)
+    found.fill_diagonal_(-torch.inf)
+    pairs = (found.softmax(dim=1) - wanted.softmax(dim=1)) / (temperature * len(x))
+    gradient = _product(pairs + pairs.T, unit, precision)
+    gradient = (gradient - (gradient * unit).sum(dim=1, keepdim=True) * unit) / safe
+    return torch.where(norms > 0, gradient, torch.zeros_like(gradient))
+
+
 def encode_rows_torch(
     x: torch.Tensor, encoder: torch.Tensor, bias: torch.Tensor, k: int, precision: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -187,6 +201,14 @@ class TorchEngine:
                 latent.scatter_(1, indices[:, :k], slopes)
                 slopes = _product(gradient_wide, decoder.T, precision).gather(1, indices[:, k:])
                 latent.scatter_(1, indices[:, k:], slopes)
+                if start == 0 and settings.neighborhood_weight > 0 and len(row_indices) > 1:
+                    n_rows = min(settings.neighborhood_rows, len(x))
+                    pulls = _neighborhood_gradient(
+                        x[:n_rows], leading[:n_rows], settings.neighborhood_temperature, precision
+                    )
+                    chosen = indices[:n_rows, :k]
+                    pulls = settings.neighborhood_weight * pulls.gather(1, chosen)
+                    latent[:n_rows].scatter_add_(1, chosen, pulls)
                 gradients[0] += _product(latent.T, x, precision)
                 gradients[1] += latent.sum(dim=0)
         cosine, cosine_wide = (totals / len(row_indices)).tolist()

@@ -66,6 +66,10 @@ class StepSettings:
     loss_weights: tuple[float, float]
     batch_size: int
     precision: str = "float32"
+    # The neighbourhood term (see `_core/_neighborhood.py`), on the first rows of each batch.
+    neighborhood_weight: float = 0.0
+    neighborhood_temperature: float = 0.05
+    neighborhood_rows: int = 512
     # Kingma and Ba (2015), the values the paper's reference uses too.
     beta1: float = 0.9
     beta2: float = 0.999

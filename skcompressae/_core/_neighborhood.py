@@ -1,0 +1,163 @@
+"""A training term that keeps neighbours neighbours in code space, so that the cosine of two codes ranks as rows do.
+
+A dictionary that reconstructs ever better splits close rows over different latents, and code-to-code search loses what
+reconstruction gains. For n rows of a batch, with cosines G of the rows and C of their codes, the term is
+
+    (w / n) * sum_i KL(softmax_j(G_ij / T) || softmax_j(C_ij / T)),   j != i,
+
+the objective of stochastic neighbour embedding (Hinton and Roweis 2002) with cosines for distances. Its gradient with
+respect to the codes reaches the active latents only, so beside the product G the work is one walk over the inverted
+lists of the batch in each direction.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._sparse_step import group_by_latent
+from skcompressae._core._threads import run_blocks
+
+__all__ = ["neighborhood_gradients"]
+
+_FAST = {"nnan", "ninf", "nsz", "contract", "reassoc"}
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST)
+def _softmax(logits, scale, skipped, probabilities):  # type: ignore[no-untyped-def]
+    """Write ``softmax(logits * scale)`` with entry `skipped` left out; return the log of its normaliser."""
+    kind = logits.dtype.type
+    largest = kind(-np.inf)
+    for j in range(logits.shape[0]):
+        if j != skipped and logits[j] > largest:
+            largest = logits[j]
+    total = kind(0)
+    for j in range(logits.shape[0]):
+        probabilities[j] = np.exp((logits[j] - largest) * scale)
+    probabilities[skipped] = kind(0)
+    for j in range(logits.shape[0]):
+        total += probabilities[j]
+    for j in range(logits.shape[0]):
+        probabilities[j] /= total
+    return np.log(total) + largest * scale
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST)
+def _pair_gradients(  # type: ignore[no-untyped-def]
+    cosines, indices, unit_values, starts, entries, inverse_temperature, weight, start, stop, pair_gradients, losses
+):
+    n_rows, k = indices.shape
+    kind = cosines.dtype.type
+    code_cosines = np.empty(n_rows, dtype=cosines.dtype)
+    wanted = np.empty(n_rows, dtype=cosines.dtype)
+    found = np.empty(n_rows, dtype=cosines.dtype)
+    flat_values = unit_values.reshape(-1)
+    for i in range(start, stop):
+        code_cosines[:] = kind(0)
+        for a in range(k):
+            value = unit_values[i, a]
+            latent = indices[i, a]
+            for e in range(starts[latent], starts[latent + 1]):
+                code_cosines[entries[e] // k] += value * flat_values[entries[e]]
+        wanted_log = _softmax(cosines[i], inverse_temperature, i, wanted)
+        found_log = _softmax(code_cosines, inverse_temperature, i, found)
+        loss = kind(0)
+        for j in range(n_rows):
+            difference = (cosines[i, j] - code_cosines[j]) * inverse_temperature
+            loss += wanted[j] * (difference - wanted_log + found_log)
+            pair_gradients[i, j] = weight * inverse_temperature * (found[j] - wanted[j])
+        losses[i] = loss
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST)
+def _latent_gradients(  # type: ignore[no-untyped-def]
+    pair_gradients, indices, unit_values, norms, starts, entries, start, stop, latent_gradients
+):
+    k = indices.shape[1]
+    kind = unit_values.dtype.type
+    flat_values = unit_values.reshape(-1)
+    for i in range(start, stop):
+        along = kind(0)
+        for a in range(k):
+            latent = indices[i, a]
+            total = kind(0)
+            for e in range(starts[latent], starts[latent + 1]):
+                total += pair_gradients[i, entries[e] // k] * flat_values[entries[e]]
+            latent_gradients[i, a] = total
+            along += total * unit_values[i, a]
+        for a in range(k):
+            # Through the normalisation of the code: only the part across it counts.
+            if norms[i] > 0:
+                latent_gradients[i, a] = (latent_gradients[i, a] - along * unit_values[i, a]) / norms[i]
+            else:
+                latent_gradients[i, a] = kind(0)
+
+
+def neighborhood_gradients(
+    x: FloatArray,
+    indices: IndexArray,
+    values: FloatArray,
+    n_components: int,
+    temperature: float,
+    weight: float,
+    *,
+    n_threads: int,
+) -> tuple[FloatArray, float]:
+    """Differentiate the neighbourhood term with respect to the codes of a (part of a) batch.
+
+    Parameters
+    ----------
+    x : array of shape (n_rows, n_features), unit-norm rows, at least two
+    indices, values : arrays of shape (n_rows, k)
+        Codes of the rows, indices ascending.
+    n_components : int
+    temperature : float
+        T of both distributions, in units of cosine.
+    weight : float
+        w of the term.
+    n_threads : int
+
+    Returns
+    -------
+    latent_gradients : array of shape (n_rows, k)
+    loss : float
+        Mean divergence over the rows, without the weight.
+    """
+    n_rows = len(x)
+    cosines = x @ x.T
+    norms = np.sqrt(np.einsum("ij,ij->i", values, values))
+    unit_values = values / np.where(norms > 0, norms, 1)[:, None]
+    starts, entries = group_by_latent(indices, n_components)
+    pair_gradients = np.empty_like(cosines)
+    losses = np.empty(n_rows, dtype=x.dtype)
+    latent_gradients = np.empty_like(values)
+    kind = x.dtype.type
+    run_blocks(
+        lambda start, stop: _pair_gradients(
+            cosines,
+            indices,
+            unit_values,
+            starts,
+            entries,
+            kind(1 / temperature),
+            kind(weight / n_rows),
+            start,
+            stop,
+            pair_gradients,
+            losses,
+        ),
+        n_rows,
+        64,
+        n_threads,
+    )
+    pair_gradients += pair_gradients.T.copy()  # row i pulls on code j as row j pulls on code i
+    run_blocks(
+        lambda start, stop: _latent_gradients(
+            pair_gradients, indices, unit_values, norms, starts, entries, start, stop, latent_gradients
+        ),
+        n_rows,
+        64,
+        n_threads,
+    )
+    return latent_gradients, float(losses.mean(dtype=np.float64))

@@ -1,0 +1,107 @@
+"""What fit does before and after the training loop: starting weights, validation split, statistics of latent use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skcompressae._core._initialise import data_weights, kaiming_weights
+from skcompressae._core._rows import unit_rows
+from skcompressae._core._threads import row_blocks
+from skcompressae._encoding import Encoder
+from skcompressae._torch._weights import Weights
+
+__all__ = ["BLOCK_ROWS", "LatentUsage", "check_loss_weights", "initial_weights", "measure_usage", "split_rows"]
+
+# Rows checked, encoded or decoded at a time by the public methods: bounds memory, not speed.
+BLOCK_ROWS = 4096
+# Rows encoded after training for the usage statistics; the standard error of a share p is then below sqrt(p / 1e5).
+_MAX_STATISTICS_ROWS = 100_000
+_MAX_VALIDATION_ROWS = 4096
+# Rows whose mean and sample seed the initial latents.
+_MAX_INITIAL_ROWS = 65_536
+# Share of a random direction in each initial latent: enough that no latent merely copies one row.
+_INITIAL_NOISE = 0.5
+
+
+@dataclass(frozen=True)
+class LatentUsage:
+    """How `n_rows` training rows use the latents: counts and root mean squares, both of shape (n_components,)."""
+
+    counts: NDArray[np.int64]
+    rms: NDArray[np.float64]
+    n_rows: int
+
+    @property
+    def dead_fraction(self) -> float:
+        """Share of latents that no row uses."""
+        return float(np.mean(self.counts == 0))
+
+
+def check_loss_weights(loss_weights: Any) -> tuple[float, float]:
+    """Return the two weights as floats, or raise ValueError."""
+    weights = list(loss_weights)
+    if len(weights) != 2 or not all(isinstance(weight, Real) for weight in weights):
+        raise ValueError(f"loss_weights must be two numbers; got {loss_weights!r}.")
+    first, second = (float(weight) for weight in weights)
+    if not (np.isfinite([first, second]).all() and min(first, second) >= 0 and first + second > 0):
+        raise ValueError(f"loss_weights must be finite, at least 0 and not both 0; got {loss_weights!r}.")
+    return first, second
+
+
+def split_rows(
+    n_samples: int, validation_fraction: float, random_state: np.random.RandomState
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Split row numbers into training and validation, both ascending; the latter may be empty."""
+    n_validation = min(int(validation_fraction * n_samples), _MAX_VALIDATION_ROWS)
+    if n_validation == 0:
+        return np.arange(n_samples), np.arange(0)
+    validation = np.sort(random_state.choice(n_samples, n_validation, replace=False))
+    is_training = np.ones(n_samples, dtype=bool)
+    is_training[validation] = False
+    return np.flatnonzero(is_training), validation
+
+
+def initial_weights(rows: NDArray[Any], n_components: int, init: str, random_state: np.random.RandomState) -> Weights:
+    """Return starting weights, seeded with a sample of the rows or at random.
+
+    Parameters
+    ----------
+    rows : array of shape (n_samples, n_features)
+    n_components : int
+    init : {"data", "kaiming"}
+    random_state : RandomState
+    """
+    if init == "data":
+        picks = _sample_rows(len(rows), _MAX_INITIAL_ROWS, random_state)
+        sample, norms = unit_rows(rows[picks])
+        sample = sample[norms > 0]
+        if len(sample):  # else every row is zero: nothing to seed from, and nothing to learn
+            return Weights(*data_weights(sample, n_components, _INITIAL_NOISE, random_state))
+    return Weights(*kaiming_weights(rows.shape[1], n_components, random_state))
+
+
+def measure_usage(
+    rows: NDArray[Any], row_numbers: NDArray[np.intp], encoder: Encoder, k: int, random_state: np.random.RandomState
+) -> LatentUsage:
+    """Encode (a sample of) the rows and count how the latents are used, at unit reconstruction norm."""
+    picks = row_numbers[_sample_rows(len(row_numbers), _MAX_STATISTICS_ROWS, random_state)]
+    counts = np.zeros(encoder.n_components, dtype=np.int64)
+    squares = np.zeros(encoder.n_components)
+    for start, stop in row_blocks(len(picks), BLOCK_ROWS):
+        indices, values = encoder.encode(rows[picks[start:stop]], k, norm="unit", dtype=np.float32)
+        latents, weights = indices.reshape(-1), values.reshape(-1).astype(np.float64)
+        counts += np.bincount(latents[weights != 0], minlength=encoder.n_components)
+        squares += np.bincount(latents, weights=weights**2, minlength=encoder.n_components)
+    return LatentUsage(counts, np.sqrt(squares / len(picks)), len(picks))
+
+
+def _sample_rows(n_rows: int, n_picks: int, random_state: np.random.RandomState) -> NDArray[np.intp]:
+    """Draw up to `n_picks` distinct row numbers, ascending so that a memory-mapped file is read forwards."""
+    if n_rows <= n_picks:
+        return np.arange(n_rows)
+    return np.sort(random_state.choice(n_rows, n_picks, replace=False))
