@@ -1,0 +1,152 @@
+"""LatentUsageDisplay: how often each latent fires."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import check_is_fitted
+
+from skcompressae._plot._axes import COLORS, format_plain, make_axes, require_matplotlib, set_plain_log_scale
+
+__all__ = ["LatentUsageDisplay"]
+
+
+class LatentUsageDisplay:
+    """Share of rows in which each latent fires, in descending order.
+
+    Make it with :meth:`from_estimator`; draw it again with :meth:`plot`.
+
+    Parameters
+    ----------
+    usage : ndarray of shape (n_components,), dtype float64
+        Share of rows, from 0 to 1, in which each latent is nonzero. A latent at 0 is dead.
+
+    Attributes
+    ----------
+    dead_fraction_ : float
+        Share of latents that never fire.
+    ax_ : matplotlib Axes
+        Axes with the curve.
+    figure_ : matplotlib Figure
+        Figure of the axes.
+    line_ : matplotlib Line2D
+        The sorted usage of the latents that fire.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skcompressae._plot import LatentUsageDisplay
+    >>> LatentUsageDisplay(usage=np.array([0.5, 0.0, 0.25, 0.25])).dead_fraction_
+    0.25
+    """
+
+    def __init__(self, *, usage: npt.ArrayLike) -> None:
+        self.usage = np.asarray(usage, dtype=np.float64)
+        if self.usage.ndim != 1 or self.usage.size == 0:
+            raise ValueError(f"usage must be a non-empty vector, got shape {self.usage.shape}.")
+        if not ((self.usage >= 0) & (self.usage <= 1)).all():
+            raise ValueError(
+                f"usage must be between 0 and 1, got values from {self.usage.min()} to {self.usage.max()}."
+            )
+        self.dead_fraction_ = float(np.mean(self.usage == 0))
+
+    @classmethod
+    def from_estimator(cls, estimator: Any, X: Any = None, *, ax: Any = None, **kwargs: Any) -> LatentUsageDisplay:
+        """Draw the usage of the latents of a fitted compressor.
+
+        Parameters
+        ----------
+        estimator : fitted CompresSAETransformer, or Pipeline that ends in one
+            The compressor.
+        X : array-like of shape (n_samples, n_features) or None, default=None
+            Rows to encode and count. None takes the counts of the training rows, `latent_counts_` over
+            `n_rows_counted_`.
+        ax : matplotlib Axes or None, default=None
+            Axes to draw on. None makes a new figure.
+        **kwargs : dict
+            Passed on to :meth:`plot`.
+
+        Returns
+        -------
+        display : LatentUsageDisplay
+            The drawn display.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        NotFittedError
+            If `estimator` is not fitted.
+        ValueError
+            If `X` has no rows.
+        """
+        require_matplotlib(f"{cls.__name__}.from_estimator")
+        if X is not None:
+            codes = estimator.transform(X)
+            if codes.shape[0] == 0:
+                raise ValueError("X must have at least one row, got 0.")
+            usage = np.bincount(codes.indices, minlength=codes.shape[1]) / codes.shape[0]
+        else:
+            compressor = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
+            check_is_fitted(compressor, "latent_counts_")
+            counts = np.asarray(compressor.latent_counts_, dtype=np.float64)
+            usage = counts / compressor.n_rows_counted_
+        return cls(usage=usage).plot(ax, **kwargs)
+
+    def plot(self, ax: Any = None, **kwargs: Any) -> LatentUsageDisplay:
+        """Draw the sorted usage on a logarithmic axis, with the dead latents shaded.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes or None, default=None
+            Axes to draw on. None makes a new figure.
+        **kwargs : dict
+            Keyword arguments for the line, over the defaults.
+
+        Returns
+        -------
+        display : LatentUsageDisplay
+            This display.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        """
+        ax = make_axes(ax, f"{type(self).__name__}.plot", (7.0, 4.2))
+        percent = 100 * np.sort(self.usage)[::-1]
+        n_latents, n_alive = percent.size, int(np.count_nonzero(percent))
+        n_dead = n_latents - n_alive
+        style = {"color": COLORS[0], "linewidth": 2.0, "label": "latents, most used first", **kwargs}
+        (self.line_,) = ax.plot(np.arange(1, n_alive + 1), percent[:n_alive], **style)
+        if n_alive:
+            ax.axhline(
+                percent.mean(),
+                color="0.35",
+                linestyle="--",
+                linewidth=1.2,
+                label=f"mean usage, {percent.mean():.2g} %",
+            )
+            low, high = percent[:n_alive].min(), percent.max()
+            ax.set_yscale("log")
+            ax.set_ylim(low / 1.6, high * 1.6)
+            set_plain_log_scale(ax, "y", 10, " %")
+        dead = f"dead: {format_plain(round(100 * self.dead_fraction_, 2))} % ({n_dead:,} of {n_latents:,})"
+        if n_dead:
+            ax.axvspan(n_alive + 0.5, n_latents + 0.5, color=COLORS[1], alpha=0.25, linewidth=0, label=dead)
+        else:
+            ax.plot([], [], linestyle="none", label=dead)
+        ax.set_xlim(0.5, n_latents + 0.5)
+        from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        ax.set(xlabel="Latents, sorted by usage", ylabel="Rows in which the latent fires")
+        ax.grid(alpha=0.3)
+        # the curve falls, so this corner is free
+        ax.legend(loc="upper right")
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
