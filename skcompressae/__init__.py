@@ -1,6 +1,47 @@
 """Compress embeddings into sparse codes with a sparse autoencoder, and search them without decompressing."""
 
-from skcompressae._transformer import CompresSAETransformer
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from skcompressae._version import __version__
 
-__all__ = ["CompresSAETransformer", "__version__"]
+if TYPE_CHECKING:
+    from skcompressae._neighbors import CodeNearestNeighbors
+    from skcompressae._plot import CompressionTradeoffDisplay, LatentUsageDisplay, LossCurveDisplay
+    from skcompressae._transformer import CompresSAETransformer
+    from skcompressae.packed import PackedCodes
+
+__all__ = [
+    "CodeNearestNeighbors",
+    "CompresSAETransformer",
+    "CompressionTradeoffDisplay",
+    "LatentUsageDisplay",
+    "LossCurveDisplay",
+    "PackedCodes",
+    "__version__",
+]
+
+# Where each public name lives. Loaded when first asked for, so that search, metrics and packed codes do not wait for
+# torch, which only the transformer needs.
+_HOMES = {
+    "CodeNearestNeighbors": "skcompressae._neighbors",
+    "CompresSAETransformer": "skcompressae._transformer",
+    "CompressionTradeoffDisplay": "skcompressae._plot",
+    "LatentUsageDisplay": "skcompressae._plot",
+    "LossCurveDisplay": "skcompressae._plot",
+    "PackedCodes": "skcompressae.packed",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the names that are loaded and those that would be."""
+    return sorted({*globals(), *__all__})

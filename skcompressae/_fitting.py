@@ -22,8 +22,9 @@ BLOCK_ROWS = 4096
 # Rows encoded after training for the usage statistics; the standard error of a share p is then below sqrt(p / 1e5).
 _MAX_STATISTICS_ROWS = 100_000
 _MAX_VALIDATION_ROWS = 4096
-# Rows whose mean and sample seed the initial latents.
-_MAX_INITIAL_ROWS = 65_536
+# Numbers in the sample of rows whose mean and members seed the initial latents (8 MB), unless n_components rows hold
+# more: a memory-mapped file must not be read whole to seed a few latents.
+_MAX_INITIAL_VALUES = 2**21
 # Share of a random direction in each initial latent: enough that no latent merely copies one row.
 _INITIAL_NOISE = 0.5
 
@@ -77,7 +78,8 @@ def initial_weights(rows: NDArray[Any], n_components: int, init: str, random_sta
     random_state : RandomState
     """
     if init == "data":
-        picks = _sample_rows(len(rows), _MAX_INITIAL_ROWS, random_state)
+        n_picks = max(n_components, _MAX_INITIAL_VALUES // rows.shape[1])
+        picks = _sample_rows(len(rows), n_picks, random_state)
         sample, norms = unit_rows(rows[picks])
         sample = sample[norms > 0]
         if len(sample):  # else every row is zero: nothing to seed from, and nothing to learn

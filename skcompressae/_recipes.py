@@ -36,7 +36,7 @@ RECIPES = {
         batch_size=2048,
         coding="pursuit",
         early_stopping=True,
-        neighborhood_weight=0.03,
+        neighborhood_weight=0.1,
     ),
     # Kasalicky et al. (2025), section 4: Adam, batches of 100,000, 500 steps. The paper names no learning rate; 1e-3
     # was the best constant one in benchmarks/quality.py.

@@ -17,10 +17,11 @@ def _normalise(rows: FloatArray) -> None:
 def data_weights(
     sample: FloatArray, n_components: int, noise: float, random_state: np.random.RandomState
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Start every latent at a training row blended with noise, the encoder tied to the decoder.
+    """Start one latent at the mean direction and every other at a centred training row blended with noise.
 
-    The rows are centred first, so that latents describe differences between rows rather than, all of them, the
-    direction that an anisotropic embedding shares.
+    An anisotropic embedding shares one direction among all its rows. One latent takes it over; the others describe
+    differences between rows: their decoder rows are orthogonal to the mean, and their bias makes the encoder
+    (tied to the decoder at the start) see ``W (x / ||x|| - mean)``, so the linear decoder stays as it is.
 
     Parameters
     ----------
@@ -37,13 +38,23 @@ def data_weights(
     n_rows, n_features = sample.shape
     # Every row once before any row twice.
     picks = np.concatenate([random_state.permutation(n_rows) for _ in range(-(-n_components // n_rows))])[:n_components]
-    directions = sample[picks] - sample.mean(axis=0)
+    mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
+    directions = sample[picks] - mean
     _normalise(directions)
     random_directions = random_state.standard_normal((n_components, n_features)).astype(np.float32)
     _normalise(random_directions)
     decoder = ((1 - noise) * directions + noise * random_directions).astype(np.float32)
+    mean_norm = np.linalg.norm(mean)
+    if mean_norm > 0:
+        mean_direction = mean / mean_norm
+        if n_features > 1:  # in one dimension nothing is orthogonal to the mean
+            decoder -= np.outer(decoder @ mean_direction, mean_direction)
+        decoder[0] = mean_direction
     _normalise(decoder)
-    return decoder.copy(), np.zeros(n_components, dtype=np.float32), decoder
+    bias = -(decoder @ mean)
+    if mean_norm > 0:
+        bias[0] = 0
+    return decoder.copy(), bias.astype(np.float32), decoder
 
 
 def kaiming_weights(

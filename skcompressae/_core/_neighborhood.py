@@ -3,7 +3,7 @@
 A dictionary that reconstructs ever better splits close rows over different latents, and code-to-code search loses what
 reconstruction gains. For n rows of a batch, with cosines G of the rows and C of their codes, the term is
 
-    (w / n) * sum_i KL(softmax_j(G_ij / T) || softmax_j(C_ij / T)),   j != i,
+    (w / n) * sum_i KL(softmax_j(G_ij / T) || softmax_j(C_ij / T')),   j != i,
 
 the objective of stochastic neighbour embedding (Hinton and Roweis 2002) with cosines for distances. Its gradient with
 respect to the codes reaches the active latents only, so beside the product G the work is one walk over the inverted
@@ -28,7 +28,7 @@ _FAST = {"nnan", "ninf", "nsz", "contract", "reassoc"}
 def _softmax(logits, scale, skipped, probabilities):  # type: ignore[no-untyped-def]
     """Write ``softmax(logits * scale)`` with entry `skipped` left out; return the log of its normaliser."""
     kind = logits.dtype.type
-    largest = kind(-np.inf)
+    largest = kind(-2)  # below any cosine; an infinity has no meaning under the fast-math flags
     for j in range(logits.shape[0]):
         if j != skipped and logits[j] > largest:
             largest = logits[j]
@@ -45,7 +45,7 @@ def _softmax(logits, scale, skipped, probabilities):  # type: ignore[no-untyped-
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
 def _pair_gradients(  # type: ignore[no-untyped-def]
-    cosines, indices, unit_values, starts, entries, inverse_temperature, weight, start, stop, pair_gradients, losses
+    cosines, indices, unit_values, starts, entries, inverse_temperatures, weight, start, stop, pair_gradients, losses
 ):
     n_rows, k = indices.shape
     kind = cosines.dtype.type
@@ -60,13 +60,13 @@ def _pair_gradients(  # type: ignore[no-untyped-def]
             latent = indices[i, a]
             for e in range(starts[latent], starts[latent + 1]):
                 code_cosines[entries[e] // k] += value * flat_values[entries[e]]
-        wanted_log = _softmax(cosines[i], inverse_temperature, i, wanted)
-        found_log = _softmax(code_cosines, inverse_temperature, i, found)
+        wanted_log = _softmax(cosines[i], inverse_temperatures[0], i, wanted)
+        found_log = _softmax(code_cosines, inverse_temperatures[1], i, found)
         loss = kind(0)
         for j in range(n_rows):
-            difference = (cosines[i, j] - code_cosines[j]) * inverse_temperature
+            difference = cosines[i, j] * inverse_temperatures[0] - code_cosines[j] * inverse_temperatures[1]
             loss += wanted[j] * (difference - wanted_log + found_log)
-            pair_gradients[i, j] = weight * inverse_temperature * (found[j] - wanted[j])
+            pair_gradients[i, j] = weight * inverse_temperatures[1] * (found[j] - wanted[j])
         losses[i] = loss
 
 
@@ -99,7 +99,7 @@ def neighborhood_gradients(
     indices: IndexArray,
     values: FloatArray,
     n_components: int,
-    temperature: float,
+    temperatures: tuple[float, float],
     weight: float,
     *,
     n_threads: int,
@@ -112,8 +112,8 @@ def neighborhood_gradients(
     indices, values : arrays of shape (n_rows, k)
         Codes of the rows, indices ascending.
     n_components : int
-    temperature : float
-        T of both distributions, in units of cosine.
+    temperatures : tuple of two floats
+        T of the rows' and T' of the codes' distribution, in units of cosine.
     weight : float
         w of the term.
     n_threads : int
@@ -133,6 +133,7 @@ def neighborhood_gradients(
     losses = np.empty(n_rows, dtype=x.dtype)
     latent_gradients = np.empty_like(values)
     kind = x.dtype.type
+    inverse_temperatures = 1 / np.asarray(temperatures, dtype=x.dtype)
     run_blocks(
         lambda start, stop: _pair_gradients(
             cosines,
@@ -140,7 +141,7 @@ def neighborhood_gradients(
             unit_values,
             starts,
             entries,
-            kind(1 / temperature),
+            inverse_temperatures,
             kind(weight / n_rows),
             start,
             stop,

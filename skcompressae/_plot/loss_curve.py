@@ -42,7 +42,7 @@ class LossCurveDisplay:
 
     Examples
     --------
-    >>> from skcompressae._plot import LossCurveDisplay
+    >>> from skcompressae import LossCurveDisplay
     >>> LossCurveDisplay(training_loss=[0.9, 0.5, 0.4, 0.3], validation_loss=[0.6, 0.4]).validation_steps
     array([2., 4.])
     """

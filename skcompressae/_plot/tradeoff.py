@@ -63,7 +63,7 @@ class CompressionTradeoffDisplay:
 
     Examples
     --------
-    >>> from skcompressae._plot import CompressionTradeoffDisplay
+    >>> from skcompressae import CompressionTradeoffDisplay
     >>> display = CompressionTradeoffDisplay(
     ...     results=[{"series": "PCA", "compression_factor": 12.0, "recall": 0.6, "label": "64 dim"}]
     ... )

@@ -38,7 +38,7 @@ class LatentUsageDisplay:
     Examples
     --------
     >>> import numpy as np
-    >>> from skcompressae._plot import LatentUsageDisplay
+    >>> from skcompressae import LatentUsageDisplay
     >>> LatentUsageDisplay(usage=np.array([0.5, 0.0, 0.25, 0.25])).dead_fraction_
     0.25
     """

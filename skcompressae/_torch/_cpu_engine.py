@@ -46,7 +46,8 @@ class PreActivations:
         if precision == "bfloat16":
             import torch
 
-            self._torch_encoder = torch.from_numpy(encoder).to(torch.bfloat16)
+            # Copied rather than shared: weights that joblib memory-maps are read-only, which torch warns about.
+            self._torch_encoder = torch.tensor(encoder, dtype=torch.bfloat16)
 
     def __call__(self, x: FloatArray) -> FloatArray:
         """Return pre-activations of shape (n_rows, n_components), valid until the next call."""
@@ -163,7 +164,7 @@ class CpuEngine:
             indices[:n_rows][leading].reshape(shape),
             values[:n_rows][leading].reshape(shape),
             self._weights.n_components,
-            settings.neighborhood_temperature,
+            settings.neighborhood_temperatures,
             settings.neighborhood_weight,
             n_threads=self._n_threads,
         )

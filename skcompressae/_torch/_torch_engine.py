@@ -19,7 +19,7 @@ from skcompressae._core._threads import row_blocks
 from skcompressae._torch._devices import matmul_precision
 from skcompressae._torch._weights import Moments, StepLosses, StepSettings, Weights
 
-__all__ = ["TorchEngine", "encode_rows_torch", "is_out_of_memory"]
+__all__ = ["TorchEncoder", "TorchEngine", "encode_rows_torch", "is_out_of_memory"]
 
 # Bytes of one dense (block, n_components) float32 array; a step holds about six of them.
 _BLOCK_BYTES = 512 * 2**20
@@ -29,7 +29,7 @@ _RESIDENT_SHARE = 0.5
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether torch ran out of device memory (MPS says so in a plain RuntimeError)."""
-    return isinstance(error, torch.OutOfMemoryError) or (
+    return isinstance(error, torch.cuda.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
     )
 
@@ -56,15 +56,18 @@ def _cosine_gradient(x: torch.Tensor, x_hat: torch.Tensor, weight: float) -> tup
     return cosine[:, 0], torch.where(norm > 0, gradient, torch.zeros_like(gradient))
 
 
-def _neighborhood_gradient(x: torch.Tensor, latents: torch.Tensor, temperature: float, precision: str) -> torch.Tensor:
+def _neighborhood_gradient(
+    x: torch.Tensor, latents: torch.Tensor, temperatures: tuple[float, float], precision: str
+) -> torch.Tensor:
     """Return the gradient of the neighbourhood term of weight 1 with respect to dense latents."""
     norms = latents.norm(dim=1, keepdim=True)
     safe = torch.where(norms > 0, norms, torch.ones_like(norms))
     unit = latents / safe
-    wanted, found = _product(x, x.T, precision) / temperature, _product(unit, unit.T, precision) / temperature
+    wanted = _product(x, x.T, precision) / temperatures[0]
+    found = _product(unit, unit.T, precision) / temperatures[1]
     wanted.fill_diagonal_(-torch.inf)
     found.fill_diagonal_(-torch.inf)
-    pairs = (found.softmax(dim=1) - wanted.softmax(dim=1)) / (temperature * len(x))
+    pairs = (found.softmax(dim=1) - wanted.softmax(dim=1)) / (temperatures[1] * len(x))
     gradient = _product(pairs + pairs.T, unit, precision)
     gradient = (gradient - (gradient * unit).sum(dim=1, keepdim=True) * unit) / safe
     return torch.where(norms > 0, gradient, torch.zeros_like(gradient))
@@ -204,7 +207,7 @@ class TorchEngine:
                 if start == 0 and settings.neighborhood_weight > 0 and len(row_indices) > 1:
                     n_rows = min(settings.neighborhood_rows, len(x))
                     pulls = _neighborhood_gradient(
-                        x[:n_rows], leading[:n_rows], settings.neighborhood_temperature, precision
+                        x[:n_rows], leading[:n_rows], settings.neighborhood_temperatures, precision
                     )
                     chosen = indices[:n_rows, :k]
                     pulls = settings.neighborhood_weight * pulls.gather(1, chosen)
@@ -226,7 +229,8 @@ class TorchEncoder:
     """
 
     def __init__(self, weights: Weights, device: torch.device, precision: str) -> None:
-        self._parameters = [torch.from_numpy(array).to(device) for array in weights.arrays]
+        # Copied rather than shared: weights that joblib memory-maps are read-only, which torch warns about.
+        self._parameters = [torch.tensor(array, device=device) for array in weights.arrays]
         self._device = device
         self._precision = precision
         self.block_rows = max(256, _BLOCK_BYTES // (4 * weights.n_components))

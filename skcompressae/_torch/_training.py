@@ -71,27 +71,42 @@ def _make_engine(
 
 
 class _BatchSampler:
-    """Draw batches of row indices without replacement, epoch after epoch, in short runs of consecutive rows."""
+    """Draw batches of row indices without replacement, epoch after epoch, in short runs of consecutive rows.
 
-    def __init__(self, row_indices: NDArray[np.intp], run_rows: int, random_state: np.random.RandomState) -> None:
+    The rows that are left when an epoch has no whole batch any more are the next batch where `keeps_remainder` says so,
+    else they wait for the next epoch's order.
+    """
+
+    def __init__(
+        self,
+        row_indices: NDArray[np.intp],
+        run_rows: int,
+        random_state: np.random.RandomState,
+        *,
+        keeps_remainder: bool = False,
+    ) -> None:
         self._row_indices = row_indices
         self._run_rows = run_rows
         self._random_state = random_state
+        self._keeps_remainder = keeps_remainder
         self._order = np.empty(0, dtype=np.intp)
         self._position = 0
 
     def draw(self, batch_size: int) -> NDArray[np.intp]:
-        n_runs = -(-len(self._row_indices) // self._run_rows)
-        runs_per_batch = min(n_runs, max(1, batch_size // self._run_rows))
-        if self._position + runs_per_batch > len(self._order):
-            self._order = self._random_state.permutation(n_runs)
-            self._position = 0
-        runs = self._order[self._position : self._position + runs_per_batch]
-        self._position += runs_per_batch
+        n_left = len(self._order) - self._position
+        if n_left == 0 or (n_left < batch_size and not self._keeps_remainder):
+            self._order, self._position = self._shuffle(), 0
+        picks = self._order[self._position : self._position + batch_size]
+        self._position += len(picks)
+        return self._row_indices[picks]
+
+    def _shuffle(self) -> NDArray[np.intp]:
+        n_rows = len(self._row_indices)
+        runs = self._random_state.permutation(-(-n_rows // self._run_rows))
         if self._run_rows == 1:
-            return self._row_indices[runs]
-        positions = (runs[:, None] * self._run_rows + np.arange(self._run_rows)).reshape(-1)
-        return self._row_indices[positions[positions < len(self._row_indices)]]
+            return runs
+        order = (runs[:, None] * self._run_rows + np.arange(self._run_rows)).reshape(-1)
+        return order[order < n_rows]
 
 
 def train(
@@ -107,6 +122,7 @@ def train(
     *,
     n_iter_no_change: int | None,
     on_step: Callable[[int, StepLosses], bool],
+    keeps_remainder: bool = False,
 ) -> TrainingResult:
     """Train weights on rows until the schedule ends, validation stops improving, or the user interrupts.
 
@@ -126,6 +142,8 @@ def train(
         None never stops early.
     on_step : callable
         Called with the number of steps taken and the last losses; returns True to stop.
+    keeps_remainder : bool, default=False
+        End each epoch with a smaller batch rather than leave out rows that fill none.
 
     Returns
     -------
@@ -133,7 +151,7 @@ def train(
     """
     engine = _make_engine(rows, weights, moments, settings, device)
     run_rows = _MEMMAP_RUN_ROWS if _is_memory_mapped(rows) else 1
-    sampler = _BatchSampler(training_indices, run_rows, random_state)
+    sampler = _BatchSampler(training_indices, run_rows, random_state, keeps_remainder=keeps_remainder)
     loss_curve: list[float] = []
     validation_curve: list[float] = []
     validation_steps: list[int] = []

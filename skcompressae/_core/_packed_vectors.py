@@ -1,0 +1,244 @@
+"""Scoring of bit-packed words without unpacking them, in LLVM vector types for Numba kernels to call.
+
+Sixteen words of `word_bits` bits take ``2 * word_bits`` bytes, so every block of sixteen begins on a byte. One load and
+one constant shuffle bring the bytes of each word into a 32-bit lane; a constant shift and a mask leave the word. Its
+value comes from `levels`, float32 of shape (n_blocks, n, 16), lane by lane as ranks differ in their codebooks, zero in
+lanes above k; how depends on `method`:
+
+- ``"select"``: n magnitudes; a tree of selections on the bits of the code (at most 16 magnitudes);
+- ``"lookup"``: n magnitudes; one load a lane;
+- ``"linear"``: n = 1, the step of equal steps: ``(code + 1) * step``.
+
+The sign bit of the word becomes the sign bit of the value. A block reads up to 64 bytes from its first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir  # type: ignore[import-untyped, unused-ignore]
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from skcompressae._core._search_vectors import LANES, VECTOR, any_set, prefetch, splat, sum_lanes
+
+__all__ = ["MAX_SELECT_BITS", "MAX_VECTOR_WORD_BITS", "READ_AHEAD", "load_bits", "score_words", "score_words_wide"]
+
+# A word and the bits before it in its first byte must fit a 32-bit lane.
+MAX_VECTOR_WORD_BITS = 25
+# With 16 magnitudes a selection tree is still cheaper than sixteen loads.
+MAX_SELECT_BITS = 5
+# Bytes that must be readable from the first byte of any block.
+READ_AHEAD = 64
+# Bytes that the scan of one query prefetches ahead.
+_AHEAD = 2_048
+
+
+def _constants(kind: Any, values: list[Any]) -> Any:
+    return ir.Constant(ir.VectorType(kind, len(values)), values)
+
+
+def _load_words(builder: Any, base: Any, word_bits: int) -> Any:
+    """Return sixteen words as 32-bit lanes."""
+    byte, lane_type = ir.IntType(8), ir.IntType(32)
+    n_loaded = 32 if word_bits <= 16 else 64
+    loaded = ir.VectorType(byte, n_loaded)
+    data = builder.load(builder.bitcast(base, loaded.as_pointer()), align=1)
+    chosen = []
+    for lane in range(VECTOR):
+        first, offset = divmod(lane * word_bits, 8)
+        needed = -(-(offset + word_bits) // 8)
+        # index n_loaded is the first byte of the second operand: zero
+        chosen += [first + i if i < needed else n_loaded for i in range(4)]
+    zero = ir.Constant(loaded, [0] * n_loaded)
+    lanes = builder.shuffle_vector(data, zero, _constants(lane_type, chosen))
+    words = builder.bitcast(lanes, ir.VectorType(lane_type, VECTOR))
+    shifts = [lane * word_bits % 8 for lane in range(VECTOR)]
+    words = builder.lshr(words, _constants(lane_type, shifts))
+    return builder.and_(words, _constants(lane_type, [(1 << word_bits) - 1] * VECTOR))
+
+
+def _values(builder: Any, words: Any, levels: Any, value_bits: int, method: str) -> Any:
+    """Return the values of sixteen words; `levels` points at those of the block."""
+    single, lane_type, address = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+    vector = ir.VectorType(single, VECTOR)
+    integers = ir.VectorType(lane_type, VECTOR)
+
+    def same(value: int) -> Any:
+        return _constants(lane_type, [value] * VECTOR)
+
+    def magnitudes(number: int) -> Any:
+        place = builder.gep(levels, [ir.Constant(address, number * VECTOR)])
+        return builder.load(builder.bitcast(place, vector.as_pointer()), align=4)
+
+    code = builder.and_(words, same((1 << (value_bits - 1)) - 1))
+    if method == "select":
+        items = [magnitudes(i) for i in range(1 << (value_bits - 1))]
+        for bit in range(value_bits - 1):
+            is_set = builder.icmp_unsigned("!=", builder.and_(words, same(1 << bit)), same(0))
+            items = [builder.select(is_set, items[i + 1], items[i]) for i in range(0, len(items), 2)]
+        value = items[0]
+    elif method == "lookup":
+        value = ir.Constant(vector, ir.Undefined)
+        places = builder.add(builder.mul(code, same(VECTOR)), _constants(lane_type, list(range(VECTOR))))
+        for lane in range(VECTOR):
+            number = ir.Constant(lane_type, lane)
+            place = builder.zext(builder.extract_element(places, number), address)
+            value = builder.insert_element(value, builder.load(builder.gep(levels, [place])), number)
+    else:
+        value = builder.fmul(builder.uitofp(builder.add(code, same(1)), vector), magnitudes(0))
+    sign = builder.and_(builder.shl(words, same(32 - value_bits)), same(1 << 31))
+    return builder.bitcast(builder.xor(builder.bitcast(value, integers), sign), vector)
+
+
+def _layout(word_bits: Any, value_bits: Any, method: Any) -> tuple[int, int, str]:
+    return word_bits.literal_value, value_bits.literal_value, method.literal_value
+
+
+def _block_steps(method: str, value_bits: int) -> int:
+    return VECTOR * (1 if method == "linear" else 1 << (value_bits - 1))
+
+
+@intrinsic
+def load_bits(typingctx: Any, rows: Any, position: Any) -> Any:
+    """Return the eight bytes at `position` as uint64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        place = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(64).as_pointer())
+        return builder.load(place, align=1)
+
+    return types.uint64(rows, types.intp), codegen
+
+
+@intrinsic(prefer_literal=True)
+def score_words(
+    typingctx: Any,
+    rows: Any,
+    position: Any,
+    k: Any,
+    levels: Any,
+    target: Any,
+    word_bits: Any,
+    value_bits: Any,
+    method: Any,
+) -> Any:
+    """Score the k words at byte `position` of `rows` against one target of shape (2**index_bits, 1)."""
+    n_word, n_value, how = _layout(word_bits, value_bits, method)
+    signature = types.float32(rows, types.intp, types.intp, levels, target, word_bits, value_bits, method)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def pointer(number: int) -> Any:
+            return context.make_array(signature.args[number])(context, builder, args[number]).data
+
+        single, word, lane_type = ir.FloatType(), ir.IntType(64), ir.IntType(32)
+        vector = ir.VectorType(single, VECTOR)
+        total = cgutils.alloca_once(builder, vector)
+        builder.store(ir.Constant(vector, [0.0] * VECTOR), total)
+        row, level_data, target_data = builder.gep(pointer(0), [args[1]]), pointer(3), pointer(4)
+        n_blocks = builder.sdiv(builder.add(args[2], ir.Constant(word, VECTOR - 1)), ir.Constant(word, VECTOR))
+        with cgutils.for_range(builder, n_blocks, intp=word) as loop:
+            base = builder.gep(row, [builder.mul(loop.index, ir.Constant(word, 2 * n_word))])
+            prefetch(builder, builder.gep(base, [ir.Constant(word, _AHEAD)]))
+            step = ir.Constant(word, _block_steps(how, n_value))
+            words = _load_words(builder, base, n_word)
+            values = _values(builder, words, builder.gep(level_data, [builder.mul(loop.index, step)]), n_value, how)
+            shift = _constants(lane_type, [n_value] * VECTOR)
+            columns = builder.lshr(words, shift)
+            # two columns a move: lanes leave a vector register one move at a time
+            pairs = builder.bitcast(columns, ir.VectorType(word, VECTOR // 2))
+            chosen = ir.Constant(vector, ir.Undefined)
+            for pair in range(VECTOR // 2):
+                both = builder.extract_element(pairs, ir.Constant(lane_type, pair))
+                low = builder.zext(builder.trunc(both, lane_type), word)
+                high = builder.lshr(both, ir.Constant(word, 32))
+                for lane, column in ((2 * pair, low), (2 * pair + 1, high)):
+                    item = builder.load(builder.gep(target_data, [column]))
+                    chosen = builder.insert_element(chosen, item, ir.Constant(lane_type, lane))
+            product = builder.fmul(values, chosen, flags=("contract",))
+            builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
+        return sum_lanes(builder, builder.load(total))
+
+    return signature, codegen
+
+
+@intrinsic(prefer_literal=True)
+def score_words_wide(
+    typingctx: Any,
+    rows: Any,
+    position: Any,
+    k: Any,
+    levels: Any,
+    targets: Any,
+    factor: Any,
+    thresholds: Any,
+    scores: Any,
+    word_bits: Any,
+    value_bits: Any,
+    method: Any,
+) -> Any:
+    """Score the k words at byte `position` against `LANES` targets; say whether any score reaches its threshold."""
+    n_word, n_value, how = _layout(word_bits, value_bits, method)
+    signature = types.boolean(
+        rows,
+        types.intp,
+        types.intp,
+        levels,
+        targets,
+        types.float32,
+        thresholds,
+        scores,
+        word_bits,
+        value_bits,
+        method,
+    )
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def pointer(number: int) -> Any:
+            return context.make_array(signature.args[number])(context, builder, args[number]).data
+
+        single, word, lane_type = ir.FloatType(), ir.IntType(64), ir.IntType(32)
+        vector = ir.VectorType(single, VECTOR)
+        n_vectors = LANES // VECTOR
+        sums = [cgutils.alloca_once(builder, vector) for _ in range(n_vectors)]
+        for total in sums:
+            builder.store(ir.Constant(vector, [0.0] * VECTOR), total)
+        held_columns = cgutils.alloca_once(builder, ir.ArrayType(lane_type, VECTOR))
+        held_values = cgutils.alloca_once(builder, ir.ArrayType(single, VECTOR))
+        row, level_data, target_data = builder.gep(pointer(0), [args[1]]), pointer(3), pointer(4)
+        zero, sixteen = ir.Constant(word, 0), ir.Constant(word, VECTOR)
+        n_blocks = builder.sdiv(builder.add(args[2], ir.Constant(word, VECTOR - 1)), sixteen)
+        with cgutils.for_range(builder, n_blocks, intp=word) as loop:
+            base = builder.gep(row, [builder.mul(loop.index, ir.Constant(word, 2 * n_word))])
+            prefetch(builder, builder.gep(base, [ir.Constant(word, _AHEAD)]))
+            step = ir.Constant(word, _block_steps(how, n_value))
+            words = _load_words(builder, base, n_word)
+            values = _values(builder, words, builder.gep(level_data, [builder.mul(loop.index, step)]), n_value, how)
+            columns = builder.lshr(words, _constants(lane_type, [n_value] * VECTOR))
+            builder.store(columns, builder.bitcast(held_columns, columns.type.as_pointer()), align=4)
+            builder.store(values, builder.bitcast(held_values, vector.as_pointer()), align=4)
+            left = builder.sub(args[2], builder.mul(loop.index, sixteen))
+            count = builder.select(builder.icmp_signed("<", left, sixteen), left, sixteen)
+            with cgutils.for_range(builder, count, intp=word) as inner:
+                column = builder.zext(builder.load(builder.gep(held_columns, [zero, inner.index])), word)
+                value = splat(builder, builder.load(builder.gep(held_values, [zero, inner.index])), vector)
+                place = builder.gep(target_data, [builder.mul(column, ir.Constant(word, LANES))])
+                place = builder.bitcast(place, vector.as_pointer())
+                for i, total in enumerate(sums):
+                    target = builder.load(builder.gep(place, [ir.Constant(word, i)]), align=4)
+                    product = builder.fmul(value, target, flags=("contract",))
+                    builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
+        factor = splat(builder, args[5], vector)
+        limits = builder.bitcast(pointer(6), vector.as_pointer())
+        out = builder.bitcast(pointer(7), vector.as_pointer())
+        reached = None
+        for i, total in enumerate(sums):
+            scaled = builder.fmul(builder.load(total), factor)
+            builder.store(scaled, builder.gep(out, [ir.Constant(word, i)]), align=4)
+            limit = builder.load(builder.gep(limits, [ir.Constant(word, i)]), align=4)
+            above = builder.fcmp_ordered(">=", scaled, limit)
+            reached = above if reached is None else builder.or_(reached, above)
+        return any_set(builder, reached, VECTOR)
+
+    return signature, codegen

@@ -1,0 +1,161 @@
+"""Learn the magnitudes that packed values may take: one Lloyd-Max codebook for every rank of a row.
+
+Invariants of a ranked codebook `levels` of shape (k, n_levels): positive; increasing along a row by at
+least 0.1 % a step; never increasing down a column, so a code that fits the monotone
+order of magnitudes exists for every rank. Magnitudes are relative to the root mean square of the row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["learn_ranked_levels", "lloyd_max", "signed_levels", "thresholds_of", "uniform_levels"]
+
+_MIN_LEVEL = 2.0**-20
+_MIN_RATIO = 1.0 + 2.0**-10
+# Fewer samples than this per level and the prior shape is mixed in, so a tiny sample gives a usable codebook.
+_SAMPLES_PER_LEVEL = 8
+_MIN_RATIO_STEP = 2.0**-8
+_MAX_GRID = 4096
+# Steps of the first grid, relative to the codebooks' own; the best of them is kept.
+_STRETCHES = (0.8, 1.0, 1.25)
+_GRID_ITERATIONS = 6
+
+
+def lloyd_max(
+    sample: NDArray[np.float64], n_levels: int, max_iter: int = 100, tol: float = 1e-5
+) -> NDArray[np.float64]:
+    """Return the n_levels magnitudes of least squared error over a sorted one-dimensional sample.
+
+    References
+    ----------
+    S. Lloyd, "Least squares quantization in PCM", IEEE Transactions on Information Theory 28, 1982.
+    """
+    levels = np.quantile(sample, (np.arange(n_levels) + 0.5) / n_levels)
+    sums = np.concatenate([[0.0], np.cumsum(sample)])
+    for _ in range(max_iter):
+        edges = np.searchsorted(sample, (levels[1:] + levels[:-1]) / 2)
+        edges = np.concatenate([[0], edges, [sample.size]])
+        counts = np.diff(edges)
+        moved = np.where(counts > 0, np.diff(sums[edges]) / np.maximum(counts, 1), levels)
+        done = np.max(np.abs(moved - levels)) <= tol * np.max(moved)
+        levels = moved
+        if done:
+            break
+    return levels
+
+
+def _prior(k: int, n_levels: int) -> NDArray[np.float64]:
+    """Return the shape assumed without data: exponential order statistics, 1.5 octaves wide."""
+    centre = np.log((k + 1.0) / (np.arange(k) + 0.5))
+    centre /= np.sqrt(np.mean(centre**2))
+    return centre[:, None] * 2.0 ** np.linspace(-0.75, 0.75, n_levels)
+
+
+def _first_grid(samples: list[NDArray[np.float64]], n_levels: int, stretch: float) -> NDArray[np.float64]:
+    """Return a grid whose local step is that of the Lloyd-Max codebooks of the ranks that live there."""
+    ladders = np.array([lloyd_max(sample, n_levels) for sample in samples])
+    centres = ladders.mean(axis=1)
+    spans = ladders[:, -1] - ladders[:, 0]
+    steps = np.maximum(stretch * spans / max(n_levels - 1, 1), _MIN_RATIO_STEP * centres)
+    order = np.argsort(centres)
+    bottom = max(float(ladders.min()), _MIN_LEVEL)
+    grid = [bottom]
+    while (grid[-1] < ladders.max() or len(grid) < n_levels) and len(grid) < _MAX_GRID:
+        step = np.interp(grid[-1], centres[order], steps[order])
+        grid.append(grid[-1] + max(float(step), grid[-1] * _MIN_RATIO_STEP))
+    return np.array(grid)
+
+
+def _windows(
+    samples: list[NDArray[np.float64]], grid: NDArray[np.float64], n_levels: int
+) -> tuple[NDArray[np.int64], float]:
+    """Return the start of the window of each rank that loses least, nonincreasing, and the summed squared error."""
+    middles = (grid[1:] + grid[:-1]) / 2
+    last = len(grid) - n_levels
+    starts = np.empty(len(samples), dtype=np.int64)
+    loss = 0.0
+    ceiling = last
+    for j, sample in enumerate(samples):
+        nearest = np.searchsorted(middles, sample)
+        guess = int(np.median(nearest)) - n_levels // 2
+        errors = {}
+        for start in range(guess - n_levels, guess + n_levels + 1):
+            start = min(max(start, 0), ceiling)
+            if start not in errors:
+                chosen = grid[np.clip(nearest, start, start + n_levels - 1)]
+                errors[start] = float(np.mean((sample - chosen) ** 2))
+        starts[j] = ceiling = min(errors, key=errors.__getitem__)
+        loss += errors[ceiling]
+    return starts, loss
+
+
+def learn_ranked_levels(magnitudes: NDArray[Any], k: int, value_bits: int) -> NDArray[np.float32]:
+    """Learn a codebook per rank: windows into one grid.
+
+    With codebooks independent of each other the nearest levels of neighbouring ranks often stand in the wrong order,
+    and correcting that costs more than the codebooks gain (1 - cosine 0.0032 at 4 bits against 0.0006). Rounding to one
+    grid is monotone, and so is clipping to windows that move downwards.
+
+    Parameters
+    ----------
+    magnitudes : array of shape (n_sample, k)
+        Absolute values of sample rows, descending, zero after the last entry of a short row.
+    k : int
+    value_bits : int
+        Bits of a value with its sign.
+
+    Returns
+    -------
+    levels : float32 array of shape (k, 2 ** (value_bits - 1))
+    """
+    n_levels = 2 ** (value_bits - 1)
+    rows = np.asarray(magnitudes, dtype=np.float64)
+    rows = rows[rows[:, 0] > 0]
+    counts = np.count_nonzero(rows, axis=1)
+    root = np.sqrt(np.sum(rows**2, axis=1) / np.maximum(counts, 1))
+    relative = rows / root[:, None]
+    prior = _prior(k, n_levels)
+    samples = []
+    for j in range(k):
+        sample = relative[counts > j, j]
+        if sample.size < _SAMPLES_PER_LEVEL * n_levels:
+            sample = np.concatenate([sample, prior[j]])
+        samples.append(np.sort(sample))
+    best, best_loss = np.empty(0), np.inf
+    best_starts = np.empty(0, dtype=np.int64)
+    for stretch in _STRETCHES:
+        grid = _first_grid(samples, n_levels, stretch)
+        for _ in range(_GRID_ITERATIONS):
+            starts, loss = _windows(samples, grid, n_levels)
+            if loss < best_loss:
+                best, best_starts, best_loss = grid, starts, loss
+            sums, hits = np.zeros(len(grid)), np.zeros(len(grid))
+            middles = (grid[1:] + grid[:-1]) / 2
+            for sample, start in zip(samples, starts, strict=True):
+                chosen = np.clip(np.searchsorted(middles, sample), start, start + n_levels - 1)
+                sums += np.bincount(chosen, sample, minlength=len(grid)) / sample.size
+                hits += np.bincount(chosen, minlength=len(grid)) / sample.size
+            grid = np.maximum(np.where(hits > 0, sums / np.maximum(hits, 1e-300), grid), _MIN_LEVEL)
+            for c in range(1, len(grid)):
+                grid[c] = max(grid[c], grid[c - 1] * _MIN_RATIO)
+    return np.stack([best[start : start + n_levels] for start in best_starts]).astype(np.float32)
+
+
+def uniform_levels(value_bits: int) -> NDArray[np.float32]:
+    """Return equal steps of the row's largest magnitude, shape (1, 2 ** (value_bits - 1))."""
+    n_levels = 2 ** (value_bits - 1)
+    return (np.arange(1, n_levels + 1) / n_levels).astype(np.float32)[None, :]
+
+
+def thresholds_of(levels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the midpoints between neighbouring levels, shape (n_ranks, n_levels - 1)."""
+    return np.ascontiguousarray((levels[:, :-1] + levels[:, 1:]) / np.float32(2), dtype=np.float32)
+
+
+def signed_levels(levels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the table that scoring indexes with sign and code, shape (n_ranks, 2 ** value_bits)."""
+    return np.ascontiguousarray(np.concatenate([levels, -levels], axis=1))

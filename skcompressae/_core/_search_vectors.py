@@ -1,0 +1,215 @@
+"""The innermost loops of the search, written in LLVM vector types for Numba kernels to call.
+
+Numba keeps small arrays in memory, and LLVM vectorises neither a sum over targets chosen by an index nor a
+search for one large value. Vectors make both explicit; LLVM lowers them to whatever registers the machine
+has.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir  # type: ignore[import-untyped, unused-ignore]
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+__all__ = [
+    "LANES",
+    "VECTOR",
+    "any_above",
+    "any_set",
+    "prefetch",
+    "score_blocks",
+    "score_row_wide",
+    "splat",
+    "sum_lanes",
+]
+
+# Queries that share one pass over the rows. 32 float32 lanes are two AVX-512 registers (four AVX2 ones): the
+# index and the value of a nonzero are loaded once for 32 queries, and the (4096, 32) target block, 512 KiB,
+# still fits a 1 MiB L2 cache. 16 and 64 lanes measured slower (0.34 and 0.32 against 0.28 ms per query and
+# 200,000 rows).
+LANES = 32
+VECTOR = 16
+
+# Nonzeros that the scan of one query prefetches ahead: 4 KiB of float32 values. 512 to 4,096 measured alike.
+_AHEAD = 1_024
+
+
+def splat(builder: Any, scalar: Any, vector: Any) -> Any:
+    """Return a vector with `scalar` in every lane."""
+    undefined = ir.Constant(vector, ir.Undefined)
+    filled = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
+    return builder.shuffle_vector(filled, undefined, zeros)
+
+
+def any_set(builder: Any, mask: Any, width: int) -> Any:
+    """Return whether any of the `width` lanes of a mask is set."""
+    bits = ir.IntType(width)
+    return builder.icmp_unsigned("!=", builder.bitcast(mask, bits), ir.Constant(bits, 0))
+
+
+def prefetch(builder: Any, address: Any) -> None:
+    """Ask for a cache line; an address outside of the array is no error."""
+    byte = ir.IntType(8).as_pointer()
+    flag = ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+    function = builder.module.declare_intrinsic("llvm.prefetch", (byte,), kind)
+    # read (0), keep in all caches (3), data (1)
+    builder.call(function, [builder.bitcast(address, byte), flag(0), flag(3), flag(1)])
+
+
+def sum_lanes(builder: Any, vector: Any) -> Any:
+    """Return the sum of `VECTOR` lanes, added by halves."""
+    integer, current, width = ir.IntType(32), vector, VECTOR
+    while width > 1:
+        width //= 2
+        nothing = ir.Constant(current.type, ir.Undefined)
+        halves = [
+            builder.shuffle_vector(
+                current, nothing, ir.Constant(ir.VectorType(integer, width), list(range(low, low + width)))
+            )
+            for low in (0, width)
+        ]
+        current = builder.fadd(*halves)
+    return builder.extract_element(current, ir.Constant(integer, 0))
+
+
+@intrinsic
+def score_row_wide(
+    typingctx: Any,
+    indices: Any,
+    values: Any,
+    start: Any,
+    stop: Any,
+    targets: Any,
+    scale: Any,
+    thresholds: Any,
+    scores: Any,
+) -> Any:
+    """Score one row against `LANES` targets with the sums held in registers; say whether any reaches its
+    threshold.
+
+    Written in LLVM vector types since Numba keeps small arrays in memory: a store and a load per nonzero
+    would cost more than the multiplication. LLVM lowers the vectors to whatever the machine has.
+    """
+    signature = types.boolean(indices, values, types.intp, types.intp, targets, types.float32, thresholds, scores)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def pointer(position: int) -> Any:
+            return context.make_array(signature.args[position])(context, builder, args[position]).data
+
+        single, word = ir.FloatType(), ir.IntType(64)
+        vector = ir.VectorType(single, VECTOR)
+        n_vectors = LANES // VECTOR
+        zero = ir.Constant(vector, [0.0] * VECTOR)
+        sums = [cgutils.alloca_once(builder, vector) for _ in range(n_vectors)]
+        for total in sums:
+            builder.store(zero, total)
+        index_data, value_data, target_data = pointer(0), pointer(1), pointer(4)
+        index_is_signed = signature.args[0].dtype.signed
+        step = ir.Constant(word, 1)
+        with cgutils.for_range_slice(builder, args[2], args[3], step, intp=word) as (position, _):
+            column = builder.load(builder.gep(index_data, [position]))
+            if column.type.width < 64:
+                column = builder.sext(column, word) if index_is_signed else builder.zext(column, word)
+            value = builder.load(builder.gep(value_data, [position]))
+            if signature.args[1].dtype == types.float64:
+                value = builder.fptrunc(value, single)
+            factor = splat(builder, value, vector)
+            row = builder.bitcast(
+                builder.gep(target_data, [builder.mul(column, ir.Constant(word, LANES))]), vector.as_pointer()
+            )
+            for i, total in enumerate(sums):
+                target = builder.load(builder.gep(row, [ir.Constant(word, i)]), align=4)
+                product = builder.fmul(factor, target, flags=("contract",))
+                builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
+        factor = splat(builder, args[5], vector)
+        out = builder.bitcast(pointer(7), vector.as_pointer())
+        limits = builder.bitcast(pointer(6), vector.as_pointer())
+        reached = None
+        for i, total in enumerate(sums):
+            scaled = builder.fmul(builder.load(total), factor)
+            builder.store(scaled, builder.gep(out, [ir.Constant(word, i)]), align=4)
+            limit = builder.load(builder.gep(limits, [ir.Constant(word, i)]), align=4)
+            above = builder.fcmp_ordered(">=", scaled, limit)
+            reached = above if reached is None else builder.or_(reached, above)
+        return any_set(builder, reached, VECTOR)
+
+    return signature, codegen
+
+
+@intrinsic
+def score_blocks(typingctx: Any, indices: Any, values: Any, start: Any, n_blocks: Any, target: Any) -> Any:
+    """Score ``16 * n_blocks`` nonzeros of one row against one target of shape (n_components, 1).
+
+    Loads a vector of values and collects the targets lane by lane: the gather instruction of Zen 4 is slower
+    than its parts. Prefetching hides the page walks that a plain stream waits for (1.1 instead of 1.4 ms for
+    100,000 rows).
+    """
+    signature = types.float32(indices, values, types.intp, types.intp, target)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def pointer(position: int) -> Any:
+            return context.make_array(signature.args[position])(context, builder, args[position]).data
+
+        single, word, integer = ir.FloatType(), ir.IntType(64), ir.IntType(32)
+        vector = ir.VectorType(single, VECTOR)
+        index_is_signed = signature.args[0].dtype.signed
+        is_double = signature.args[1].dtype == types.float64
+        total = cgutils.alloca_once(builder, vector)
+        builder.store(ir.Constant(vector, [0.0] * VECTOR), total)
+        index_data, value_data, target_data = pointer(0), pointer(1), pointer(4)
+        with cgutils.for_range(builder, args[3], intp=word) as loop:
+            base = builder.add(args[2], builder.mul(loop.index, ir.Constant(word, VECTOR)))
+            index_base = builder.gep(index_data, [base])
+            value_base = builder.gep(value_data, [base])
+            for stream in (index_base, value_base):
+                prefetch(builder, builder.gep(stream, [ir.Constant(word, _AHEAD)]))
+            wide = ir.VectorType(ir.DoubleType() if is_double else single, VECTOR)
+            factors = builder.load(builder.bitcast(value_base, wide.as_pointer()), align=4)
+            if is_double:
+                factors = builder.fptrunc(factors, vector)
+            chosen = ir.Constant(vector, ir.Undefined)
+            for lane in range(VECTOR):
+                column = builder.load(builder.gep(index_base, [ir.Constant(word, lane)]))
+                if column.type.width < 64:
+                    column = builder.sext(column, word) if index_is_signed else builder.zext(column, word)
+                item = builder.load(builder.gep(target_data, [column]))
+                chosen = builder.insert_element(chosen, item, ir.Constant(integer, lane))
+            product = builder.fmul(factors, chosen, flags=("contract",))
+            builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
+        return sum_lanes(builder, builder.load(total))
+
+    return signature, codegen
+
+
+@intrinsic
+def any_above(
+    typingctx: Any, sums: Any, scale: Any, sums_start: Any, scale_start: Any, limit: Any, n_vectors: Any
+) -> Any:
+    """Say whether any of ``8 * n_vectors`` scaled float64 sums exceeds `limit`."""
+    signature = types.boolean(sums, scale, types.intp, types.intp, types.float64, types.intp)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def pointer(position: int) -> Any:
+            return context.make_array(signature.args[position])(context, builder, args[position]).data
+
+        word = ir.IntType(64)
+        vector = ir.VectorType(ir.DoubleType(), 8)
+        mask = ir.VectorType(ir.IntType(1), 8)
+        limit = splat(builder, args[4], vector)
+        seen = cgutils.alloca_once(builder, mask)
+        builder.store(ir.Constant(mask, [0] * 8), seen)
+        left = builder.bitcast(builder.gep(pointer(0), [args[2]]), vector.as_pointer())
+        right = builder.bitcast(builder.gep(pointer(1), [args[3]]), vector.as_pointer())
+        with cgutils.for_range(builder, args[5], intp=word) as loop:
+            a = builder.load(builder.gep(left, [loop.index]), align=8)
+            b = builder.load(builder.gep(right, [loop.index]), align=8)
+            above = builder.fcmp_ordered(">", builder.fmul(a, b), limit)
+            builder.store(builder.or_(builder.load(seen), above), seen)
+        return any_set(builder, builder.load(seen), 8)
+
+    return signature, codegen

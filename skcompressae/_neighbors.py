@@ -1,0 +1,508 @@
+"""Nearest neighbors over sparse codes, without decompressing them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from joblib import effective_n_jobs
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix, issparse, vstack
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
+from sklearn.utils import check_array
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from skcompressae._core._search import search, within
+from skcompressae._core._search_store import (
+    BLOCK_ROWS,
+    Chunk,
+    CodeStore,
+    PackedStore,
+    PostingStore,
+    RowStore,
+    block_to_csr,
+    make_chunk,
+)
+from skcompressae._neighbors_graph import NeighborsGraphMixin
+from skcompressae._neighbors_io import IndexFileMixin
+from skcompressae._neighbors_queries import (
+    FittedCodes,
+    Queries,
+    canonical_csr,
+    is_packed,
+    score_limits,
+    scores_to_distances,
+)
+
+__all__ = ["CodeNearestNeighbors"]
+
+_FLOATS = [np.float64, np.float32]
+
+
+class CodeNearestNeighbors(
+    NeighborsGraphMixin, IndexFileMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+):
+    r"""Exact nearest neighbors over sparse codes.
+
+    The documents are sparse codes :math:`s \in R^m` with few nonzeros, as `CompresSAETransformer` makes them.
+    A code stands for the vector :math:`\hat x = s D`, where the rows of :math:`D` are the `components_` of
+    the compressor. Scores between such vectors are computed in code space and never decompress a document:
+    :math:`\hat q \cdot \hat x = (D \hat q) \cdot s`, one dense vector :math:`t = D \hat q` per query, then
+    one product per nonzero of a document.
+
+    Results equal a brute-force search in float64 up to the rounding of the query's :math:`t`, which has the
+    precision of the query and of `components_`. Of documents at equal distance, the one fitted first comes
+    first.
+
+    Parameters
+    ----------
+    n_neighbors : int, default=5
+        Number of neighbors returned by default.
+    compressor : fitted transformer, array-like of shape (n_components, n_features) or None, default=None
+        What relates codes to embeddings: a fitted object with `components_` of shape (n_components,
+        n_features) and `transform`, or the array of `components_` alone, with which dense queries cannot be
+        compressed and so serve ``mode="asymmetric"`` only. `None` leaves ``mode="sparse"``. The compressor is
+        never refitted or changed. As for every estimator that takes a fitted one, :func:`sklearn.base.clone`
+        (and so cross-validation) would make it unfitted: wrap it in :class:`sklearn.frozen.FrozenEstimator`
+        where that matters.
+    mode : {"auto", "sparse", "reconstructed", "asymmetric"}, default="auto"
+        What is compared:
+
+        - "sparse": the codes themselves, as ``NearestNeighbors(algorithm="brute")`` on the same matrix;
+        - "reconstructed": the reconstruction of the query's code with the reconstructions of the documents;
+        - "asymmetric": the dense query as it is with the reconstructions of the documents: the best recall;
+        - "auto": "sparse" without a compressor; with one, "asymmetric" for dense queries and "reconstructed"
+          for codes.
+
+        Dense queries are compressed first where the mode compares codes.
+    metric : {"cosine", "dot"}, default="cosine"
+        "cosine" is the cosine distance, ``1 - cosine``, clipped to [0, 2]; a zero vector has distance 1 to
+        everything. "dot" is the maximum inner product; the distance returned is the negative inner product,
+        so that it ascends too.
+    radius : float, default=1.0
+        Largest distance returned by default by `radius_neighbors`.
+    n_jobs : int or None, default=None
+        Threads of the search, in joblib's counting: None is 1, -1 is all. BLAS counts its own.
+    device : str, default="cpu"
+        "cpu"; "cuda" or "cuda:<number>": search on that GPU; "auto": "cuda" where there is one. All return
+        the same neighbors: final scores, and queries with many near ties, are computed on the CPU, and so is
+        `radius_neighbors`.
+    batch_size : int, default=256
+        Queries searched at once; bounds the memory of a search to about ``16 * n_components * batch_size``
+        bytes beside the codes and the result.
+
+    Attributes
+    ----------
+    n_features_in_ : int
+        Number of components of the codes.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the components; only if the fitted codes had names, all of them strings.
+    n_samples_fit_ : int
+        Number of documents.
+    effective_mode_ : {"sparse", "reconstructed"}
+        Which of the two kinds of index was built: over codes or over their reconstructions.
+    components_ : ndarray of shape (n_components, n_features) or None
+        The decoder in use.
+    nbytes_ : int
+        Bytes of the index: codes, row factors and posting offsets.
+    nbytes_per_document_ : float
+        `nbytes_` divided by `n_samples_fit_`.
+
+    See Also
+    --------
+    sklearn.neighbors.NearestNeighbors : The same interface over any vectors.
+
+    Notes
+    -----
+    A query is a *code* if it is a sparse matrix, or dense but as wide as the codes; it is an *embedding* if
+    it is dense and as wide as the embeddings. Where both have the same width, dense is an embedding and
+    sparse is a code.
+
+    Fitted codes are referred to, not copied, where their form allows it: do not change the array afterwards.
+    Documents of a norm below 1e-30 count as zero.
+
+    References
+    ----------
+    .. [1] "The Future is Sparse: Embedding Compression for Scalable Retrieval in Recommender Systems",
+       arXiv:2505.11388, section 3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scipy.sparse import csr_matrix
+    >>> from skcompressae import CodeNearestNeighbors
+    >>> codes = csr_matrix(np.array([[2.0, 0.0, 0.0], [1.0, -1.0, 0.0], [0.0, 0.0, 3.0]]))
+    >>> index = CodeNearestNeighbors(n_neighbors=2).fit(codes)
+    >>> distances, documents = index.kneighbors(csr_matrix(np.array([[1.0, 0.0, 0.0]])))
+    >>> documents
+    array([[0, 1]])
+    >>> distances.round(3)
+    array([[0.   , 0.293]])
+
+    With the decoder, dense queries are compared with the reconstructions:
+
+    >>> decoder = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    >>> index = CodeNearestNeighbors(n_neighbors=1, compressor=decoder).fit(codes)
+    >>> index.kneighbors(np.array([[0.0, 5.0]]), return_distance=False)
+    array([[2]])
+    """
+
+    _parameter_constraints: dict[str, list[Any]] = {
+        "n_neighbors": [Interval(Integral, 1, None, closed="left")],
+        "compressor": [HasMethods(["transform"]), "array-like", None],
+        "mode": [StrOptions({"auto", "sparse", "reconstructed", "asymmetric"})],
+        "metric": [StrOptions({"cosine", "dot"})],
+        "radius": [Interval(Real, None, None, closed="neither")],
+        "n_jobs": [Integral, None],
+        "device": [str],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        n_neighbors: int = 5,
+        *,
+        compressor: Any = None,
+        mode: str = "auto",
+        metric: str = "cosine",
+        radius: float = 1.0,
+        n_jobs: int | None = None,
+        device: str = "cpu",
+        batch_size: int = 256,
+    ) -> None:
+        self.n_neighbors = n_neighbors
+        self.compressor = compressor
+        self.mode = mode
+        self.metric = metric
+        self.radius = radius
+        self.n_jobs = n_jobs
+        self.device = device
+        self.batch_size = batch_size
+
+    # ------------------------------------------------------------------------------------------ fitting
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any = None) -> CodeNearestNeighbors:
+        """Index the codes of the documents.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_components) or PackedCodes
+            Codes, float32 or float64; anything else numeric becomes float64. Unsorted or duplicated entries
+            of a CSR matrix are sorted and summed in a copy. Packed codes stay packed, and are unpacked a
+            block at a time as they are searched.
+        y : Ignored
+            Present for API consistency.
+
+        Returns
+        -------
+        self : CodeNearestNeighbors
+            The fitted index.
+        """
+        store = self._validate_codes(X, reset=True)
+        self.effective_mode_ = self._index_mode()
+        self.components_ = self._validate_components()
+        self._built_for = self._build_key()
+        self._chunks: list[Chunk] = []
+        self._append(store)
+        return self
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X: Any, y: Any = None) -> CodeNearestNeighbors:
+        """Append documents; the index is not rebuilt.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_components) or PackedCodes
+            Codes, as for `fit`. They are numbered after the documents already there.
+        y : Ignored
+            Present for API consistency.
+
+        Returns
+        -------
+        self : CodeNearestNeighbors
+            The index with the documents added.
+        """
+        if not hasattr(self, "n_samples_fit_"):
+            return self.fit(X)
+        self._check_unchanged()
+        self._append(self._validate_codes(X, reset=False))
+        return self
+
+    def _validate_codes(self, X: Any, *, reset: bool) -> CodeStore | csr_matrix:
+        if is_packed(X):
+            X = PackedStore(X)
+        if not isinstance(X, CodeStore):
+            X = validate_data(self, X, accept_sparse="csr", dtype=_FLOATS, reset=reset)
+            return canonical_csr(X)
+        if X.n_rows == 0:
+            raise ValueError("Found array with 0 sample(s) while a minimum of 1 is required by fit.")
+        if reset:
+            self.n_features_in_ = X.n_components
+        elif X.n_components != self.n_features_in_:
+            raise ValueError(f"X has {X.n_components} components, but the index has {self.n_features_in_}")
+        return X
+
+    def _index_mode(self) -> str:
+        if self.compressor is None and self.mode in ("reconstructed", "asymmetric"):
+            raise ValueError(f"mode={self.mode!r} needs a compressor with components_, got compressor=None")
+        if self.mode == "sparse" or self.compressor is None:
+            return "sparse"
+        return "reconstructed"
+
+    def _validate_components(self) -> NDArray[Any] | None:
+        if self.compressor is None:
+            return None
+        components = self.compressor
+        if hasattr(components, "transform"):
+            components = getattr(self.compressor, "components_", None)
+            if components is None:
+                raise ValueError(
+                    f"compressor must be fitted: {type(self.compressor).__name__} has no components_. "
+                    "clone() unfits it; sklearn.frozen.FrozenEstimator keeps it fitted"
+                )
+        components = check_array(components, dtype=_FLOATS, order="C", input_name="components_")
+        if components.shape[0] != self.n_features_in_:
+            raise ValueError(f"X has {self.n_features_in_} components, but the compressor has {components.shape[0]}")
+        return components
+
+    def _device(self) -> str:
+        if self.device == "cpu":
+            return "cpu"
+        kind, _, number = self.device.partition(":")
+        if kind not in ("cuda", "auto") or (number and not (kind == "cuda" and number.isdigit())):
+            raise ValueError(f"device must be 'cpu', 'cuda', 'cuda:<number>' or 'auto', got device={self.device!r}")
+        import torch
+
+        if torch.cuda.is_available():
+            return "cuda" if kind == "auto" else self.device
+        if kind == "auto":
+            return "cpu"
+        raise ValueError(f"device={self.device!r} was asked for, but torch finds no CUDA device")
+
+    def _build_key(self) -> tuple[str, str, bool]:
+        """Return what decides the form of the index: a change of these parameters asks for a new fit."""
+        return self._index_mode(), self.metric, self._device() == "cpu"
+
+    def _check_unchanged(self) -> None:
+        if self._build_key() != self._built_for:
+            mode, metric, on_cpu = self._built_for
+            raise ValueError(
+                f"the index was fitted for mode={mode!r}, metric={metric!r}, on the "
+                f"{'CPU' if on_cpu else 'GPU'}; after changing these parameters, fit it again"
+            )
+
+    def _append(self, codes: Any) -> None:
+        self._device_index: Any = None
+        if not isinstance(codes, csr_matrix):
+            self._chunks = [*self._chunks, self._make_chunk(codes)]
+        else:
+            chunks = list(self._chunks)
+            last = chunks[-1].store if chunks else None
+            if (
+                last is not None
+                and isinstance(last, RowStore | PostingStore)
+                and last.n_rows + codes.shape[0] <= BLOCK_ROWS
+                and last.dtype == codes.dtype
+            ):
+                # many small additions would otherwise leave many small chunks, each with its own overhead
+                codes = vstack([block_to_csr(last.block(0, last.n_rows), last.n_components), codes], format="csr")
+                chunks.pop()
+            self._chunks = chunks + [self._make_chunk(store) for store in self._stores(codes)]
+        self.n_samples_fit_ = sum(chunk.store.n_rows for chunk in self._chunks)
+
+    def _stores(self, codes: csr_matrix) -> Iterator[RowStore | PostingStore]:
+        mode, _, on_cpu = self._built_for
+        if mode == "sparse" and on_cpu:
+            for start in range(0, codes.shape[0], BLOCK_ROWS):
+                yield PostingStore.from_csr(codes[start : start + BLOCK_ROWS])
+        else:
+            yield RowStore.from_csr(codes)
+
+    def _make_chunk(self, store: CodeStore) -> Chunk:
+        components = None if self._built_for[0] == "sparse" else self.components_
+        return make_chunk(store, metric=self.metric, components=components, n_threads=self._n_threads())
+
+    def _n_threads(self) -> int:
+        return int(effective_n_jobs(self.n_jobs))
+
+    # ------------------------------------------------------------------------------------------ queries
+    def kneighbors(
+        self, X: Any = None, n_neighbors: int | None = None, return_distance: bool = True
+    ) -> tuple[NDArray[Any], NDArray[np.int64]] | NDArray[np.int64]:
+        """Find the nearest documents of each query.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_queries, n_components) or (n_queries, n_features),
+        default=None
+            Codes, or dense embeddings where there is a compressor; see Notes of the class. Without it, the
+            neighbors of each document are returned, which is not its own neighbor.
+        n_neighbors : int, default=None
+            Neighbors per query; default is the parameter.
+        return_distance : bool, default=True
+            Whether to return the distances.
+
+        Returns
+        -------
+        distances : ndarray of shape (n_queries, n_neighbors)
+            Ascending; float32 if documents and queries are, else float64. Only if `return_distance`.
+        indices : ndarray of shape (n_queries, n_neighbors), dtype=int64
+            Numbers of the documents; equal distances in ascending order.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer documents than neighbors asked for, or the queries have the wrong width.
+        """
+        check_is_fitted(self)
+        n_neighbors = self._check_n_neighbors(n_neighbors, exclude_self=X is None)
+        queries = self._queries(X)
+        distances = np.empty((queries.n_queries, n_neighbors), queries.dtype)
+        indices = np.empty((queries.n_queries, n_neighbors), np.int64)
+        for start, stop, batch, norms, exclude in queries.batches(self.batch_size):
+            scores, indices[start:stop] = self._search(batch, n_neighbors, exclude)
+            distances[start:stop] = scores_to_distances(self.metric, scores, norms[:, None])
+        return (distances, indices) if return_distance else indices
+
+    def radius_neighbors(
+        self, X: Any = None, radius: float | None = None, return_distance: bool = True
+    ) -> tuple[NDArray[Any], NDArray[Any]] | NDArray[Any]:
+        """Find all documents within a distance of each query.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} or None, default=None
+            As for `kneighbors`.
+        radius : float, default=None
+            Largest distance; default is the parameter. For ``metric="dot"`` it is the negative of the
+            smallest inner product kept.
+        return_distance : bool, default=True
+            Whether to return the distances.
+
+        Returns
+        -------
+        distances : ndarray of shape (n_queries,), dtype=object
+            Arrays of distances, ascending. Only if `return_distance`.
+        indices : ndarray of shape (n_queries,), dtype=object
+            Arrays of document numbers, nearest first, equal distances in ascending order.
+        """
+        check_is_fitted(self)
+        radius = self.radius if radius is None else radius
+        queries = self._queries(X)
+        distances = np.empty(queries.n_queries, object)
+        indices = np.empty(queries.n_queries, object)
+        for start, _, batch, norms, exclude in queries.batches(self.batch_size):
+            found = within(self._chunks, batch, score_limits(self.metric, radius, norms), n_threads=self._n_threads())
+            for i, (rows, scores) in enumerate(found):
+                near = scores_to_distances(self.metric, scores, norms[i]).astype(queries.dtype, copy=False)
+                kept = (near <= radius) & (rows != exclude[i])
+                order = np.lexsort((rows[kept], -scores[kept]))
+                distances[start + i], indices[start + i] = near[kept][order], rows[kept][order]
+        return (distances, indices) if return_distance else indices
+
+    def _check_n_neighbors(self, n_neighbors: Any, *, exclude_self: bool) -> int:
+        n_neighbors = self.n_neighbors if n_neighbors is None else n_neighbors
+        if not isinstance(n_neighbors, Integral):
+            raise TypeError(f"n_neighbors does not take {type(n_neighbors)} value, enter integer value")
+        n_neighbors = int(n_neighbors)
+        if n_neighbors < 1:
+            raise ValueError(f"Expected n_neighbors > 0. Got {n_neighbors}")
+        if n_neighbors + exclude_self > self.n_samples_fit_:
+            sign = "<" if exclude_self else "<="
+            raise ValueError(
+                f"Expected n_neighbors {sign} n_samples_fit, but n_neighbors = {n_neighbors}, "
+                f"n_samples_fit = {self.n_samples_fit_}, n_samples = {self.n_samples_fit_}"
+            )
+        return n_neighbors
+
+    def _queries(self, X: Any) -> Queries:
+        """Decide what the queries are, and bring them to the side on which they are compared."""
+        self._check_unchanged()
+        fit_dtype = np.result_type(*(chunk.store.dtype for chunk in self._chunks))
+        by_postings = all(isinstance(chunk.store, PostingStore) for chunk in self._chunks)
+        decoder = None if self.effective_mode_ == "sparse" else self.components_
+        if X is None:
+            self._refuse_codes("the fitted codes (X=None)")
+            return Queries(FittedCodes(self._chunks), decoder, by_postings, fit_dtype, exclude_self=True)
+        if is_packed(X):
+            X = X.to_csr()
+        elif not isinstance(X, np.ndarray) and not issparse(X) and isinstance(X, CodeStore):
+            X = block_to_csr(X.block(0, X.n_rows), X.n_components)
+        if not issparse(X) and self.components_ is not None:
+            dense = check_array(X, dtype=_FLOATS, ensure_min_samples=0, input_name="X")
+            if dense.shape[1] == self.components_.shape[1]:
+                dtype = np.result_type(fit_dtype, dense.dtype)
+                if decoder is not None and self.mode != "reconstructed":
+                    return Queries(dense, decoder, False, dtype)
+                X = self._compress(dense)
+            elif dense.shape[1] != self.n_features_in_:
+                raise ValueError(
+                    f"X has {dense.shape[1]} features, but queries must be codes with {self.n_features_in_} "
+                    f"components or embeddings with {self.components_.shape[1]} features"
+                )
+        self._refuse_codes("codes")
+        X = validate_data(self, X, accept_sparse="csr", dtype=_FLOATS, reset=False, ensure_min_samples=0)
+        X = canonical_csr(X)
+        return Queries(X, decoder, by_postings, np.result_type(fit_dtype, X.dtype))
+
+    def _refuse_codes(self, what: str) -> None:
+        if self.mode == "asymmetric":
+            raise ValueError(
+                f"mode='asymmetric' needs dense embeddings as queries, got {what}; "
+                "mode='reconstructed' or 'auto' takes codes"
+            )
+
+    def _compress(self, X: NDArray[Any]) -> Any:
+        if not hasattr(self.compressor, "transform"):
+            raise ValueError(
+                f"mode={self.mode!r} compresses dense queries, but the compressor is an array of components "
+                "without transform; pass the fitted transformer, or codes as queries"
+            )
+        if len(X) == 0:
+            return csr_matrix((0, self.n_features_in_), dtype=X.dtype)
+        return self.compressor.transform(X)
+
+    def _search(
+        self, batch: Any, n_neighbors: int, exclude: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        n_threads = self._n_threads()
+        if self._built_for[2]:
+            return search(self._chunks, batch, n_neighbors, exclude=exclude, n_threads=n_threads)
+        from skcompressae._torch._search import DeviceIndex
+
+        device = self._device()
+        if self._device_index is None or str(self._device_index.device) != device:
+            self._device_index = DeviceIndex(self._chunks, device)
+        return self._device_index.search(batch, n_neighbors, exclude=exclude, n_threads=n_threads)
+
+    # ------------------------------------------------------------------------------------------ memory, files
+    @property
+    def nbytes_(self) -> int:
+        """Bytes of the index: codes, row factors and posting offsets."""
+        check_is_fitted(self)
+        return sum(chunk.nbytes for chunk in self._chunks)
+
+    @property
+    def nbytes_per_document_(self) -> float:
+        """Bytes of the index per document."""
+        return self.nbytes_ / self.n_samples_fit_
+
+    # ------------------------------------------------------------------------------------------ conventions
+    @property
+    def _n_features_out(self) -> int:
+        return self.n_samples_fit_
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        if "_device_index" in state:
+            state = {**state, "_device_index": None}
+        return state
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags

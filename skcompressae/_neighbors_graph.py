@@ -1,0 +1,95 @@
+"""Neighbors as graphs: what an estimator gains from `kneighbors` and `radius_neighbors` alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_matrix
+from sklearn.utils.validation import check_is_fitted
+
+__all__ = ["NeighborsGraphMixin"]
+
+
+class NeighborsGraphMixin:
+    """Graphs of neighbors, and `transform` into one as `sklearn.neighbors.KNeighborsTransformer` does."""
+
+    n_neighbors: int
+    n_samples_fit_: int
+    kneighbors: Any
+    radius_neighbors: Any
+
+    def kneighbors_graph(self, X: Any = None, n_neighbors: int | None = None, mode: str = "connectivity") -> csr_matrix:
+        """Compute the graph of nearest documents.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} or None, default=None
+            As for `kneighbors`.
+        n_neighbors : int, default=None
+            As for `kneighbors`.
+        mode : {"connectivity", "distance"}, default="connectivity"
+            Values of the graph: ones or distances.
+
+        Returns
+        -------
+        graph : CSR matrix of shape (n_queries, n_samples_fit_)
+            Row i holds the neighbors of query i, nearest first.
+        """
+        _check_graph_mode(mode)
+        distances, indices = self.kneighbors(X, n_neighbors, return_distance=True)
+        n_queries, width = indices.shape
+        values = distances.ravel() if mode == "distance" else np.ones(indices.size)
+        indptr = np.arange(0, n_queries * width + 1, width)
+        return csr_matrix((values, indices.ravel(), indptr), shape=(n_queries, self.n_samples_fit_))
+
+    def radius_neighbors_graph(
+        self, X: Any = None, radius: float | None = None, mode: str = "connectivity"
+    ) -> csr_matrix:
+        """Compute the graph of documents within a distance.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} or None, default=None
+            As for `kneighbors`.
+        radius : float, default=None
+            As for `radius_neighbors`.
+        mode : {"connectivity", "distance"}, default="connectivity"
+            Values of the graph: ones or distances.
+
+        Returns
+        -------
+        graph : CSR matrix of shape (n_queries, n_samples_fit_)
+            Row i holds the documents within `radius` of query i, nearest first.
+        """
+        _check_graph_mode(mode)
+        distances, indices = self.radius_neighbors(X, radius, return_distance=True)
+        indptr = np.concatenate([[0], np.cumsum([len(rows) for rows in indices], dtype=np.int64)])
+        columns = np.concatenate([np.empty(0, np.int64), *indices])
+        values = np.ones(len(columns)) if mode == "connectivity" else np.concatenate([*distances, []])
+        return csr_matrix((values, columns, indptr), shape=(len(indices), self.n_samples_fit_))
+
+    def transform(self, X: Any) -> csr_matrix:
+        """Compute the graph of distances to the nearest documents, for estimators with
+        ``metric="precomputed"``.
+
+        As `sklearn.neighbors.KNeighborsTransformer` does, it returns ``n_neighbors + 1`` neighbors, since a
+        document given again is its own neighbor.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_queries, n_components) or (n_queries, n_features)
+            As for `kneighbors`.
+
+        Returns
+        -------
+        graph : CSR matrix of shape (n_queries, n_samples_fit_)
+            Distances, explicit even where they are 0.
+        """
+        check_is_fitted(self)
+        return self.kneighbors_graph(X, self.n_neighbors + 1, mode="distance")
+
+
+def _check_graph_mode(mode: str) -> None:
+    if mode not in ("connectivity", "distance"):
+        raise ValueError(f'Unsupported mode, must be one of "connectivity", or "distance" but got "{mode}" instead')

@@ -1,0 +1,276 @@
+"""One-file container of named arrays: a magic, a JSON header, then the raw arrays, each on a 64-byte
+boundary.
+
+Layout, little-endian: 8 bytes ``SKCAENNI``; uint64 length of the header; the header, UTF-8 JSON with
+``format_version``, ``data_bytes``, ``meta`` and ``arrays`` (name -> dtype, shape, offset); zero padding; the
+arrays in C order. Nothing is pickled, so a file from elsewhere can do no more than fail to validate.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
+
+from skcompressae._core._search_store import Chunk, CodeStore, PostingStore, RowStore
+from skcompressae.exceptions import CodesFormatError
+
+__all__ = ["IndexFileMixin", "dump_chunks", "load_chunks", "read_arrays", "write_arrays"]
+
+_MAGIC = b"SKCAENNI"
+_FORMAT_VERSION = 1
+_PREFIX = struct.Struct("<8sQ")
+_ALIGNMENT = 64
+_SAVED_PARAMETERS = ("n_neighbors", "mode", "metric", "radius", "n_jobs", "device", "batch_size")
+_DTYPES = ("<f4", "<f8", "<u2", "<i4", "<i8")
+_LARGEST_HEADER = 1 << 26
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // _ALIGNMENT) * _ALIGNMENT
+
+
+def write_arrays(path: str | os.PathLike[str], meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
+    """Write the file beside `path` under a temporary name, then move it there in one step."""
+    target = Path(path)
+    stored = {}
+    for name, array in arrays.items():
+        stored[name] = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    entries: dict[str, dict[str, Any]] = {}
+    offset = 0
+    for name, array in stored.items():
+        offset = _aligned(offset)
+        entries[name] = {"dtype": array.dtype.str, "shape": list(array.shape), "offset": offset}
+        offset += array.nbytes
+    header = {"format_version": _FORMAT_VERSION, "data_bytes": offset, "meta": meta, "arrays": entries}
+    encoded = json.dumps(header).encode()
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(_PREFIX.pack(_MAGIC, len(encoded)))
+            file.write(encoded)
+            base = _aligned(file.tell())
+            for name, array in stored.items():
+                file.write(bytes(base + entries[name]["offset"] - file.tell()))
+                file.write(array.reshape(-1).view(np.uint8).data)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes the file private; a saved index gets the permissions any other new file would
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(_PREFIX.size)
+        if len(prefix) < _PREFIX.size or prefix[:8] != _MAGIC:
+            raise CodesFormatError(f"{path} is not a saved search index: it does not begin with {_MAGIC!r}")
+        length = _PREFIX.unpack(prefix)[1]
+        if length > min(_LARGEST_HEADER, size - _PREFIX.size):
+            raise CodesFormatError(f"{path} is truncated: its header should have {length} bytes")
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise CodesFormatError(f"{path} has a damaged header: {error}") from error
+    if not isinstance(header, dict) or not isinstance(header.get("format_version"), int):
+        raise CodesFormatError(f"{path} has a damaged header: no format_version")
+    if header["format_version"] != _FORMAT_VERSION:
+        raise CodesFormatError(
+            f"{path} has format version {header['format_version']}; this release reads {_FORMAT_VERSION}"
+        )
+    return header, _aligned(_PREFIX.size + length)
+
+
+def read_arrays(path: str | os.PathLike[str], *, mmap: bool) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Read or map the arrays of a file written by `write_arrays`.
+
+    Mapped arrays are private (copy on write): the file never changes.
+
+    Raises
+    ------
+    CodesFormatError
+        If the file is foreign, truncated, damaged or of another format version.
+    """
+    path = Path(path)
+    header, base = _read_header(path)
+    size = path.stat().st_size
+    try:
+        entries = dict(header["arrays"])
+        meta = dict(header["meta"])
+        expected = base + int(header["data_bytes"])
+        layout = {
+            name: (str(entry["dtype"]), tuple(int(n) for n in entry["shape"]), base + int(entry["offset"]))
+            for name, entry in entries.items()
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise CodesFormatError(f"{path} has a damaged header: {error!r}") from error
+    if layout and size != expected:
+        raise CodesFormatError(f"{path} is truncated or damaged: {size} bytes, its header says {expected}")
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, (dtype, shape, offset) in layout.items():
+        if dtype not in _DTYPES or any(n < 0 for n in shape):
+            raise CodesFormatError(f"{path}: array {name!r} has dtype {dtype!r} and shape {shape}")
+        length = prod(shape) * np.dtype(dtype).itemsize
+        if offset < base or offset % _ALIGNMENT or offset + length > size:
+            raise CodesFormatError(f"{path}: array {name!r} lies outside of the file")
+        if length == 0:
+            arrays[name] = np.empty(shape, dtype)
+        elif mmap:
+            arrays[name] = np.memmap(path, dtype, "c", offset, shape).view(np.ndarray)
+        else:
+            arrays[name] = np.fromfile(path, dtype, prod(shape), offset=offset).reshape(shape)
+    return meta, arrays
+
+
+def dump_chunks(chunks: Sequence[Chunk]) -> tuple[dict[str, NDArray[Any]], list[dict[str, Any]]]:
+    """Return the arrays of the chunks by name, and their headers."""
+    arrays: dict[str, NDArray[Any]] = {}
+    entries: list[dict[str, Any]] = []
+    for i, chunk in enumerate(chunks):
+        store = chunk.store
+        if isinstance(store, RowStore):
+            kind, names = "rows", ("indptr", "indices", "values")
+        elif isinstance(store, PostingStore):
+            kind, names = "postings", ("offsets", "rows", "values")
+        else:
+            raise TypeError(f"save writes codes that came as arrays, got documents in {type(store).__name__}")
+        arrays.update({f"{i}.{name}": getattr(store, name) for name in names})
+        arrays[f"{i}.scale"] = chunk.scale
+        entries.append({"kind": kind, "n_rows": store.n_rows, "reach": chunk.reach, "longest": chunk.longest})
+    return arrays, entries
+
+
+def load_chunks(entries: Sequence[dict[str, Any]], arrays: dict[str, NDArray[Any]], n_components: int) -> list[Chunk]:
+    """Undo `dump_chunks`; check all that the kernels take on trust."""
+    if not entries:
+        raise CodesFormatError("it holds no documents")
+    return [_load_chunk(entry, arrays, i, n_components) for i, entry in enumerate(entries)]
+
+
+def _load_chunk(entry: dict[str, Any], arrays: dict[str, Any], number: int, n_components: int) -> Chunk:
+    """Build a chunk from a file; check all that the kernels take on trust."""
+    n_rows, scale = int(entry["n_rows"]), arrays[f"{number}.scale"]
+    values = arrays[f"{number}.values"]
+    if entry["kind"] == "rows":
+        starts, numbers = arrays[f"{number}.indptr"], arrays[f"{number}.indices"]
+        n_starts, limit = n_rows + 1, n_components
+        store: CodeStore = RowStore(starts, numbers, values, n_components)
+    elif entry["kind"] == "postings":
+        starts, numbers = arrays[f"{number}.offsets"], arrays[f"{number}.rows"]
+        n_starts, limit = n_components + 1, n_rows
+        store = PostingStore(starts, numbers, values, n_rows)
+    else:
+        raise CodesFormatError(f"chunk {number} has kind {entry['kind']!r}")
+    if any(array.ndim != 1 for array in (starts, numbers, values, scale)):
+        raise CodesFormatError(f"chunk {number} has arrays that are not one-dimensional")
+    sizes = len(starts) == n_starts and len(scale) == n_rows and len(numbers) == len(values)
+    if not sizes or values.dtype.kind != "f" or numbers.dtype.kind not in "iu" or starts.dtype.kind != "i":
+        raise CodesFormatError(f"chunk {number} has arrays that do not fit each other")
+    if starts[0] != 0 or starts[-1] != len(values) or (np.diff(starts) < 0).any():
+        raise CodesFormatError(f"chunk {number} has row starts out of order")
+    if len(numbers) and (int(numbers.max()) >= limit or int(numbers.min()) < 0):
+        raise CodesFormatError(f"chunk {number} has numbers outside of range({limit})")
+    return Chunk(store, scale, float(entry["reach"]), int(entry["longest"]))
+
+
+class IndexFileMixin:
+    """`save` and `load` of a fitted `CodeNearestNeighbors`."""
+
+    n_features_in_: int
+    components_: NDArray[Any] | None
+    _chunks: list[Chunk]
+    _built_for: tuple[str, str, bool]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the index to one file; an existing file is replaced in one step, or stays as it is.
+
+        The file holds the parameters, the codes and `components_`, but not the compressor, which is saved by
+        its own means.
+
+        Parameters
+        ----------
+        path : path-like
+            The file.
+
+        Raises
+        ------
+        TypeError
+            If documents came as a store of another kind (packed codes have a format of their own).
+        """
+        check_is_fitted(self)
+        arrays, chunks = dump_chunks(self._chunks)
+        if self.components_ is not None:
+            arrays["components"] = self.components_
+        meta = {
+            "params": {name: getattr(self, name) for name in _SAVED_PARAMETERS},
+            "n_features_in": self.n_features_in_,
+            "feature_names_in": list(getattr(self, "feature_names_in_", [])) or None,
+            "built_for": list(self._built_for),
+            "chunks": chunks,
+        }
+        write_arrays(path, meta, arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, mmap: bool = True, compressor: Any = None) -> Any:
+        """Read an index written by `save`.
+
+        Parameters
+        ----------
+        path : path-like
+            The file.
+        mmap : bool, default=True
+            Whether to map the arrays into memory, shared among processes and read as needed, or to read them.
+            The mapped file must stay in place, and is never written to.
+        compressor : fitted transformer, default=None
+            The compressor of the index; needed only to compress dense queries. Without it, the saved
+            `components_` serve.
+
+        Returns
+        -------
+        index : CodeNearestNeighbors
+            The fitted index.
+
+        Raises
+        ------
+        CodesFormatError
+            If the file is foreign, truncated, damaged or of another version.
+        ValueError
+            If `compressor` has other components than the index.
+        """
+        meta, arrays = read_arrays(path, mmap=mmap)
+        try:
+            index: Any = cls(**meta["params"])
+            index.n_features_in_ = int(meta["n_features_in"])
+            if meta["feature_names_in"] is not None:
+                index.feature_names_in_ = np.array(meta["feature_names_in"], dtype=object)
+            index.components_ = arrays.get("components")
+            index.compressor = index.components_ if compressor is None else compressor
+            mode, metric, on_cpu = meta["built_for"]
+            index._built_for, index.effective_mode_ = (str(mode), str(metric), bool(on_cpu)), str(mode)
+            index._chunks = load_chunks(meta["chunks"], arrays, index.n_features_in_)
+        except (KeyError, TypeError, IndexError) as error:
+            raise CodesFormatError(f"{path} has a damaged header: {error!r}") from error
+        except CodesFormatError as error:
+            raise CodesFormatError(f"{path} is damaged: {error}") from error
+        if compressor is not None:
+            found = index._validate_components()
+            if index.components_ is None or not np.array_equal(found, index.components_):
+                raise ValueError("compressor must have the components_ of the saved index, got others")
+        index._device_index = None
+        index.n_samples_fit_ = sum(chunk.store.n_rows for chunk in index._chunks)
+        return index

@@ -1,0 +1,118 @@
+"""Queries of a search over codes, handed out in batches in the form in which the search takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix, issparse, vstack
+
+from skcompressae._core._search_store import Chunk, PostingStore, block_to_csr
+
+__all__ = ["FittedCodes", "Queries", "canonical_csr", "is_packed", "score_limits", "scores_to_distances"]
+
+
+class FittedCodes:
+    """The fitted codes as queries: ``[start:stop]`` gives CSR, one chunk of rows in memory at a time."""
+
+    def __init__(self, chunks: list[Chunk]) -> None:
+        self._chunks = chunks
+        self._cached: tuple[int, csr_matrix] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        n_rows = sum(chunk.store.n_rows for chunk in self._chunks)
+        return n_rows, self._chunks[0].store.n_components
+
+    def _rows(self, number: int, start: int, stop: int) -> csr_matrix:
+        store = self._chunks[number].store
+        if not isinstance(store, PostingStore):
+            return block_to_csr(store.block(start, stop), store.n_components)
+        if self._cached is None or self._cached[0] != number:
+            self._cached = number, block_to_csr(store.block(0, store.n_rows), store.n_components)
+        return self._cached[1][start:stop]
+
+    def __getitem__(self, rows: slice) -> csr_matrix:
+        parts, first_row = [], 0
+        for number, chunk in enumerate(self._chunks):
+            start, stop = max(rows.start - first_row, 0), min(rows.stop - first_row, chunk.store.n_rows)
+            if start < stop:
+                parts.append(self._rows(number, start, stop))
+            first_row += chunk.store.n_rows
+        return parts[0] if len(parts) == 1 else vstack(parts, format="csr")
+
+
+class Queries:
+    """Queries, handed out in batches in the form `search` takes: CSR codes, or targets in code space."""
+
+    def __init__(
+        self,
+        source: Any,
+        decoder: NDArray[Any] | None,
+        by_postings: bool,
+        dtype: np.dtype[Any],
+        *,
+        exclude_self: bool = False,
+    ) -> None:
+        self.n_queries = int(source.shape[0])
+        self.dtype = dtype
+        self._source = source
+        self._decoder = decoder
+        self._by_postings = by_postings
+        self._exclude_self = exclude_self
+
+    def batches(self, size: int) -> Iterator[tuple[int, int, Any, NDArray[np.float64], NDArray[np.int64]]]:
+        """Yield ``(start, stop, queries, norms, exclude)``; a norm of 0 is given as 1."""
+        for start in range(0, self.n_queries, size):
+            stop = min(start + size, self.n_queries)
+            part = self._source[start:stop]
+            if self._decoder is not None:
+                part = part @ self._decoder if issparse(part) else part
+                norms = np.sqrt(np.einsum("ij,ij->i", part, part, dtype=np.float64))
+                batch: Any = self._decoder @ part.T
+            else:
+                squares = part.data.astype(np.float64) ** 2
+                norms = np.sqrt(np.add.reduceat(np.append(squares, 0.0), part.indptr[:-1]))
+                norms[np.diff(part.indptr) == 0] = 0.0
+                batch = part if self._by_postings else np.ascontiguousarray(part.toarray().T)
+            norms[norms == 0] = 1.0
+            own = np.arange(start, stop) if self._exclude_self else np.full(stop - start, -1)
+            yield start, stop, batch, norms, own.astype(np.int64)
+
+
+def canonical_csr(codes: Any) -> csr_matrix:
+    """Return `codes` as CSR with sorted, unique columns; the matrix of the caller is not changed."""
+    if not issparse(codes):
+        return csr_matrix(codes)
+    # a matrix of its own over the same arrays: SciPy's cached flags of the caller's matrix stay as they are
+    own: Any = codes
+    own = csr_matrix((own.data, own.indices, own.indptr), shape=own.shape, copy=False)
+    if not own.has_canonical_format:
+        own = own.copy()
+        own.sum_duplicates()
+    return own
+
+
+def scores_to_distances(metric: str, scores: NDArray[np.float64], norms: Any) -> NDArray[np.float64]:
+    """Turn scores into ascending distances; `norms` are those of the queries."""
+    if metric == "dot":
+        return 0.0 - scores
+    return np.clip(1.0 - np.divide(scores, norms), 0.0, 2.0)
+
+
+def score_limits(metric: str, radius: float, norms: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return scores below which no distance is within `radius`; the slack of 1e-6 pays for rounding distances."""
+    if metric == "dot":
+        return np.full(len(norms), -radius - 1e-6 * abs(radius))
+    if radius >= 2:
+        return np.full(len(norms), -np.inf)
+    return (1.0 - radius - 2e-6) * norms
+
+
+def is_packed(codes: Any) -> bool:
+    """Tell packed codes by what they can do; SciPy's matrices have ``tocsr``, not ``to_csr``."""
+    return not isinstance(codes, np.ndarray) and all(
+        hasattr(codes, name) for name in ("to_csr", "n_components", "__len__", "__getitem__")
+    )

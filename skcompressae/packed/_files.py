@@ -1,0 +1,140 @@
+"""Packed codes in a container file: sections `levels`, `rows`, `scales` and, if present, the residual ones."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from skcompressae._packed_io import Container, SectionSource, write_container
+from skcompressae.exceptions import CodesFormatError
+from skcompressae.packed._quantizer import ValueQuantizer
+from skcompressae.packed._residual import ResidualQuantizer
+from skcompressae.packed._store import PackedCodes, row_bytes
+
+__all__ = ["append", "load", "meta_of", "quantizer_sections", "read_quantizer", "read_residual", "save"]
+
+
+def meta_of(store: PackedCodes, content: str) -> dict[str, Any]:
+    """Return the header's description of a store."""
+    return {
+        "content": content,
+        "n_rows": len(store),
+        "n_components": store.n_components,
+        "k": store.k,
+        "kind": store.quantizer.kind,
+        "value_bits": store.value_bits,
+        "residual_bytes": 0 if store.residual_codes is None else store.residual_codes.shape[1],
+    }
+
+
+def check_meta(container: Container, content: str) -> tuple[int, int, int]:
+    """Return (n_rows, n_components, k) once the description of the store is known to be consistent."""
+    meta = container.meta
+    if meta.get("content") != content:
+        raise CodesFormatError(f"{container.name} holds {meta.get('content')!r}, expected {content!r}")
+    sizes = [meta.get(name) for name in ("n_rows", "n_components", "k", "value_bits", "residual_bytes")]
+    if not all(type(size) is int and size >= 0 for size in sizes):
+        raise CodesFormatError(f"{container.name}: the header describes an impossible store: {meta}")
+    n_rows, n_components, k = meta["n_rows"], meta["n_components"], meta["k"]
+    if meta.get("kind") not in ("ranked", "uniform"):
+        raise CodesFormatError(f"{container.name}: unknown kind of quantizer {meta.get('kind')!r}")
+    if not 1 <= n_components <= 1 << 20 or not 1 <= k <= n_components or not 1 <= meta["value_bits"] <= 16:
+        raise CodesFormatError(f"{container.name}: the header describes an impossible store: {meta}")
+    return n_rows, n_components, k
+
+
+def quantizer_sections(store: PackedCodes) -> list[SectionSource]:
+    """Return the sections of the codebooks. Uniform levels are a formula and are not stored."""
+    sources = []
+    if store.quantizer.kind == "ranked":
+        levels = store.quantizer.levels
+        sources.append(SectionSource("levels", "<f4", levels.shape, [levels]))
+    if store.residual_quantizer is not None:
+        centroids, rotation = store.residual_quantizer.centroids, store.residual_quantizer.rotation
+        sources.append(SectionSource("residual_centroids", "<f4", centroids.shape, [centroids]))
+        if rotation is not None:
+            sources.append(SectionSource("residual_rotation", "<f4", rotation.shape, [rotation]))
+    return sources
+
+
+def read_quantizer(container: Container) -> ValueQuantizer:
+    """Read and check the value quantiser."""
+    meta = container.meta
+    try:
+        if meta.get("kind") == "uniform":
+            return ValueQuantizer.fit(np.zeros((0, 1)), value_bits=meta["value_bits"], kind="uniform")
+        container.check("levels", "<f4", (meta["k"], 2 ** (meta["value_bits"] - 1)))
+        return ValueQuantizer(meta["kind"], meta["value_bits"], container.array("levels"))
+    except CodesFormatError:
+        raise
+    except ValueError as error:
+        raise CodesFormatError(f"{container.name}: {error}") from error
+
+
+def read_residual(
+    container: Container, n_rows: int, *, mmap: bool, verify: bool
+) -> tuple[Any, ResidualQuantizer | None]:
+    """Read and check the residual codes and their quantiser, or return two None."""
+    n_bytes = container.meta["residual_bytes"]
+    if not n_bytes:
+        return None, None
+    container.check("residual_centroids", "<f4", (n_bytes, -1, -1))
+    container.check("residual_codes", "|u1", (n_rows, n_bytes))
+    rotation = container.array("residual_rotation") if "residual_rotation" in container else None
+    try:
+        quantizer = ResidualQuantizer(container.array("residual_centroids"), rotation)
+    except ValueError as error:
+        raise CodesFormatError(f"{container.name}: {error}") from error
+    return container.array("residual_codes", mmap=mmap, verify=verify), quantizer
+
+
+def _sources(stores: list[PackedCodes]) -> list[SectionSource]:
+    first = stores[0]
+    n = sum(map(len, stores))
+    sources = quantizer_sections(first)
+    sources.append(SectionSource("scales", first.quantizer.scale_dtype.str, (n,), [s._scales for s in stores]))
+    width = first.rows.shape[1]
+    blocks = (block.rows for store in stores for block in store.iter_blocks(1 << 16))
+    sources.append(SectionSource("rows", "|u1", (n, width), blocks))
+    if first.residual_codes is not None:
+        codes = [s.residual_codes for s in stores if s.residual_codes is not None]
+        sources.append(SectionSource("residual_codes", "|u1", (n, first.residual_codes.shape[1]), codes))
+    return sources
+
+
+def save(store: PackedCodes, path: str | os.PathLike[str]) -> None:
+    """Write a store atomically."""
+    write_container(path, meta_of(store, "packed"), _sources([store]))
+
+
+def append(store: PackedCodes, path: str | os.PathLike[str]) -> None:
+    """Write a new file with the rows of the old one and of `store`, and put it in the old one's place."""
+    # verified: the new file gets new checksums, which must not bless damage in the old rows
+    old = load(path, mmap=True, verify=True)
+    difference = old._layout_difference(store)
+    if difference:
+        raise ValueError(f"the rows to append differ from {os.fspath(path)} in {difference}; repack them first")
+    meta = meta_of(old, "packed")
+    meta["n_rows"] = len(old) + len(store)
+    write_container(path, meta, _sources([old, store]))
+
+
+def load(path: str | os.PathLike[str], *, mmap: bool, verify: bool) -> PackedCodes:
+    """Open a store; what is wrong with the file raises CodesFormatError."""
+    container = Container(path)
+    n_rows, n_components, k = check_meta(container, "packed")
+    quantizer = read_quantizer(container)
+    container.check("rows", "|u1", (n_rows, row_bytes(n_components, k, quantizer.value_bits)))
+    container.check("scales", quantizer.scale_dtype.str, (n_rows,))
+    residual, residual_quantizer = read_residual(container, n_rows, mmap=mmap, verify=verify)
+    return PackedCodes(
+        container.array("rows", mmap=mmap, verify=verify),
+        container.array("scales", mmap=mmap, verify=verify),
+        n_components=n_components,
+        k=k,
+        quantizer=quantizer,
+        residual_codes=residual,
+        residual_quantizer=residual_quantizer,
+    )

@@ -1,0 +1,181 @@
+"""The value quantiser of packed codes, and the checks of what is packed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from skcompressae._core._packing_levels import (
+    learn_ranked_levels,
+    signed_levels,
+    thresholds_of,
+    uniform_levels,
+)
+
+__all__ = ["ValueQuantizer", "as_packable_csr"]
+
+Array: TypeAlias = NDArray[Any]
+_SAMPLE_ROWS = 4096
+# Equal steps of the maximum lose 0.0012 of recall at 6 bits and 0.0002 at 8 (k = 32); they bound every error.
+_RANKED_MAX_BITS = 6
+
+
+def as_packable_csr(codes: Any, name: str = "codes") -> Any:
+    """Return codes as float32 CSR without stored zeros or repeated indices; the caller's arrays stay as they are."""
+    if not sp.issparse(codes):
+        array = np.asarray(codes)
+        if array.ndim != 2:
+            raise ValueError(f"{name} must be a sparse matrix or a 2-dimensional array, got shape {array.shape}")
+        codes = sp.csr_array(array) if array.dtype.kind in "biuf" else array
+    if codes.dtype.kind not in "biuf":
+        raise ValueError(f"{name} must be real numbers, got dtype {codes.dtype}")
+    csr = codes if codes.format == "csr" else codes.tocsr()
+    if not csr.has_canonical_format:
+        csr = csr.copy()
+        csr.sum_duplicates()
+    if (csr.data == 0).any():
+        csr = csr.copy()
+        csr.eliminate_zeros()
+    if csr.dtype != np.float32:
+        with np.errstate(over="ignore"):
+            data = csr.data.astype(np.float32)
+        lost = (data == 0) & (csr.data != 0)
+        if lost.any():
+            # float32 has no value this small; the support must survive, and quantising makes it a larger value
+            data[lost] = np.copysign(np.finfo(np.float32).tiny, csr.data[lost])
+        csr = sp.csr_array((data, csr.indices, csr.indptr), shape=csr.shape)
+    return csr
+
+
+@dataclass(frozen=True, eq=False)
+class ValueQuantizer:
+    """What the values of packed codes may be, relative to a scale per row.
+
+    Parameters
+    ----------
+    kind : {"ranked", "uniform"}
+        "ranked": one Lloyd-Max codebook for each rank of a row by magnitude. "uniform": equal steps of the largest
+        magnitude of the row.
+    value_bits : int
+        Bits of a value with its sign, 1 to 8 when ranked, 1 to 16 when uniform.
+    levels : float32 array of shape (k, 2 ** (value_bits - 1)), or (1, ...) when uniform
+        Magnitudes relative to the scale, increasing along a row; when ranked, nonincreasing down a column.
+
+    Notes
+    -----
+    Uniform: every value is at most ``scale / 2 ** value_bits`` off, where `scale` is at most 0.4 % above the largest
+    magnitude of the row (equal to it above 8 bits). Ranked: every magnitude, divided by the root mean square of its
+    row, becomes the nearest level of its rank that does not exceed the one before it; then one factor for the row
+    gives the least squared error. A ranked codebook knows no bound for rows unlike those it was learned on.
+    """
+
+    kind: Literal["ranked", "uniform"]
+    value_bits: int
+    levels: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("ranked", "uniform"):
+            raise ValueError(f"kind must be 'ranked' or 'uniform', got {self.kind!r}")
+        limit = 8 if self.kind == "ranked" else 16
+        if type(self.value_bits) is not int or not 1 <= self.value_bits <= limit:
+            raise ValueError(
+                f"value_bits must be an int from 1 to {limit} for kind={self.kind!r}, got {self.value_bits!r}"
+            )
+        levels = np.array(self.levels, dtype=np.float32, order="C")
+        if levels.ndim != 2 or levels.shape[1] != 2 ** (self.value_bits - 1) or levels.shape[0] == 0:
+            raise ValueError(
+                f"levels must have shape (k, {2 ** (self.value_bits - 1)}) for value_bits={self.value_bits}, "
+                f"got {levels.shape}"
+            )
+        if self.kind == "uniform":
+            valid = np.array_equal(levels, uniform_levels(self.value_bits))
+        else:
+            # a millionth keeps the float32 products of neighbouring levels apart, which packing relies on
+            steps = levels[:, 1:] >= levels[:, :-1] * np.float32(1 + 2.0**-20)
+            falling = levels[1:] <= levels[:-1]
+            inside = (levels >= np.float32(2.0**-20)) & (levels <= np.float32(2.0**20))
+            valid = bool(inside.all() and steps.all() and falling.all())
+        if not valid:
+            raise ValueError(
+                f"levels are no {self.kind} codebook: they must be positive and finite, increase along a row and "
+                "never increase down a column (uniform: equal steps up to 1)"
+            )
+        levels.setflags(write=False)
+        object.__setattr__(self, "levels", levels)
+
+    @classmethod
+    def fit(
+        cls,
+        codes: Any,
+        *,
+        value_bits: int = 4,
+        k: int | None = None,
+        kind: Literal["auto", "ranked", "uniform"] = "auto",
+    ) -> ValueQuantizer:
+        """Learn a quantiser on up to 4,096 evenly spaced rows of `codes`; deterministic.
+
+        Parameters
+        ----------
+        codes : sparse matrix or array of shape (n, n_components)
+        value_bits : int, default=4
+        k : int, default=None
+            Ranks to learn; None takes the longest row.
+        kind : {"auto", "ranked", "uniform"}, default="auto"
+            "auto" is ranked up to 6 bits and uniform above.
+
+        Returns
+        -------
+        quantizer : ValueQuantizer
+        """
+        if kind == "auto":
+            kind = "ranked" if type(value_bits) is int and value_bits <= _RANKED_MAX_BITS else "uniform"
+        limit = 8 if kind == "ranked" else 16
+        if type(value_bits) is not int or not 1 <= value_bits <= limit:
+            raise ValueError(f"value_bits must be an int from 1 to {limit} for kind={kind!r}, got {value_bits!r}")
+        if kind == "uniform":
+            return cls("uniform", value_bits, uniform_levels(value_bits))
+        csr = as_packable_csr(codes)
+        lengths = np.diff(csr.indptr)
+        k = max(1, int(lengths.max(initial=0))) if k is None else k
+        n = csr.shape[0]
+        chosen = np.unique(np.linspace(0, n - 1, min(n, _SAMPLE_ROWS)).astype(np.int64)) if n else np.arange(0)
+        magnitudes = np.zeros((chosen.size, max(k, int(lengths.max(initial=0)))), dtype=np.float32)
+        wanted = lengths[chosen].astype(np.int64)
+        within = np.arange(int(wanted.sum())) - np.repeat(np.cumsum(wanted) - wanted, wanted)
+        source = np.repeat(csr.indptr[chosen].astype(np.int64), wanted) + within
+        magnitudes[np.repeat(np.arange(chosen.size), wanted), within] = np.abs(csr.data[source])
+        if not np.isfinite(magnitudes).all():
+            raise ValueError("codes contain NaN or infinity")
+        magnitudes = -np.sort(-magnitudes, axis=1)[:, :k]
+        return cls("ranked", value_bits, learn_ranked_levels(magnitudes, k, value_bits))
+
+    @cached_property
+    def thresholds(self) -> NDArray[np.float32]:
+        """Midpoints between levels, shape (n_ranks, n_levels - 1)."""
+        return thresholds_of(self.levels)
+
+    @cached_property
+    def signed_levels(self) -> NDArray[np.float32]:
+        """Levels indexed by sign and code, float32 of shape (n_ranks, 2 ** value_bits)."""
+        return signed_levels(self.levels)
+
+    @property
+    def scale_dtype(self) -> np.dtype[Any]:
+        """The dtype of the stored scales: uint16 up to 8 bits, float32 above."""
+        return np.dtype("<u2") if self.value_bits <= 8 else np.dtype("<f4")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ValueQuantizer):
+            return NotImplemented
+        return (
+            self.kind == other.kind
+            and self.value_bits == other.value_bits
+            and np.array_equal(self.levels, other.levels)
+        )
+
+    __hash__ = None  # type: ignore[assignment]

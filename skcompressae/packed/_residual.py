@@ -1,0 +1,161 @@
+"""The quantiser of what a sparse code leaves of its embedding."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skcompressae._core._residual import decode_pq, encode_pq, learn_opq, learn_pq, lookup_tables
+
+__all__ = ["ResidualQuantizer"]
+
+_MAX_TRAINING_ROWS = 32768
+
+
+class ResidualQuantizer:
+    """Product quantiser, with an optional rotation, of the residuals ``x - x_hat``.
+
+    Parameters
+    ----------
+    centroids : float32 array of shape (n_bytes, n_centroids, d / n_bytes)
+        At most 256 centroids a byte.
+    rotation : float32 array of shape (d, d), default=None
+        Orthogonal; applied as ``residual @ rotation.T``.
+    """
+
+    __slots__ = ("_centroids", "_rotation")
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, centroids: NDArray[Any], rotation: NDArray[Any] | None = None) -> None:
+        centroids = np.array(centroids, dtype=np.float32, order="C")
+        if centroids.ndim != 3 or not 1 <= centroids.shape[1] <= 256 or 0 in centroids.shape:
+            raise ValueError(f"centroids must have shape (n_bytes, 1 to 256, d / n_bytes), got {centroids.shape}")
+        if not np.isfinite(centroids).all():
+            raise ValueError("centroids contain NaN or infinity")
+        d = centroids.shape[0] * centroids.shape[2]
+        if rotation is not None:
+            rotation = np.array(rotation, dtype=np.float32, order="C")
+            if rotation.shape != (d, d):
+                raise ValueError(f"rotation must have shape ({d}, {d}), got {rotation.shape}")
+            if not np.isfinite(rotation).all() or not np.allclose(rotation @ rotation.T, np.eye(d), atol=1e-3):
+                raise ValueError("rotation must be orthogonal")
+            rotation.setflags(write=False)
+        centroids.setflags(write=False)
+        self._centroids: NDArray[np.float32] = centroids
+        self._rotation: NDArray[np.float32] | None = rotation
+
+    @classmethod
+    def fit(
+        cls,
+        residuals: NDArray[Any],
+        n_bytes: int,
+        *,
+        method: Literal["pq", "opq"] = "opq",
+        n_iter: int = 20,
+        random_state: int = 0,
+    ) -> ResidualQuantizer:
+        """Learn a quantiser.
+
+        Parameters
+        ----------
+        residuals : float array of shape (n, d)
+            Finite; a sample of 32,768 rows is used if there are more.
+        n_bytes : int
+            Bytes of a code; divides d.
+        method : {"pq", "opq"}, default="opq"
+            With "opq" a rotation is learned too.
+        n_iter : int, default=20
+            k-means steps, for "opq" each followed by a new rotation.
+        random_state : int, default=0
+
+        Returns
+        -------
+        quantizer : ResidualQuantizer
+        """
+        data = np.asarray(residuals, dtype=np.float32)
+        if data.ndim != 2 or 0 in data.shape or not np.isfinite(data).all():
+            raise ValueError(f"residuals must be a finite, nonempty 2-dimensional array, got shape {data.shape}")
+        if not 1 <= n_bytes <= data.shape[1] or data.shape[1] % n_bytes:
+            raise ValueError(f"n_bytes must divide the {data.shape[1]} dimensions, got {n_bytes}")
+        if method not in ("pq", "opq"):
+            raise ValueError(f"method must be 'pq' or 'opq', got {method!r}")
+        rng = np.random.RandomState(random_state)
+        if len(data) > _MAX_TRAINING_ROWS:
+            data = data[np.sort(rng.permutation(len(data))[:_MAX_TRAINING_ROWS])]
+        if method == "pq":
+            return cls(learn_pq(data, n_bytes, n_iter, rng))
+        rotation, centroids = learn_opq(data, n_bytes, n_iter, rng)
+        return cls(centroids, rotation)
+
+    @property
+    def centroids(self) -> NDArray[np.float32]:
+        """Centroids, read-only float32 of shape (n_bytes, n_centroids, d / n_bytes)."""
+        return self._centroids
+
+    @property
+    def rotation(self) -> NDArray[np.float32] | None:
+        """Rotation, read-only float32 of shape (d, d), or None."""
+        return self._rotation
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of a code."""
+        return int(self._centroids.shape[0])
+
+    @property
+    def n_features(self) -> int:
+        """Dimensions d of the residuals."""
+        return int(self._centroids.shape[0] * self._centroids.shape[2])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the codebooks."""
+        return self._centroids.nbytes + (0 if self._rotation is None else self._rotation.nbytes)
+
+    def _rotated(self, vectors: NDArray[Any], name: str) -> NDArray[np.float32]:
+        data = np.asarray(vectors, dtype=np.float32)
+        if data.ndim not in (1, 2) or data.shape[-1] != self.n_features:
+            raise ValueError(f"{name} must have {self.n_features} dimensions, got shape {data.shape}")
+        return data if self._rotation is None else data @ self._rotation.T
+
+    def encode(self, residuals: NDArray[Any]) -> NDArray[np.uint8]:
+        """Return codes, uint8 of shape (n, n_bytes), of residuals (n, d)."""
+        return encode_pq(np.atleast_2d(self._rotated(residuals, "residuals")), self._centroids)
+
+    def decode(self, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return residuals, float32 of shape (n, d), of codes (n, n_bytes)."""
+        codes = np.asarray(codes)
+        if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != self.n_bytes:
+            raise ValueError(f"codes must be uint8 of shape (n, {self.n_bytes}), got {codes.dtype} {codes.shape}")
+        if codes.size and codes.max() >= self._centroids.shape[1]:
+            raise ValueError(f"codes must be below the {self._centroids.shape[1]} centroids, got {codes.max()}")
+        decoded = decode_pq(codes, self._centroids)
+        return decoded if self._rotation is None else decoded @ self._rotation
+
+    def tables(self, query: NDArray[Any]) -> NDArray[np.float32]:
+        """Return lookup tables, float32 of shape (n_bytes, 256), of a query (d,) for ``_core._residual.score_pq``."""
+        return lookup_tables(self._rotated(query, "query"), self._centroids)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ResidualQuantizer):
+            return NotImplemented
+        same_rotation = (
+            np.array_equal(self._rotation, other._rotation)
+            if self._rotation is not None and other._rotation is not None
+            else self._rotation is other._rotation
+        )
+        return same_rotation and np.array_equal(self._centroids, other._centroids)
+
+    def __repr__(self) -> str:
+        return (
+            f"ResidualQuantizer(n_bytes={self.n_bytes}, n_features={self.n_features}, "
+            f"rotation={self._rotation is not None})"
+        )
+
+    def __getstate__(self) -> tuple[Any, Any]:
+        return self._centroids, self._rotation
+
+    def __setstate__(self, state: tuple[Any, Any]) -> None:
+        self.__init__(*state)  # type: ignore[misc]

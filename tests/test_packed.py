@@ -1,0 +1,289 @@
+"""Packed codes: the layout against a bit-by-bit decoder, round trips, array behaviour, errors."""
+
+import pickle
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skcompressae._core._packing import score_rows
+from skcompressae.packed import PackedCodes, ResidualQuantizer, ValueQuantizer
+
+
+def random_codes(n, m, k, seed=0, short=True):
+    """Return float32 CSR with signed heavy-tailed values, up to k nonzeros a row, some rows empty."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, k + 1, n) if short else np.full(n, k)
+    indices = [np.sort(rng.choice(m, size=length, replace=False)) for length in lengths]
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    data = rng.standard_normal(indptr[-1]) * np.exp(rng.standard_normal(indptr[-1]))
+    data[data == 0] = 1.0
+    flat = np.concatenate(indices) if n else np.empty(0, int)
+    return sp.csr_matrix((data.astype(np.float32), flat.astype(np.int32), indptr), shape=(n, m))
+
+
+def naive_decode(packed):
+    """Read the documented layout one bit at a time, in Python integers."""
+    index_bits = max(1, (packed.n_components - 1).bit_length())
+    v = packed.quantizer.value_bits
+    width = index_bits + v
+    levels = packed.quantizer.levels
+    dense = np.zeros(packed.shape, np.float32)
+    for i, row in enumerate(packed.rows):
+        bits = [(int(byte) >> b) & 1 for byte in row for b in range(8)]
+        words = [sum(bit << p for p, bit in enumerate(bits[j * width : (j + 1) * width])) for j in range(packed.k)]
+        while len(words) > 1 and words[-1] == words[-2]:
+            words.pop()
+        raw = packed._scales[i]
+        scale = np.uint32(int(raw) << 15).view(np.float32) if packed._scales.dtype == np.uint16 else raw
+        if scale == 0:
+            continue
+        for j, word in enumerate(words):
+            level = levels[min(j, len(levels) - 1), word & (2 ** (v - 1) - 1)]
+            sign = -1 if (word >> (v - 1)) & 1 else 1
+            dense[i, word >> v] = sign * np.float32(level * np.float32(scale))
+    return dense
+
+
+def same_support(a, b):
+    return np.array_equal(a.indptr, b.indptr) and np.array_equal(a.indices, b.indices)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(0, 12),
+    k=st.integers(1, 9),
+    spare=st.integers(0, 5000),
+    value_bits=st.integers(1, 16),
+    kind=st.sampled_from(["auto", "ranked", "uniform"]),
+    seed=st.integers(0, 2**16),
+    short=st.booleans(),
+)
+def test_round_trip_laws(n, k, spare, value_bits, kind, seed, short):
+    """Support and signs survive, repacking reproduces the store, and a naive decoder reads the same."""
+    if kind == "ranked":
+        value_bits = min(value_bits, 8)
+    codes = random_codes(n, k + spare, k, seed, short)
+    packed = PackedCodes.pack(codes, value_bits=value_bits, k=k, kind=kind)
+    back = packed.to_csr()
+    assert same_support(back, codes)
+    assert back.has_canonical_format
+    np.testing.assert_array_equal(np.sign(back.data), np.sign(codes.data))
+    np.testing.assert_array_equal(back.toarray(), naive_decode(packed))
+    assert PackedCodes.pack(back, k=k, quantizer=packed.quantizer) == packed
+    if packed.quantizer.kind == "uniform":
+        scale = np.repeat(packed.scales, np.diff(codes.indptr))
+        # a level is never 0, so what lies below half a step becomes one step
+        bound = scale * np.where(np.abs(codes.data) < scale / 2**value_bits, 2.0, 1.0) / 2**value_bits
+        assert (np.abs(back.data - codes.data) <= bound * (1 + 1e-5)).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    data=st.lists(
+        st.lists(
+            st.floats(-(2.0**80), 2.0**80, allow_nan=False).filter(lambda v: v == 0 or abs(v) > 2.0**-90),
+            min_size=3,
+            max_size=3,
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    value_bits=st.integers(1, 16),
+    order=st.sampled_from("CF"),
+    dtype=st.sampled_from([np.float32, np.float64]),
+)
+def test_any_finite_values(data, value_bits, order, dtype):
+    """Values of any magnitude keep support and sign; memory order and float width do not matter."""
+    dense = np.asarray(data, dtype=dtype, order=order)
+    before = dense.copy()
+    packed = PackedCodes.pack(dense, value_bits=value_bits, k=3)
+    np.testing.assert_array_equal(dense, before)
+    back = packed.to_csr()
+    np.testing.assert_array_equal(np.sign(back.toarray()), np.sign(dense))
+    assert PackedCodes.pack(back, quantizer=packed.quantizer, k=3) == packed
+
+
+@pytest.mark.parametrize("k", [1, 2, 31, 128, 129, 300])
+@pytest.mark.parametrize("value_bits", [1, 4, 16])
+def test_long_rows(k, value_bits):
+    """Rows on both sides of the switch from counting to sorting; constant rows are all ties."""
+    codes = random_codes(20, 400, k, seed=k)
+    codes.data[: codes.indptr[5]] = 0.25
+    packed = PackedCodes.pack(codes, value_bits=value_bits, k=k)
+    assert same_support(packed.to_csr(), codes)
+    assert PackedCodes.pack(packed.to_csr(), k=k, quantizer=packed.quantizer) == packed
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 4096, 65536, 65537, 2**20])
+def test_widths_of_the_code_space(m):
+    codes = random_codes(30, m, min(m, 7), seed=1)
+    codes = sp.vstack([codes, sp.csr_matrix(([1.0], ([0], [m - 1])), shape=(1, m))]).tocsr()
+    packed = PackedCodes.pack(codes, value_bits=16)
+    np.testing.assert_allclose(packed.to_csr().data, codes.data, atol=1e-4 * np.abs(codes.data).max())
+    assert same_support(packed.to_csr(), codes)
+
+
+def test_bytes_and_precision_at_the_target():
+    """At k = 32 and m = 4096 four bits cost 2.0625 bytes per nonzero and keep the cosine above 0.999."""
+    codes = random_codes(3000, 4096, 32, seed=2, short=False)
+    packed = PackedCodes.pack(codes)
+    assert packed.bytes_per_row == 66
+    assert packed.rows.nbytes + 2 * len(packed) == 3000 * 66
+    back = packed.to_csr()
+    cosine = np.asarray(back.multiply(codes).sum(axis=1)).ravel() / (
+        sp.linalg.norm(back, axis=1) * sp.linalg.norm(codes, axis=1)
+    )
+    assert cosine.mean() > 0.999
+    one_codebook = PackedCodes.pack(codes, kind="uniform").to_csr()
+    plain = np.asarray(one_codebook.multiply(codes).sum(axis=1)).ravel() / (
+        sp.linalg.norm(one_codebook, axis=1) * sp.linalg.norm(codes, axis=1)
+    )
+    assert 1 - cosine.mean() < 0.1 * (1 - plain.mean())
+
+
+def test_ranked_levels_are_windows_of_one_grid():
+    levels = ValueQuantizer.fit(random_codes(500, 256, 16, seed=3), value_bits=4).levels
+    assert levels.shape == (16, 8)
+    assert (np.diff(levels, axis=1) > 0).all()
+    assert (np.diff(levels, axis=0) <= 0).all()
+    grid = np.unique(levels)
+    for row in levels:
+        start = np.searchsorted(grid, row[0])
+        np.testing.assert_array_equal(row, grid[start : start + 8])
+
+
+@pytest.mark.parametrize("value_bits", [4, 5, 16])
+def test_scoring_without_unpacking(value_bits):
+    codes = random_codes(50, 4096, 8, seed=4)
+    packed = PackedCodes.pack(codes, value_bits=value_bits)
+    query = np.random.default_rng(0).standard_normal(2**packed.index_bits).astype(np.float32)
+    out = np.empty(50, np.float32)
+    score_rows(packed.words(), packed.signed_levels, value_bits, query, out)
+    expected = packed.to_csr().astype(np.float64) @ query[:4096].astype(np.float64)
+    np.testing.assert_allclose(out * packed.scales, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_threads_and_from_topk_agree_with_pack():
+    codes = random_codes(20000, 512, 5, seed=5, short=False)
+    packed = PackedCodes.pack(codes)
+    assert PackedCodes.pack(codes, quantizer=packed.quantizer, n_threads=2) == packed
+    assert np.array_equal(packed.to_csr(n_threads=2).data, packed.to_csr().data)
+    shuffle = np.random.default_rng(0).permutation(5)
+    pairs = codes.indices.reshape(-1, 5)[:, shuffle], codes.data.reshape(-1, 5)[:, shuffle]
+    assert PackedCodes.from_topk(*pairs, 512, quantizer=packed.quantizer) == packed
+    zeroed = pairs[1].copy()
+    zeroed[0] = 0
+    assert PackedCodes.from_topk(pairs[0], zeroed, 512, quantizer=packed.quantizer)[0].to_csr().nnz == 0
+
+
+def test_array_behaviour():
+    codes = random_codes(40, 64, 6, seed=6)
+    packed = PackedCodes.pack(codes)
+    assert len(packed) == 40
+    assert packed.shape == (40, 64)
+    dense = packed.to_csr().toarray()
+    mask = np.arange(40) % 3 == 0
+    for key in (slice(3, 9), slice(None, None, -2), [5, -1, 5], mask, 7, np.int64(-2), []):
+        rows = np.atleast_1d(np.arange(40)[np.array([], int) if isinstance(key, list) and not key else key])
+        np.testing.assert_array_equal(packed[key].to_csr().toarray(), dense[rows])
+    np.testing.assert_array_equal(packed.take([1, 0]).to_csr().toarray(), dense[[1, 0]])
+    assert np.shares_memory(packed[2:5].rows, packed.rows)
+    blocks = list(packed.iter_blocks(16))
+    assert [len(block) for block in blocks] == [16, 16, 8]
+    assert PackedCodes.concatenate(blocks) == packed
+    assert pickle.loads(pickle.dumps(packed)) == packed
+    assert packed != packed[:39]
+    assert packed != 3
+    assert repr(packed) == "PackedCodes(n=40, n_components=64, k=6, value_bits=4, bytes_per_row=10)"
+    assert packed.nbytes == 400 + packed.quantizer.levels.nbytes
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(packed)
+    with pytest.raises(AttributeError, match="immutable"):
+        packed._k = 3
+    with pytest.raises(ValueError, match="read-only"):
+        packed.rows[0] = 0
+
+
+def test_callers_arrays_are_not_changed():
+    codes = sp.csr_matrix((np.array([1.0, 2.0, 0.0, 4.0]), np.array([3, 1, 2, 3]), np.array([0, 4])), shape=(1, 8))
+    before = codes.data.copy(), codes.indices.copy()
+    packed = PackedCodes.pack(codes, value_bits=16)
+    np.testing.assert_array_equal(codes.data, before[0])
+    np.testing.assert_array_equal(codes.indices, before[1])
+    np.testing.assert_allclose(packed.to_csr().toarray(), [[0, 2, 0, 5, 0, 0, 0, 0]], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("codes", "arguments", "message"),
+    [
+        (np.array([[np.nan, 1.0]]), {}, "NaN or infinity"),
+        (np.array([[1e300, 1.0]]), {"value_bits": 8}, "NaN or infinity"),
+        (np.array([[1e-35, 0.0]]), {}, "largest magnitude outside"),
+        (np.array([1.0]), {}, "2-dimensional"),
+        (np.array([[1j]]), {}, "real numbers"),
+        (np.ones((2, 3)), {"k": 2}, "3 nonzeros, more than k=2"),
+        (np.ones((2, 3)), {"k": 4}, "k must be from 1 to n_components=3"),
+        (np.ones((2, 3)), {"value_bits": 17}, "from 1 to 16 for kind='uniform', got 17"),
+        (np.ones((2, 3)), {"value_bits": 9, "kind": "ranked"}, "from 1 to 8 for kind='ranked'"),
+        (sp.csr_matrix((1, 2**20 + 1)), {}, "n_components must be from 1 to 1048576"),
+    ],
+)
+def test_pack_errors(codes, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PackedCodes.pack(codes, **arguments)
+
+
+def test_other_errors():
+    packed = PackedCodes.pack(random_codes(4, 16, 3, seed=7), k=3)
+    other = PackedCodes.pack(random_codes(4, 16, 3, seed=7), k=3, value_bits=5)
+    with pytest.raises(ValueError, match="differs from stores\\[0\\] in quantizer"):
+        PackedCodes.concatenate([packed, other])
+    with pytest.raises(ValueError, match="at least one"):
+        PackedCodes.concatenate([])
+    with pytest.raises(IndexError, match="row 4 is out of range for 4 rows"):
+        packed[4]
+    with pytest.raises(IndexError, match="indexed by row only"):
+        packed[0, 1]
+    with pytest.raises(ValueError, match="index twice"):
+        PackedCodes.from_topk(np.zeros((1, 3), int), np.ones((1, 3)), 16, quantizer=packed.quantizer)
+    with pytest.raises(ValueError, match="outside \\[0, n_components\\)"):
+        PackedCodes.from_topk(np.array([[0, 1, 16]]), np.ones((1, 3)), 16, quantizer=packed.quantizer)
+    with pytest.raises(ValueError, match="k must be 3"):
+        PackedCodes.pack(np.eye(4), k=2, quantizer=packed.quantizer)
+    with pytest.raises(ValueError, match="no ranked codebook"):
+        ValueQuantizer("ranked", 2, np.array([[2.0, 1.0]], np.float32))
+
+
+def test_residual_travels_with_the_rows():
+    rng = np.random.default_rng(8)
+    residuals = rng.standard_normal((600, 16)) @ rng.standard_normal((16, 16))
+    packed = PackedCodes.pack(random_codes(600, 64, 4, seed=8))
+    errors = {}
+    for method in ("pq", "opq"):
+        quantizer = ResidualQuantizer.fit(residuals, 4, method=method, n_iter=5)
+        errors[method] = np.mean((quantizer.decode(quantizer.encode(residuals)) - residuals) ** 2)
+    assert errors["opq"] < errors["pq"] < np.mean(residuals**2)
+    store = packed.with_residual(quantizer.encode(residuals), quantizer)
+    assert store.bytes_per_row == packed.bytes_per_row + 4
+    assert PackedCodes.concatenate([store[:100], store[100:]]) == store
+    np.testing.assert_array_equal(store[[5, 3]].residual_codes, store.residual_codes[[5, 3]])
+    assert pickle.loads(pickle.dumps(store)) == store
+    assert store != packed
+    with pytest.raises(ValueError, match="residual_codes must be uint8 of shape"):
+        packed.with_residual(store.residual_codes[:10], quantizer)
+
+
+def test_residual_scores_are_inner_products():
+    from skcompressae._core._residual import score_pq
+
+    rng = np.random.default_rng(9)
+    residuals = rng.standard_normal((300, 8)).astype(np.float32)
+    quantizer = ResidualQuantizer.fit(residuals, 2, n_iter=3)
+    codes = quantizer.encode(residuals)
+    query = rng.standard_normal(8).astype(np.float32)
+    out = np.ones(300, np.float32)
+    score_pq(codes, quantizer.tables(query), out)
+    np.testing.assert_allclose(out, 1 + quantizer.decode(codes) @ query, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,144 @@
+"""Matching pursuit and least squares on a support, against NumPy."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skcompressae._core._pursuit import least_squares_codes
+
+# The kernel adds this to the diagonal of the Gram matrix of unit rows.
+RIDGE = 1e-5
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def draw(n_rows, n_features, n_components, n_candidates, seed, dtype=np.float64):
+    """Unit rows, unit decoder rows, and distinct ascending candidates."""
+    random_state = np.random.RandomState(seed)
+    x = unit(random_state.standard_normal((n_rows, n_features))).astype(dtype)
+    decoder = unit(random_state.standard_normal((n_components, n_features))).astype(dtype)
+    candidates = [np.sort(random_state.choice(n_components, n_candidates, replace=False)) for _ in range(n_rows)]
+    return x, decoder, np.array(candidates, dtype=np.int32)
+
+
+def naive_values(x, rows):
+    """Ridge least squares of one x on decoder rows."""
+    return np.linalg.solve(rows @ rows.T + RIDGE * np.eye(len(rows)), rows @ x)
+
+
+def naive_pursuit(x, decoder, candidates, k):
+    """Orthogonal matching pursuit (Pati et al. 1993), every step solved anew."""
+    picked = []
+    residual = x
+    for _ in range(k):
+        correlations = np.abs(decoder[candidates] @ residual)
+        correlations[picked] = -1
+        picked.append(int(np.argmax(correlations)))
+        rows = decoder[candidates[picked]]
+        residual = x - naive_values(x, rows) @ rows
+    picked = np.sort(picked)
+    return candidates[picked], naive_values(x, decoder[candidates[picked]])
+
+
+def explained(x, decoder, indices, values):
+    """Squared norm of what each row's code leaves unexplained."""
+    x_hat = np.einsum("ij,ijd->id", values.astype(np.float64), decoder.astype(np.float64)[indices])
+    return ((x.astype(np.float64) - x_hat) ** 2).sum(axis=1)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    n_rows=st.integers(1, 6),
+    n_features=st.integers(32, 70),
+    k=st.integers(1, 9),
+    n_spare=st.integers(0, 20),
+    seed=st.integers(0, 2**31),
+)
+def test_values_on_a_given_support_are_least_squares(n_rows, n_features, k, n_spare, seed):
+    x, decoder, support = draw(n_rows, n_features, k + n_spare, k, seed)
+    indices, values = least_squares_codes(x, decoder, support, k, n_threads=1)
+    np.testing.assert_array_equal(indices, support)
+    for i in range(n_rows):
+        rows = decoder[support[i]]
+        np.testing.assert_allclose(values[i], naive_values(x[i], rows), atol=1e-10)
+        # The ridge moves the solution by at most ridge / (smallest eigenvalue) of its length.
+        exact = np.linalg.lstsq(rows.T, x[i], rcond=None)[0]
+        bound = RIDGE / np.linalg.eigvalsh(rows @ rows.T)[0] * np.linalg.norm(exact)
+        assert np.linalg.norm(values[i] - exact) <= bound + 1e-10
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    n_rows=st.integers(1, 5),
+    n_features=st.integers(24, 60),
+    k=st.integers(1, 9),
+    n_more=st.integers(1, 15),
+    seed=st.integers(0, 2**31),
+)
+def test_pursuit_is_that_of_a_naive_loop(n_rows, n_features, k, n_more, seed):
+    x, decoder, candidates = draw(n_rows, n_features, k + n_more + 5, k + n_more, seed)
+    indices, values = least_squares_codes(x, decoder, candidates, k, n_threads=1)
+    for i in range(n_rows):
+        expected_indices, expected_values = naive_pursuit(x[i], decoder, candidates[i], k)
+        np.testing.assert_array_equal(indices[i], expected_indices)
+        np.testing.assert_allclose(values[i], expected_values, atol=1e-9)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    n_features=st.integers(1, 12),
+    k=st.integers(1, 24),
+    n_more=st.integers(0, 12),
+    dtype=st.sampled_from([np.float32, np.float64]),
+    seed=st.integers(0, 2**31),
+)
+def test_duplicates_zero_rows_and_more_latents_than_features_stay_finite(n_features, k, n_more, dtype, seed):
+    x, decoder, candidates = draw(5, n_features, k + n_more, k + n_more, seed, dtype)
+    decoder[::2] = decoder[0]
+    decoder[3::5] = 0
+    decoder[4::6] *= -1
+    x[2] = 0
+    indices, values = least_squares_codes(x, decoder, candidates, k, n_threads=1)
+    assert np.isfinite(values).all()
+    assert (np.diff(indices, axis=1) > 0).all()
+    np.testing.assert_array_equal(values[2], 0)
+    left = explained(x, decoder, indices, values)
+    # float32 rounding of the Gram matrix against a ridge of 1e-5
+    slack = 2e-3 if dtype == np.float32 else 1e-9
+    for i in range(len(x)):
+        rows = decoder[indices[i]].astype(np.float64)
+        best = np.linalg.lstsq(rows.T, x[i].astype(np.float64), rcond=1e-10)[0]
+        best_left = ((x[i] - best @ rows) ** 2).sum()
+        assert left[i] <= best_left + RIDGE * (best**2).sum() + slack
+
+
+@pytest.mark.parametrize("n_features", [16, 48])
+def test_pursuit_explains_more_than_the_largest_correlations(n_features):
+    x, decoder, everything = draw(50, n_features, 64, 64, 0)
+    chosen = explained(x, decoder, *least_squares_codes(x, decoder, everything, 6, n_threads=1))
+    top = np.sort(np.argsort(-np.abs(x @ decoder.T), axis=1)[:, :6], axis=1).astype(np.int32)
+    largest = explained(x, decoder, *least_squares_codes(x, decoder, top, 6, n_threads=1))
+    assert chosen.mean() < largest.mean()
+
+
+def test_float32_agrees_with_float64():
+    x, decoder, candidates = draw(200, 64, 256, 48, 1, np.float32)
+    indices, values = least_squares_codes(x, decoder, candidates, 32, n_threads=1)
+    wide = least_squares_codes(x.astype(np.float64), decoder.astype(np.float64), candidates, 32, n_threads=1)
+    np.testing.assert_allclose(
+        explained(x, decoder, indices, values), explained(x, decoder, *wide), atol=1e-3, err_msg="unexplained share"
+    )
+    same = (indices == wide[0]).all(axis=1)
+    assert same.mean() > 0.95
+    np.testing.assert_allclose(values[same], wide[1][same], atol=1e-3)
+
+
+def test_threads_change_nothing():
+    x, decoder, candidates = draw(300, 24, 80, 24, 3, np.float32)
+    one = least_squares_codes(x, decoder, candidates, 16, n_threads=1)
+    many = least_squares_codes(x, decoder, candidates, 16, n_threads=3)
+    np.testing.assert_array_equal(one[0], many[0])
+    np.testing.assert_array_equal(one[1], many[1])
