@@ -13,12 +13,15 @@ from skcompressae._core._pursuit import least_squares_codes
 from skcompressae._core._rows import codes_to_csr, decode_norms, unit_rows
 from skcompressae._core._sparse_step import reconstruction_gradients
 from skcompressae._core._threads import effective_n_threads, row_blocks
-from skcompressae._core._topk import top_k
+from skcompressae._core._topk import activation_codes, top_k
 from skcompressae._torch._cpu_engine import PreActivations
 from skcompressae._torch._torch_engine import TorchEncoder
 from skcompressae._torch._weights import Weights
 
 __all__ = ["Encoder", "codes_to_csr", "expand_queries"]
+
+# Candidates beyond k whose activations are recomputed: reduced precision may order neighbours of the k-th wrongly.
+_MARGIN = 8
 
 
 class Encoder:
@@ -43,14 +46,15 @@ class Encoder:
         self._candidate_factor = candidate_factor
         self._n_threads = effective_n_threads()
         self._select: Any
+        self._on_device: TorchEncoder | None = None
         if device.type == "cpu":
             self._pre_activations = PreActivations(weights.encoder, weights.bias, precision)
             self._block_rows = self._pre_activations.block_rows
             self._select = self._select_on_cpu
         else:
-            on_device = TorchEncoder(weights, device, precision)
-            self._block_rows = on_device.block_rows
-            self._select = on_device.top_k
+            self._on_device = TorchEncoder(weights, device, precision)
+            self._block_rows = self._on_device.block_rows
+            self._select = self._on_device.top_k
 
     @property
     def n_components(self) -> int:
@@ -100,14 +104,24 @@ class Encoder:
             cosines[start:stop][norms > 0] = block[norms > 0, 0]
         return cosines
 
+    def decode(self, codes: Any) -> FloatArray:
+        """Multiply a block of float32 codes, sparse or dense, by the decoder, on the device."""
+        if self._on_device is None:
+            return codes @ self._weights.decoder
+        return self._on_device.decode(codes if isinstance(codes, np.ndarray) else codes.toarray())
+
     def _encode_unit_rows(self, x: FloatArray, k: int) -> tuple[IndexArray, FloatArray]:
+        # Never fewer candidates than k plus a margin: the product only proposes, see `activation_codes`.
+        n_candidates = k + _MARGIN
+        if self._coding == "least_squares":
+            n_candidates = k
+        elif self._coding == "pursuit":
+            n_candidates = round(self._candidate_factor * k)
+        candidates, _ = self._select(x, min(self.n_components, max(k, n_candidates)))
+        weights = self._weights
         if self._coding == "activations":
-            return self._select(x, k)
-        n_candidates = k
-        if self._coding == "pursuit":
-            n_candidates = min(self.n_components, max(k, round(self._candidate_factor * k)))
-        candidates, _ = self._select(x, n_candidates)
-        return least_squares_codes(x, self._weights.decoder, candidates, k, n_threads=self._n_threads)
+            return activation_codes(x, weights.encoder, weights.bias, candidates, k, n_threads=self._n_threads)
+        return least_squares_codes(x, weights.decoder, candidates, k, n_threads=self._n_threads)
 
     def _select_on_cpu(self, x: FloatArray, k: int) -> tuple[IndexArray, FloatArray]:
         return top_k(self._pre_activations(x), k, n_threads=self._n_threads)

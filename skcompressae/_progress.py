@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skcompressae._torch._weights import StepLosses
+from skcompressae._torch._weights import Engine, StepLosses
 
 __all__ = ["StepReporter"]
 
@@ -52,7 +52,7 @@ class StepReporter:
         if self._context is not None and exception[0] is None:
             self._context.call_on_fit_task_end(estimator=self._estimator, X=self._rows)
 
-    def __call__(self, step: int, losses: StepLosses) -> bool:
+    def __call__(self, step: int, losses: StepLosses, engine: Engine) -> bool:
         """Show one step; return True where a callback asks to stop."""
         if self._bar is not None:
             self._show(step, losses)
@@ -61,7 +61,17 @@ class StepReporter:
             return False
         context = self._context.subcontext(task_name="step")
         context.call_on_fit_task_begin(estimator=self._estimator, X=self._rows)
-        return bool(context.call_on_fit_task_end(estimator=self._estimator, X=self._rows))
+
+        def fitted_attributes() -> dict[str, Any]:
+            weights = engine.current_weights().copy()
+            names = ("encoder_weights_", "encoder_bias_", "components_")
+            return dict(zip(names, weights.arrays, strict=True))
+
+        return bool(
+            context.call_on_fit_task_end(
+                estimator=self._estimator, X=self._rows, reconstruction_attributes=fitted_attributes
+            )
+        )
 
     def _show(self, step: int, losses: StepLosses) -> None:
         if self._last_fired is None:

@@ -21,9 +21,11 @@ class Recipe:
     early_stopping: bool
     neighborhood_weight: float
 
+    min_batches_per_epoch: int  # smaller batches where the training set is small, so that an epoch is several steps
+
     def batch_size_for(self, n_rows: int) -> int:
-        """Return the batch size for a training set, small enough for some 16 batches an epoch where it is small."""
-        return max(1, min(self.batch_size, n_rows, max(64, n_rows // 16)))
+        """Return the batch size for a training set of `n_rows` rows."""
+        return max(1, min(self.batch_size, n_rows, max(64, n_rows // self.min_batches_per_epoch)))
 
 
 RECIPES = {
@@ -34,9 +36,10 @@ RECIPES = {
         warmup_fraction=0.05,
         max_iter=1000,
         batch_size=2048,
-        coding="pursuit",
+        coding="least_squares",
         early_stopping=True,
-        neighborhood_weight=0.1,
+        neighborhood_weight=1.0,
+        min_batches_per_epoch=16,
     ),
     # Kasalicky et al. (2025), section 4: Adam, batches of 100,000, 500 steps. The paper names no learning rate; 1e-3
     # was the best constant one in benchmarks/quality.py.
@@ -50,5 +53,6 @@ RECIPES = {
         coding="activations",
         early_stopping=False,
         neighborhood_weight=0.0,
+        min_batches_per_epoch=1,
     ),
 }

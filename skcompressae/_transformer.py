@@ -70,7 +70,7 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
         - "pursuit": the support is chosen by orthogonal matching pursuit among the ``candidate_factor * k`` entries
           of largest magnitude, values fitted by least squares. Best reconstruction, slowest to encode.
 
-        "auto" is "pursuit" in the default recipe. May be changed after fitting.
+        "auto" is "least_squares" in the default recipe. May be changed after fitting.
 
     candidate_factor : float, default=1.5
         Candidates per nonzero that ``coding="pursuit"`` chooses from, at least 1.
@@ -83,8 +83,9 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
         Weights of the cosine distance of the reconstruction with k and with 4k latents (equation 4 of [1]_).
 
     neighborhood_weight : float or "auto", default="auto"
-        Weight of a training term, not in the paper, that makes cosines of codes rank rows as cosines of rows do
-        (`docs/recipes.md`): better recall of code-to-code search. 0 leaves it out, as the paper's recipe does.
+        Weight, in units of the mean cosine distance, of a training term that is not in the paper: it makes cosines of
+        codes rank rows as cosines of rows do (`docs/recipes.md`), for better recall of code-to-code search. 0 leaves
+        it out, as the paper's recipe does.
 
     init : {"auto", "data", "kaiming"}, default="auto"
         Start of training: latents seeded with training rows blended with noise and a tied encoder, or the paper's
@@ -327,7 +328,7 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
         """Train on one more block of rows: one pass over it, at a constant learning rate.
 
         The first call initialises the latents from its block, so make that one representative. Adam's moments are kept
-        between calls (twice the size of the weights).
+        between calls (twice the size of the weights). The statistics of latent use are those of the last block.
 
         Parameters
         ----------
@@ -378,7 +379,7 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
         self._moments = (*result.moments.arrays, result.moments.n_steps)
         self.n_iter_ += result.n_iter
         self.loss_curve_ = np.concatenate([self.loss_curve_, result.loss_curve])
-        self._finish(rows, training, result, settings, random_state)
+        self._finish(rows, training, result, settings, random_state, is_partial=True)
         return self
 
     def transform(self, X: ArrayLike) -> Any:
@@ -393,7 +394,8 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
         -------
         codes : CSR matrix (or array) or ndarray of shape (n_samples, n_components)
             float32 for float32 and float16 input, else float64. Canonical: ascending indices, no explicit zeros, at
-            most k entries a row; an all-zero row has none.
+            most k entries a row; an all-zero row has none. Exactly k, but where a fitted value is zero: k latents
+            can be more than it takes to reconstruct a row exactly, as where k exceeds n_features.
 
         Raises
         ------
@@ -489,10 +491,14 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
                 f"X has {codes.shape[1]} columns, but the codes of this {type(self).__name__} have "
                 f"n_components={n_components}."
             )
+        device = resolve_device(self.device)
+        # float64 codes are decoded in float64, which not every accelerator has.
+        encoder = self._encoder() if codes.dtype == np.float32 and device.type != "cpu" else None
         decoder = self.components_.astype(codes.dtype, copy=False)
         x_hat = np.empty((codes.shape[0], decoder.shape[1]), dtype=codes.dtype)
         for start, stop in row_blocks(codes.shape[0], BLOCK_ROWS):
-            x_hat[start:stop] = codes[start:stop] @ decoder
+            block = codes[start:stop]
+            x_hat[start:stop] = block @ decoder if encoder is None else encoder.decode(block)
         return x_hat
 
     def transform_query(self, X: ArrayLike, n_nonzero: int | None = None) -> Any:
@@ -633,6 +639,8 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
         result: TrainingResult,
         settings: StepSettings,
         random_state: np.random.RandomState,
+        *,
+        is_partial: bool = False,
     ) -> None:
         """Store the fitted state and measure how the latents are used."""
         self.encoder_weights_, self.encoder_bias_, self.components_ = result.weights.arrays
@@ -654,7 +662,9 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
             result.loss_curve[-1] if len(result.loss_curve) else np.nan,
             100 * self.dead_latents_fraction_,
         )
-        if usage.dead_fraction > _DEAD_SHARE_WARNED:
+        # A block of partial_fit may be too small to tell a dead latent from a rare one.
+        can_tell = not is_partial or settings.k * usage.n_rows >= 10 * self.n_components
+        if usage.dead_fraction > _DEAD_SHARE_WARNED and can_tell:
             warnings.warn(
                 f"{usage.dead_fraction:.0%} of the {self.n_components} latents are in no code of {usage.n_rows} "
                 "training rows. Lower n_components (the data may not need as many), train on more rows, "

@@ -20,8 +20,8 @@ def data_weights(
     """Start one latent at the mean direction and every other at a centred training row blended with noise.
 
     An anisotropic embedding shares one direction among all its rows. One latent takes it over; the others describe
-    differences between rows: their decoder rows are orthogonal to the mean, and their bias makes the encoder
-    (tied to the decoder at the start) see ``W (x / ||x|| - mean)``, so the linear decoder stays as it is.
+    differences between rows: their decoder rows are orthogonal to the mean, so that the encoder, tied to the decoder
+    at the start, sees ``W (x / ||x|| - mean)`` without any bias and decoding stays linear.
 
     Parameters
     ----------
@@ -50,11 +50,11 @@ def data_weights(
         if n_features > 1:  # in one dimension nothing is orthogonal to the mean
             decoder -= np.outer(decoder @ mean_direction, mean_direction)
         decoder[0] = mean_direction
+    # A blend can cancel to nothing (of one feature every other one does); a zero latent would never learn.
+    is_nothing = ~decoder.any(axis=1)
+    decoder[is_nothing] = random_directions[is_nothing]
     _normalise(decoder)
-    bias = -(decoder @ mean)
-    if mean_norm > 0:
-        bias[0] = 0
-    return decoder.copy(), bias.astype(np.float32), decoder
+    return decoder.copy(), np.zeros(n_components, dtype=np.float32), decoder
 
 
 def kaiming_weights(

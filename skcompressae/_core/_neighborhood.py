@@ -16,15 +16,17 @@ import numpy as np
 from numba import njit
 
 from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._gathers import FAST
 from skcompressae._core._sparse_step import group_by_latent
 from skcompressae._core._threads import run_blocks
 
-__all__ = ["neighborhood_gradients"]
+__all__ = ["MIN_SPREAD", "neighborhood_gradients"]
 
-_FAST = {"nnan", "ninf", "nsz", "contract", "reassoc"}
+# Rows that are all alike have no neighbourhoods: the floor keeps the temperatures finite.
+MIN_SPREAD = 1e-3
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(cache=True, nogil=True, fastmath=FAST)
 def _softmax(logits, scale, skipped, probabilities):  # type: ignore[no-untyped-def]
     """Write ``softmax(logits * scale)`` with entry `skipped` left out; return the log of its normaliser."""
     kind = logits.dtype.type
@@ -43,7 +45,7 @@ def _softmax(logits, scale, skipped, probabilities):  # type: ignore[no-untyped-
     return np.log(total) + largest * scale
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(cache=True, nogil=True, fastmath=FAST)
 def _pair_gradients(  # type: ignore[no-untyped-def]
     cosines, indices, unit_values, starts, entries, inverse_temperatures, weight, start, stop, pair_gradients, losses
 ):
@@ -70,7 +72,7 @@ def _pair_gradients(  # type: ignore[no-untyped-def]
         losses[i] = loss
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(cache=True, nogil=True, fastmath=FAST)
 def _latent_gradients(  # type: ignore[no-untyped-def]
     pair_gradients, indices, unit_values, norms, starts, entries, start, stop, latent_gradients
 ):
@@ -113,7 +115,7 @@ def neighborhood_gradients(
         Codes of the rows, indices ascending.
     n_components : int
     temperatures : tuple of two floats
-        T of the rows' and T' of the codes' distribution, in units of cosine.
+        T of the rows' and T' of the codes' distribution, in units of the standard deviation of the rows' cosines.
     weight : float
         w of the term.
     n_threads : int
@@ -133,7 +135,11 @@ def neighborhood_gradients(
     losses = np.empty(n_rows, dtype=x.dtype)
     latent_gradients = np.empty_like(values)
     kind = x.dtype.type
-    inverse_temperatures = 1 / np.asarray(temperatures, dtype=x.dtype)
+    n_pairs = n_rows * (n_rows - 1)
+    mean = (cosines.sum(dtype=np.float64) - np.trace(cosines)) / n_pairs
+    squares = np.einsum("ij,ij->", cosines, cosines, dtype=np.float64) - np.einsum("ii,ii->", cosines, cosines)
+    spread = max(np.sqrt(max(squares / n_pairs - mean**2, 0.0)), MIN_SPREAD)
+    inverse_temperatures = (1 / (spread * np.asarray(temperatures))).astype(x.dtype)
     run_blocks(
         lambda start, stop: _pair_gradients(
             cosines,

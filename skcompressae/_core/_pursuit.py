@@ -15,18 +15,17 @@ import numpy as np
 from numba import njit
 
 from skcompressae._core._arrays import FloatArray, IndexArray
-from skcompressae._core._sparse_step import _dots
+from skcompressae._core._gathers import FAST, dots
 from skcompressae._core._threads import run_blocks
 
 __all__ = ["least_squares_codes"]
 
-_FAST = {"nnan", "ninf", "nsz", "contract", "reassoc"}
 # Added to the unit diagonal of the Gram matrix: keeps the solve stable when two latents (nearly) coincide, and is
 # far below the squared reconstruction error of any code.
 _RIDGE = 1e-5
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(cache=True, nogil=True, fastmath=FAST)
 def _gram(rows, n, gram):  # type: ignore[no-untyped-def]
     """Write ``rows[:n] @ rows[:n].T`` to `gram`, in 4 x 4 register tiles."""
     kind = rows.dtype.type
@@ -72,7 +71,7 @@ def _gram(rows, n, gram):  # type: ignore[no-untyped-def]
             gram[j, i] = gram[i, j]
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(cache=True, nogil=True, fastmath=FAST)
 def _append_to_cholesky(factor, gram, picked, step, ridge):  # type: ignore[no-untyped-def]
     """Extend the lower Cholesky factor of ``gram[picked][:, picked] + ridge I`` by row `step`."""
     new = picked[step]
@@ -87,7 +86,7 @@ def _append_to_cholesky(factor, gram, picked, step, ridge):  # type: ignore[no-u
     factor[step, step] = np.sqrt(max(rest, ridge))
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(cache=True, nogil=True, fastmath=FAST)
 def _back_substitute(factor, forward, n, solution):  # type: ignore[no-untyped-def]
     for a in range(n - 1, -1, -1):
         total = forward[a]
@@ -96,7 +95,7 @@ def _back_substitute(factor, forward, n, solution):  # type: ignore[no-untyped-d
         solution[a] = total / factor[a, a]
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(cache=True, nogil=True, fastmath=FAST)
 def _least_squares_rows(x, decoder, candidates, k, ridge, start, stop, indices, values):  # type: ignore[no-untyped-def]
     n_candidates = candidates.shape[1]
     n_columns = x.shape[1]
@@ -116,7 +115,7 @@ def _least_squares_rows(x, decoder, candidates, k, ridge, start, stop, indices, 
         for c in range(n_candidates):
             rows[c] = decoder[candidates[i, c]]
         _gram(rows, n_candidates, gram)
-        _dots(x[i], rows, everything, n_candidates, correlations)
+        dots(x[i], rows, everything, n_candidates, correlations)
         unexplained[:] = correlations
         is_picked[:] = False
         for step in range(k):

@@ -12,7 +12,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from skcompressae._core._arrays import FloatArray, IndexArray
-from skcompressae._core._sparse_step import _add_combination, _dot
+from skcompressae._core._gathers import add_combination, dot
 from skcompressae._core._threads import run_blocks
 
 __all__ = ["codes_to_csr", "decode_norms", "unit_rows"]
@@ -66,8 +66,8 @@ def _decode_norms(decoder, indices, values, start, stop, norms):  # type: ignore
     x_hat = np.empty(decoder.shape[1], dtype=decoder.dtype)
     for i in range(start, stop):
         x_hat[:] = 0
-        _add_combination(x_hat, decoder, values[i], indices[i], indices.shape[1])
-        norms[i] = np.sqrt(_dot(x_hat, x_hat))
+        add_combination(x_hat, decoder, values[i], indices[i], indices.shape[1])
+        norms[i] = np.sqrt(dot(x_hat, x_hat))
 
 
 def decode_norms(

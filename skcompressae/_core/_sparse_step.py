@@ -19,29 +19,21 @@ from numba import njit
 from numpy.typing import NDArray
 
 from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._gathers import FAST, add_combination, dot, dots
 from skcompressae._core._threads import run_blocks
-from skcompressae._core._topk import _kth_largest
+from skcompressae._core._topk import kth_largest
 
 __all__ = ["group_by_latent", "reconstruction_gradients", "update_latents"]
 
 _ENTRIES_AT_ONCE = 64  # entries of one latent whose pointers and factors are laid out before the sums
-_FAST = {"nnan", "ninf", "nsz", "contract", "reassoc"}
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST, inline="always")
-def _dot(a, b):  # type: ignore[no-untyped-def]
-    total = a.dtype.type(0)
-    for j in range(a.shape[0]):
-        total += a[j] * b[j]
-    return total
-
-
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(cache=True, nogil=True, fastmath=FAST)
 def _cosine_gradient(x, x_hat, weight, gradient):  # type: ignore[no-untyped-def]
     """Write the gradient of ``weight * cosdist(x, x_hat)`` for a unit-norm x; return the cosine."""
     kind = x.dtype.type
-    overlap = _dot(x, x_hat)
-    norm = np.sqrt(_dot(x_hat, x_hat))
+    overlap = dot(x, x_hat)
+    norm = np.sqrt(dot(x_hat, x_hat))
     if norm == 0:
         gradient[:] = kind(0)
         return kind(0)
@@ -53,42 +45,7 @@ def _cosine_gradient(x, x_hat, weight, gradient):  # type: ignore[no-untyped-def
     return cosine
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
-def _add_combination(total, rows, coefficients, picks, n_picks):  # type: ignore[no-untyped-def]
-    """Add ``sum_p coefficients[p] * rows[picks[p]]`` to `total`, four rows in flight to hide cache latency."""
-    n_columns = total.shape[0]
-    n_quads = n_picks - n_picks % 4
-    for p in range(0, n_quads, 4):
-        c0, c1, c2, c3 = coefficients[p], coefficients[p + 1], coefficients[p + 2], coefficients[p + 3]
-        r0, r1, r2, r3 = rows[picks[p]], rows[picks[p + 1]], rows[picks[p + 2]], rows[picks[p + 3]]
-        for j in range(n_columns):
-            total[j] += c0 * r0[j] + c1 * r1[j] + c2 * r2[j] + c3 * r3[j]
-    for p in range(n_quads, n_picks):
-        c0, r0 = coefficients[p], rows[picks[p]]
-        for j in range(n_columns):
-            total[j] += c0 * r0[j]
-
-
-@njit(cache=True, nogil=True, fastmath=_FAST)
-def _dots(vector, rows, picks, n_picks, products):  # type: ignore[no-untyped-def]
-    """Write ``rows[picks[p]] . vector`` to ``products[p]``, four rows in flight."""
-    n_columns = vector.shape[0]
-    kind = vector.dtype.type
-    n_quads = n_picks - n_picks % 4
-    for p in range(0, n_quads, 4):
-        r0, r1, r2, r3 = rows[picks[p]], rows[picks[p + 1]], rows[picks[p + 2]], rows[picks[p + 3]]
-        t0, t1, t2, t3 = kind(0), kind(0), kind(0), kind(0)
-        for j in range(n_columns):
-            t0 += r0[j] * vector[j]
-            t1 += r1[j] * vector[j]
-            t2 += r2[j] * vector[j]
-            t3 += r3[j] * vector[j]
-        products[p], products[p + 1], products[p + 2], products[p + 3] = t0, t1, t2, t3
-    for p in range(n_quads, n_picks):
-        products[p] = _dot(rows[picks[p]], vector)
-
-
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(cache=True, nogil=True, fastmath=FAST)
 def _reconstruction_gradients_rows(  # type: ignore[no-untyped-def]
     x, decoder, indices, values, k, weights, start, stop, latent_gradients, is_leading, x_gradients, cosines
 ):
@@ -105,7 +62,7 @@ def _reconstruction_gradients_rows(  # type: ignore[no-untyped-def]
     for i in range(start, stop):
         for a in range(n_active):
             magnitudes[a] = abs(values[i, a])
-        kth = _kth_largest(magnitudes, n_active, k)
+        kth = kth_largest(magnitudes, n_active, k)
         n_ties = k
         for a in range(n_active):
             n_ties -= abs(values[i, a]) > kth
@@ -127,15 +84,15 @@ def _reconstruction_gradients_rows(  # type: ignore[no-untyped-def]
             picks[position] = indices[i, a]
             coefficients[position] = values[i, a]
         x_hat[:] = kind(0)
-        _add_combination(x_hat, decoder, coefficients, picks, k)
+        add_combination(x_hat, decoder, coefficients, picks, k)
         # x_gradients[0] reaches the k leading latents (both loss terms), x_gradients[1] the others.
         cosines[i, 0] = _cosine_gradient(x[i], x_hat, weights[0], x_gradients[0, i])
-        _add_combination(x_hat, decoder, coefficients[k:], picks[k:], n_active - k)
+        add_combination(x_hat, decoder, coefficients[k:], picks[k:], n_active - k)
         cosines[i, 1] = _cosine_gradient(x[i], x_hat, weights[1], x_gradients[1, i])
         for j in range(n_features):
             x_gradients[0, i, j] += x_gradients[1, i, j]
-        _dots(x_gradients[0, i], decoder, picks, k, products)
-        _dots(x_gradients[1, i], decoder, picks[k:], n_active - k, products[k:])
+        dots(x_gradients[0, i], decoder, picks, k, products)
+        dots(x_gradients[1, i], decoder, picks[k:], n_active - k, products[k:])
         for position in range(n_active):
             latent_gradients[i, order[position]] = products[position]
 
@@ -233,7 +190,7 @@ def group_by_latent(indices: IndexArray, n_components: int) -> tuple[NDArray[np.
     return starts, entries
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(cache=True, nogil=True, fastmath=FAST)
 def _adam(parameter, gradient, first, second, rates):  # type: ignore[no-untyped-def]
     """Update one row in place; `rates` is (step size, beta1, beta2, sqrt of the second bias correction, eps)."""
     step, beta1, beta2, correction, eps = rates[0], rates[1], rates[2], rates[3], rates[4]
@@ -244,7 +201,7 @@ def _adam(parameter, gradient, first, second, rates):  # type: ignore[no-untyped
         parameter[j] -= step * first[j] / (np.sqrt(second[j]) / correction + eps)
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(cache=True, nogil=True, fastmath=FAST)
 def _update_latent_rows(  # type: ignore[no-untyped-def]
     x, values, latent_gradients, is_leading, x_gradients, starts, entries, start, stop,
     encoder, bias, decoder, encoder_moments, bias_moments, decoder_moments, rates,
@@ -276,11 +233,11 @@ def _update_latent_rows(  # type: ignore[no-untyped-def]
                 slopes[e] = latent_gradients[i, a]
                 activations[e] = values[i, a]
                 bias_gradient[0] += slopes[e]
-            _add_combination(encoder_gradient, x, slopes, x_picks, n_entries)
-            _add_combination(decoder_gradient, flat_x_gradients, activations, g_picks, n_entries)
+            add_combination(encoder_gradient, x, slopes, x_picks, n_entries)
+            add_combination(decoder_gradient, flat_x_gradients, activations, g_picks, n_entries)
         row = decoder[latent]
         # The component along the row would be undone by the normalisation; Adam must not see it.
-        along = _dot(decoder_gradient, row)
+        along = dot(decoder_gradient, row)
         for j in range(n_features):
             decoder_gradient[j] -= along * row[j]
         _adam(encoder[latent], encoder_gradient, encoder_moments[0, latent], encoder_moments[1, latent], rates)
@@ -292,7 +249,7 @@ def _update_latent_rows(  # type: ignore[no-untyped-def]
             bias_moments[1, latent : latent + 1],
             rates,
         )
-        norm = np.sqrt(_dot(row, row))
+        norm = np.sqrt(dot(row, row))
         if norm > 0:
             for j in range(n_features):
                 row[j] /= norm

@@ -102,7 +102,8 @@ class CpuEngine:
             n_threads=self._n_threads,
         )
         if settings.neighborhood_weight > 0 and len(x) > 1:
-            self._add_neighborhood(x, indices, values, is_leading, latent_gradients)
+            weight = settings.neighborhood_weight * (1 - float(cosines[:, 0].mean(dtype=np.float64)))
+            self._add_neighborhood(x, indices, values, is_leading, latent_gradients, weight)
         starts, entries = group_by_latent(indices, weights.n_components)
         self._moments.n_steps += 1
         update_latents(
@@ -153,6 +154,7 @@ class CpuEngine:
         values: FloatArray,
         is_leading: NDArray[np.bool_],
         latent_gradients: FloatArray,
+        weight: float,
     ) -> None:
         """Add the neighbourhood term of the batch's first rows to the gradients of their leading latents."""
         settings = self._settings
@@ -165,7 +167,7 @@ class CpuEngine:
             values[:n_rows][leading].reshape(shape),
             self._weights.n_components,
             settings.neighborhood_temperatures,
-            settings.neighborhood_weight,
+            weight,
             n_threads=self._n_threads,
         )
         latent_gradients[:n_rows][leading] += gradients.reshape(-1)

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._neighborhood import MIN_SPREAD
 from skcompressae._core._rows import unit_rows
 from skcompressae._core._threads import row_blocks
 from skcompressae._torch._devices import matmul_precision
@@ -63,11 +64,13 @@ def _neighborhood_gradient(
     norms = latents.norm(dim=1, keepdim=True)
     safe = torch.where(norms > 0, norms, torch.ones_like(norms))
     unit = latents / safe
-    wanted = _product(x, x.T, precision) / temperatures[0]
-    found = _product(unit, unit.T, precision) / temperatures[1]
+    cosines = _product(x, x.T, precision)
+    spread = cosines[~torch.eye(len(x), dtype=torch.bool, device=x.device)].std(correction=0).clamp_min(MIN_SPREAD)
+    wanted = cosines / (temperatures[0] * spread)
+    found = _product(unit, unit.T, precision) / (temperatures[1] * spread)
     wanted.fill_diagonal_(-torch.inf)
     found.fill_diagonal_(-torch.inf)
-    pairs = (found.softmax(dim=1) - wanted.softmax(dim=1)) / (temperatures[1] * len(x))
+    pairs = (found.softmax(dim=1) - wanted.softmax(dim=1)) / (temperatures[1] * spread * len(x))
     gradient = _product(pairs + pairs.T, unit, precision)
     gradient = (gradient - (gradient * unit).sum(dim=1, keepdim=True) * unit) / safe
     return torch.where(norms > 0, gradient, torch.zeros_like(gradient))
@@ -121,7 +124,7 @@ class TorchEngine:
             self._parameters = [parameter.clone() for parameter in self._parameters]
             self._moments = [moment.clone() for moment in self._moments]
         self._n_steps = moments.n_steps
-        self._block_rows = max(256, _BLOCK_BYTES // (4 * weights.n_components))
+        self._block_rows = min(settings.batch_size, max(256, _BLOCK_BYTES // (4 * weights.n_components)))
         if device.type == "cuda":
             free_bytes, _ = torch.cuda.mem_get_info(device)
             if rows.shape[0] * rows.shape[1] * 4 <= _RESIDENT_SHARE * free_bytes:
@@ -135,15 +138,15 @@ class TorchEngine:
         gradients = [torch.zeros_like(parameter) for parameter in self._parameters]
         losses = self._accumulate(row_indices, gradients)
         gradients[2] -= (gradients[2] * decoder).sum(dim=1, keepdim=True) * decoder
-        self._n_steps += 1
         settings = self._settings
-        correction1 = 1 - settings.beta1**self._n_steps
-        correction2 = (1 - settings.beta2**self._n_steps) ** 0.5
+        correction1 = 1 - settings.beta1 ** (self._n_steps + 1)
+        correction2 = (1 - settings.beta2 ** (self._n_steps + 1)) ** 0.5
         for parameter, gradient, moments in zip(self._parameters, gradients, self._moments, strict=True):
             moments[0].lerp_(gradient, 1 - settings.beta1)
             moments[1].mul_(settings.beta2).addcmul_(gradient, gradient, value=1 - settings.beta2)
             denominator = (moments[1].sqrt() / correction2).add_(settings.epsilon)
             parameter.addcdiv_(moments[0], denominator, value=-learning_rate / correction1)
+        self._n_steps += 1
         norm = decoder.norm(dim=1, keepdim=True)
         decoder.div_(torch.where(norm > 0, norm, torch.ones_like(norm)))
         return losses
@@ -210,7 +213,7 @@ class TorchEngine:
                         x[:n_rows], leading[:n_rows], settings.neighborhood_temperatures, precision
                     )
                     chosen = indices[:n_rows, :k]
-                    pulls = settings.neighborhood_weight * pulls.gather(1, chosen)
+                    pulls = settings.neighborhood_weight * (1 - cosines.mean()) * pulls.gather(1, chosen)
                     latent[:n_rows].scatter_add_(1, chosen, pulls)
                 gradients[0] += _product(latent.T, x, precision)
                 gradients[1] += latent.sum(dim=0)
@@ -240,3 +243,8 @@ class TorchEncoder:
         encoder, bias, _ = self._parameters
         indices, values = encode_rows_torch(torch.from_numpy(x).to(self._device), encoder, bias, k, self._precision)
         return indices.to(torch.int32).cpu().numpy(), values.cpu().numpy()
+
+    def decode(self, latents: FloatArray) -> FloatArray:
+        """Multiply a dense block of codes by the decoder."""
+        decoder = self._parameters[2]
+        return (torch.from_numpy(latents).to(decoder) @ decoder).cpu().numpy()

@@ -121,7 +121,7 @@ def train(
     random_state: np.random.RandomState,
     *,
     n_iter_no_change: int | None,
-    on_step: Callable[[int, StepLosses], bool],
+    on_step: Callable[[int, StepLosses, Engine], bool],
     keeps_remainder: bool = False,
 ) -> TrainingResult:
     """Train weights on rows until the schedule ends, validation stops improving, or the user interrupts.
@@ -141,7 +141,7 @@ def train(
         Evaluations without a new best validation loss after which training stops, and the best weights are kept;
         None never stops early.
     on_step : callable
-        Called with the number of steps taken and the last losses; returns True to stop.
+        Called with the number of steps taken, the last losses and the engine; returns True to stop.
     keeps_remainder : bool, default=False
         End each epoch with a smaller batch rather than leave out rows that fill none.
 
@@ -158,31 +158,35 @@ def train(
     best_loss, best_weights, n_without_gain = math.inf, None, 0
     evaluate_every = max(1, schedule.max_iter // _N_EVALUATIONS)
     was_interrupted = False
+
+    def shrinking(work: Callable[[], StepLosses]) -> StepLosses:
+        """Do the work; out of device memory, halve the batch, tell the user, and try again."""
+        nonlocal engine, settings
+        while True:
+            try:
+                return work()
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or settings.batch_size <= 1:
+                    raise
+            settings = replace(settings, batch_size=max(1, settings.batch_size // 2))
+            warnings.warn(
+                f"The device ran out of memory; batch_size is now {settings.batch_size}. "
+                "Set batch_size to this or less to avoid the retry.",
+                DeviceMemoryWarning,
+                stacklevel=5,
+            )
+            kept = engine.current_weights(), engine.current_moments()
+            del engine
+            torch.cuda.empty_cache()
+            engine = _make_engine(rows, *kept, settings, device)
+
     try:
         for step in range(1, schedule.max_iter + 1):
-            batch = sampler.draw(settings.batch_size)
-            while True:
-                try:
-                    losses = engine.step(batch, schedule(step))
-                    break
-                except RuntimeError as error:
-                    if not is_out_of_memory(error) or settings.batch_size <= 1:
-                        raise
-                settings = replace(settings, batch_size=max(1, settings.batch_size // 2))
-                warnings.warn(
-                    f"The device ran out of memory; batch_size is now {settings.batch_size}. "
-                    "Set batch_size to this or less to avoid the retry.",
-                    DeviceMemoryWarning,
-                    stacklevel=4,
-                )
-                weights, moments = engine.current_weights(), engine.current_moments()
-                del engine
-                torch.cuda.empty_cache()
-                engine = _make_engine(rows, weights, moments, settings, device)
-                batch = batch[: settings.batch_size]
+            batch, rate = sampler.draw(settings.batch_size), schedule(step)
+            losses = shrinking(lambda: engine.step(batch[: settings.batch_size], rate))  # noqa: B023
             loss_curve.append(losses.loss(settings.loss_weights))
             if len(validation_indices) and (step % evaluate_every == 0 or step == schedule.max_iter):
-                loss = engine.losses(validation_indices).loss(settings.loss_weights)
+                loss = shrinking(lambda: engine.losses(validation_indices)).loss(settings.loss_weights)
                 validation_curve.append(loss)
                 validation_steps.append(step)
                 if loss < best_loss:
@@ -190,7 +194,7 @@ def train(
                     best_weights = engine.current_weights().copy() if n_iter_no_change is not None else None
                 else:
                     n_without_gain += 1
-            if on_step(step, losses):
+            if on_step(step, losses, engine):
                 break
             if n_iter_no_change is not None and n_without_gain >= n_iter_no_change:
                 break

@@ -66,11 +66,13 @@ class StepSettings:
     loss_weights: tuple[float, float]
     batch_size: int
     precision: str = "float32"
-    # The neighbourhood term (see `_core/_neighborhood.py`), on the first rows of each batch.
+    # The neighbourhood term (see `_core/_neighborhood.py`), on the first rows of each batch. Its weight is this times
+    # the batch's mean cosine distance, so that it neither drowns a good reconstruction nor vanishes beside a poor one.
     neighborhood_weight: float = 0.0
-    # Of the rows' and of the codes' similarities. 0.05 spans the neighbours that recall@100 asks for; twice that for
-    # the codes leaves room for the values to be refitted afterwards (docs/research_notes_sparse.md).
-    neighborhood_temperatures: tuple[float, float] = (0.05, 0.1)
+    # Of the rows' and of the codes' similarities, in units of the spread of the rows' cosines, so that isotropic and
+    # anisotropic embeddings see the same neighbourhoods. More for the codes leaves room for the values to be
+    # refitted afterwards (docs/research_notes_sparse.md).
+    neighborhood_temperatures: tuple[float, float] = (0.5, 0.75)
     neighborhood_rows: int = 512
     # Kingma and Ba (2015), the values the paper's reference uses too.
     beta1: float = 0.9

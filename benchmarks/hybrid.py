@@ -1,0 +1,152 @@
+"""What recall does a byte budget buy: sparse codes, alone or with a residual code, beside PQ, OPQ and RaBitQ?
+
+The rule for ours is fixed before any result: with value words of 4 bits, budgets below 64 bytes go to nonzeros alone,
+as many as fit; from 64 bytes on, 32 bytes go to nonzeros and the rest, or the largest divisor of the number of features
+that fits it, to a product-quantised residual, by which the first `--rerank` candidates are put in order. One model per
+data set is trained at the largest k used; every budget encodes with its own k. Protocol: the first `--max-queries`
+rows of ``RandomState(0).permutation(n)`` are queries, the rest documents; truth is their exact cosine; dense queries.
+
+    python benchmarks/hybrid.py --data embeddings.npy --out results
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import _peers as peers
+import numpy as np
+from _common import cosine_neighbors, environment, peak_memory_bytes, recall, stopwatch, unit_rows, write_json
+from _data import DEFAULT_CACHE_DIR, N_QUERIES, checksum, load, split
+
+from skcompressae import CompresSAETransformer
+from skcompressae._neighbors import CodeNearestNeighbors
+from skcompressae.packed import PackedCodes
+
+N_NEIGHBORS = 100
+VALUE_BITS = 4
+HYBRID_FROM = 64
+SPARSE_BYTES = 32
+SCALE_BYTES = 2
+Row = dict[str, Any]
+
+
+def plan(size_bytes: int, n_components: int, n_features: int) -> tuple[int, int]:
+    """Return (nonzeros, bytes of the residual) of a budget by the rule above."""
+    sparse_bytes = size_bytes if size_bytes < HYBRID_FROM else SPARSE_BYTES
+    word_bits = max(1, (n_components - 1).bit_length()) + VALUE_BITS
+    k = min(max(1, (sparse_bytes - SCALE_BYTES) * 8 // word_bits), n_components)
+    left = min(size_bytes - sparse_bytes, n_features)
+    return k, max((n for n in range(1, left + 1) if n_features % n == 0), default=0)
+
+
+def ours(
+    model: CompresSAETransformer, documents: np.ndarray, queries: np.ndarray, true: np.ndarray, plans: Row, rerank: int
+) -> Row:
+    """Encode and search one budget."""
+    k, n_residual = plans["k"], plans["residual_bytes"]
+    model.set_params(k=k)
+    with stopwatch() as encode_s:
+        packed = PackedCodes.pack(model.transform(documents), value_bits=VALUE_BITS, k=k)
+    with stopwatch() as residual_s:
+        if n_residual:
+            packed = packed.with_residual_of(documents, model.components_, n_bytes=n_residual)
+    index = CodeNearestNeighbors(
+        N_NEIGHBORS, compressor=model.components_, mode="asymmetric", rerank=rerank if n_residual else None
+    ).fit(packed)
+    n_neighbors = min(N_NEIGHBORS, len(documents))
+    with stopwatch() as search_s:
+        found = index.kneighbors(queries, n_neighbors, return_distance=False)
+    return {
+        "method": "hybrid" if n_residual else "sparse",
+        "params": plans,
+        "size_bytes": packed.bytes_per_row,
+        "encode_s": encode_s(),
+        "residual_s": residual_s(),
+        "ms_per_query": 1e3 * search_s() / len(queries),
+        "recall_at_10": recall(found, true, 10),
+        "recall_at_100": recall(found, true, 100),
+    }
+
+
+def peer_rows(documents: np.ndarray, queries: np.ndarray, true: np.ndarray, size_bytes: int, seed: int) -> list[Row]:
+    """Measure what the peers make of a budget; one that is out of a method's reach is left out."""
+    rows = []
+    for method in (peers.product_quantization, peers.optimized_product_quantization, peers.rabitq):
+        peer = method(documents, size_bytes, seed)
+        if peer is None:
+            continue
+        found = peer.neighbors(queries, min(N_NEIGHBORS, len(documents)))
+        recalls = {f"recall_at_{n}": recall(found, true, n) for n in (10, 100)}
+        rows.append({"method": peer.method, "params": peer.params, "size_bytes": peer.size_bytes, **recalls})
+    return rows
+
+
+def run_study(name: str, X: np.ndarray, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure every budget on one data set and write its result file."""
+    data = split(name, X, options.max_queries, options.max_documents)
+    documents = unit_rows(data.documents)
+    true = cosine_neighbors(data.queries, documents, min(N_NEIGHBORS, len(documents)))
+    budgets = {}
+    for size in options.sizes:
+        k, n_residual = plan(size, options.n_components, X.shape[1])
+        budgets[size] = {"k": k, "residual_bytes": n_residual, "rerank": options.rerank}
+    rows: list[Row] = []
+    content = {
+        "data": {"name": name, "sha256": checksum(X), "n_features": X.shape[1], "n_documents": len(documents)},
+        "environment": environment(),
+        "options": {key: value for key, value in vars(options).items() if not isinstance(value, Path)},
+        "results": rows,
+    }
+    for seed in options.seeds:
+        parameters = {"max_iter": options.steps} if options.steps is not None else {}
+        # the projection as it comes: its residual is smaller than that of a unit reconstruction
+        model = CompresSAETransformer(
+            options.n_components,
+            k=max(p["k"] for p in budgets.values()),
+            norm=None,
+            random_state=seed,
+            **parameters,
+            **options.ours,
+        )
+        with stopwatch() as fit_s:
+            model.fit(documents)
+        for size in options.sizes:
+            mine = {
+                **ours(model, documents, data.queries, true, budgets[size], options.rerank),
+                "fit_s": fit_s(),
+            }
+            for row in (mine, *peer_rows(documents, data.queries, true, size, seed)):
+                rows.append({**row, "budget_bytes": size, "seed": seed})
+                print(json.dumps(rows[-1], default=lambda value: value.item()), flush=True)
+        content["peak_memory_bytes"] = peak_memory_bytes()
+        write_json(options.out / f"hybrid-{name}.json", content)
+    return content
+
+
+def parse_options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", required=True, help=".npy files or names (see _data.py)")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[16, 32, 64, 128, 256], help="bytes per vector")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--n-components", type=int, default=2048)
+    parser.add_argument("--steps", type=int, default=None, help="training steps; default: the estimator's")
+    parser.add_argument("--ours", type=json.loads, default={}, help="more estimator parameters, as a JSON object")
+    parser.add_argument("--rerank", type=int, default=500, help="candidates that the residual codes order")
+    parser.add_argument("--max-queries", type=int, default=N_QUERIES)
+    parser.add_argument("--max-documents", type=int, default=None)
+    parser.add_argument("--cache-dir", type=Path, default=DEFAULT_CACHE_DIR)
+    parser.add_argument("--out", type=Path, default=Path("benchmark-results"))
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_options(arguments)
+    for data in options.data:
+        run_study(*load(data, options.cache_dir), options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Sums over chosen rows of a matrix: what decoding, its gradients and least squares are made of.
+
+The sums run in a fixed order, so a result depends on its operands alone, not on the batch or the threads around it.
+Four rows are read at a time, to hide the latency of a cache miss behind the other three.
+"""
+
+from __future__ import annotations
+
+from numba import njit
+
+__all__ = ["FAST", "add_combination", "dot", "dots"]
+
+# What the kernels let the compiler assume: operands are finite, and sums may be split over vector lanes.
+FAST = {"nnan", "ninf", "nsz", "contract", "reassoc"}
+
+
+@njit(cache=True, nogil=True, fastmath=FAST, inline="always")
+def dot(a, b):  # type: ignore[no-untyped-def]
+    total = a.dtype.type(0)
+    for j in range(a.shape[0]):
+        total += a[j] * b[j]
+    return total
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def add_combination(total, rows, coefficients, picks, n_picks):  # type: ignore[no-untyped-def]
+    """Add ``sum_p coefficients[p] * rows[picks[p]]`` to `total`, four rows in flight to hide cache latency."""
+    n_columns = total.shape[0]
+    n_quads = n_picks - n_picks % 4
+    for p in range(0, n_quads, 4):
+        c0, c1, c2, c3 = coefficients[p], coefficients[p + 1], coefficients[p + 2], coefficients[p + 3]
+        r0, r1, r2, r3 = rows[picks[p]], rows[picks[p + 1]], rows[picks[p + 2]], rows[picks[p + 3]]
+        for j in range(n_columns):
+            total[j] += c0 * r0[j] + c1 * r1[j] + c2 * r2[j] + c3 * r3[j]
+    for p in range(n_quads, n_picks):
+        c0, r0 = coefficients[p], rows[picks[p]]
+        for j in range(n_columns):
+            total[j] += c0 * r0[j]
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def dots(vector, rows, picks, n_picks, products):  # type: ignore[no-untyped-def]
+    """Write ``rows[picks[p]] . vector`` to ``products[p]``, four rows in flight."""
+    n_columns = vector.shape[0]
+    kind = vector.dtype.type
+    n_quads = n_picks - n_picks % 4
+    for p in range(0, n_quads, 4):
+        r0, r1, r2, r3 = rows[picks[p]], rows[picks[p + 1]], rows[picks[p + 2]], rows[picks[p + 3]]
+        t0, t1, t2, t3 = kind(0), kind(0), kind(0), kind(0)
+        for j in range(n_columns):
+            t0 += r0[j] * vector[j]
+            t1 += r1[j] * vector[j]
+            t2 += r2[j] * vector[j]
+            t3 += r3[j] * vector[j]
+        products[p], products[p + 1], products[p + 2], products[p + 3] = t0, t1, t2, t3
+    for p in range(n_quads, n_picks):
+        products[p] = dot(rows[picks[p]], vector)
