@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,11 @@ import numpy as np
 import scipy.sparse as sp
 from docstring_corpus import CORE_PACKAGES, collect_docstrings, embed, searchable_text
 from sklearn.decomposition import PCA
-from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
 
 import skcompressae
-from skcompressae import CompresSAETransformer
-
-try:
-    from skcompressae.packed import PackedCodes
-except ImportError:
-    PackedCodes = None
+from skcompressae import CodeNearestNeighbors, CompresSAETransformer
+from skcompressae.metrics import exact_neighbors
 
 QUESTIONS = (
     "sparse matrix times vector",
@@ -69,13 +63,10 @@ def csr_bytes(codes: sp.csr_matrix) -> int:
     return codes.data.nbytes + codes.indices.nbytes + codes.indptr.nbytes
 
 
-def packed(codes: sp.csr_matrix, k: int, value_bits: int = 4) -> tuple[float, sp.csr_matrix | None]:
-    """Return the bytes of a row with bit-packed indices and `value_bits` values, and the codes read back."""
-    if PackedCodes is not None:
-        store = PackedCodes.pack(codes, value_bits=value_bits)
-        return store.nbytes / len(store), store.to_csr()
-    # counted: indices, values, and a float16 scale for the row
-    return math.ceil(k * (math.ceil(math.log2(codes.shape[1])) + value_bits) / 8) + 2, None
+def search(model: Any, codes: Any, queries: Any, mode: str, n_neighbors: int = N_NEIGHBORS) -> np.ndarray:
+    """Return the documents that the library finds among codes."""
+    neighbors = CodeNearestNeighbors(n_neighbors, compressor=model, mode=mode).fit(codes)
+    return neighbors.kneighbors(queries, return_distance=False)
 
 
 def pca_curve(queries: np.ndarray, documents: np.ndarray, true: np.ndarray) -> dict[str, list[tuple[float, float]]]:
@@ -153,42 +144,36 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     n_queries = min(2000, len(X) // 10)
     queries, documents = X[order[:n_queries]], X[order[n_queries:]]
     document_names = [names[i] for i in order[n_queries:]]
-    true = neighbors_by_score(queries, documents)
+    true = exact_neighbors(documents, queries, N_NEIGHBORS)
 
     questions = pipeline.transform(QUESTIONS).astype(np.float32)
-    results, answers = [], []
+    start = time.perf_counter()
+    params = {"n_components": options.n_components, "k": max(options.k), "random_state": 0, **options.params}
+    model = CompresSAETransformer(**params).fit(documents)
+    fit_s = time.perf_counter() - start
+    print(
+        f"fitted {options.n_components} latents at k={max(options.k)} in {fit_s:.1f} s; every k below is this model's"
+    )
+    results = []
     for k in options.k:
+        model.set_params(k=k)
         start = time.perf_counter()
-        params = {
-            "n_components": options.n_components,
-            "k": k,
-            "norm": "unit",
-            "random_state": 0,
-            **options.params,
-        }
-        model = CompresSAETransformer(**params).fit(documents)
-        fit_s = time.perf_counter() - start
-        start = time.perf_counter()
-        codes = sp.csr_matrix(model.transform(documents))
+        codes = model.transform(documents)
         encode_s = time.perf_counter() - start
-        packed_bytes, unpacked = packed(codes, k)
+        packed = model.transform_packed(documents)
         query_codes = model.transform(queries)
-        index = NearestNeighbors(n_neighbors=N_NEIGHBORS, metric="cosine", algorithm="brute").fit(codes)
         found = {
-            "sparse": index.kneighbors(query_codes, return_distance=False),
-            "reconstructed": neighbors_by_score(model.inverse_transform(query_codes), model.inverse_transform(codes)),
-            # norm="unit": an inner product with a query's projection is the cosine with the reconstruction
-            "asymmetric": neighbors_by_score(model.transform_query(queries), codes),
+            "sparse": search(model, codes, query_codes, "sparse"),
+            "reconstructed": search(model, codes, query_codes, "reconstructed"),
+            "asymmetric": search(model, codes, queries, "asymmetric"),
+            "asymmetric, packed": search(model, packed, queries, "asymmetric"),
         }
-        if unpacked is not None:
-            found["asymmetric, packed"] = neighbors_by_score(model.transform_query(queries), unpacked)
         result = {
             "k": k,
-            "fit_s": fit_s,
             "encode_s": encode_s,
             "mean_cosine": float(model.score(queries)),
             "csr_bytes_per_vector": csr_bytes(codes) / len(documents),
-            "packed_bytes_per_vector": packed_bytes,
+            "packed_bytes_per_vector": packed.nbytes / len(documents),
             "recall_at_10": {mode: recall(indices, true, 10) for mode, indices in found.items()},
             "recall_at_100": {mode: recall(indices, true, 100) for mode, indices in found.items()},
         }
@@ -196,9 +181,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         print_result(result, documents)
         if k == options.k[len(options.k) // 2]:
             n = 5
-            dense = neighbors_by_score(questions, documents, n)
-            compressed = neighbors_by_score(model.transform_query(questions), codes, n)
-            answers = (k, dense, compressed)
+            dense = exact_neighbors(documents, questions, n)
+            answers = (k, dense, search(model, packed, questions, "asymmetric", n))
 
     k_shown, dense, compressed = answers
     print(f"\nexample searches, k={k_shown}, a dense query against compressed documents:")
@@ -217,6 +201,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "n_documents": len(documents),
         "n_queries": n_queries,
         "n_features": X.shape[1],
+        "n_components": options.n_components,
+        "fit_s": fit_s,
         "dense_bytes": documents.nbytes,
         "results": results,
         "curves": curves,
@@ -233,11 +219,11 @@ def print_result(result: dict[str, Any], documents: np.ndarray) -> None:
     n_rows, dense = len(documents), 4 * documents.shape[1]
     csr, packed = result["csr_bytes_per_vector"], result["packed_bytes_per_vector"]
     print(
-        f"\nk={result['k']}: fit {result['fit_s']:.1f} s, encode {result['encode_s']:.2f} s, "
+        f"\nk={result['k']}: encode {result['encode_s']:.2f} s, "
         f"held-out mean cosine {result['mean_cosine']:.3f}\n"
         f"  dense {dense * n_rows / 1e6:.1f} MB ({dense} bytes a vector)"
         f" -> CSR {csr * n_rows / 1e6:.1f} MB ({csr:.0f}, {dense / csr:.1f}x smaller)"
-        f" -> bit-packed {packed * n_rows / 1e6:.1f} MB ({packed:.0f}, {dense / packed:.0f}x)"
+        f" -> packed {packed * n_rows / 1e6:.1f} MB ({packed:.0f}, {dense / packed:.0f}x)"
     )
     for mode, at_10 in result["recall_at_10"].items():
         print(f"  {mode:<20} recall@10 {at_10:.3f}   recall@100 {result['recall_at_100'][mode]:.3f}")
@@ -248,7 +234,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--max-docs", type=int, default=None, help="default: all")
     parser.add_argument("--n-features", type=int, default=256, help="width of the dense embeddings")
-    parser.add_argument("--n-components", type=int, default=2048)
+    parser.add_argument("--n-components", type=int, default=4096)
     parser.add_argument("--k", nargs="+", type=int, default=[8, 16, 32])
     parser.add_argument("--params", type=json.loads, default={}, help="more estimator parameters, a JSON object")
     parser.add_argument("--out", type=Path, default=Path("demo-output"))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skcompressae._core._initialise import data_weights, kaiming_weights
+from skcompressae._core._initialise import data_weights, is_anisotropic, kaiming_weights
 from skcompressae._core._rows import unit_rows
 from skcompressae._core._threads import row_blocks
 from skcompressae._encoding import Encoder
@@ -67,8 +67,10 @@ def split_rows(
     return np.flatnonzero(is_training), validation
 
 
-def initial_weights(rows: NDArray[Any], n_components: int, init: str, random_state: np.random.RandomState) -> Weights:
-    """Return starting weights, seeded with a sample of the rows or at random.
+def initial_weights(
+    rows: NDArray[Any], n_components: int, init: str, random_state: np.random.RandomState
+) -> tuple[Weights, bool]:
+    """Return starting weights, seeded with a sample of the rows or at random, and whether latent 0 is the mean's.
 
     Parameters
     ----------
@@ -83,8 +85,9 @@ def initial_weights(rows: NDArray[Any], n_components: int, init: str, random_sta
         sample, norms = unit_rows(rows[picks])
         sample = sample[norms > 0]
         if len(sample):  # else every row is zero: nothing to seed from, and nothing to learn
-            return Weights(*data_weights(sample, n_components, _INITIAL_NOISE, random_state))
-    return Weights(*kaiming_weights(rows.shape[1], n_components, random_state))
+            has_mean_latent = n_components > 1 and rows.shape[1] > 1 and is_anisotropic(sample)
+            return Weights(*data_weights(sample, n_components, _INITIAL_NOISE, random_state)), has_mean_latent
+    return Weights(*kaiming_weights(rows.shape[1], n_components, random_state)), False
 
 
 def measure_usage(

@@ -21,8 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from skcompressae._core._search_store import Chunk, CodeStore, PostingStore, RowStore
+from skcompressae._core._search_store import Chunk, CodeStore, PackedStore, PostingStore, RowStore
+from skcompressae._neighbors_rerank import check_residuals
 from skcompressae.exceptions import CodesFormatError
+from skcompressae.packed._files import from_parts, to_parts
 
 __all__ = ["IndexFileMixin", "dump_chunks", "load_chunks", "read_arrays", "write_arrays"]
 
@@ -30,8 +32,8 @@ _MAGIC = b"SKCAENNI"
 _FORMAT_VERSION = 1
 _PREFIX = struct.Struct("<8sQ")
 _ALIGNMENT = 64
-_SAVED_PARAMETERS = ("n_neighbors", "mode", "metric", "radius", "n_jobs", "device", "batch_size")
-_DTYPES = ("<f4", "<f8", "<u2", "<i4", "<i8")
+_SAVED_PARAMETERS = ("n_neighbors", "mode", "metric", "radius", "n_jobs", "device", "batch_size", "rerank")
+_DTYPES = ("<f4", "<f8", "|u1", "<u2", "<i4", "<i8")
 _LARGEST_HEADER = 1 << 26
 
 
@@ -143,15 +145,21 @@ def dump_chunks(chunks: Sequence[Chunk]) -> tuple[dict[str, NDArray[Any]], list[
     entries: list[dict[str, Any]] = []
     for i, chunk in enumerate(chunks):
         store = chunk.store
+        layout: dict[str, Any] = {}
+        names: tuple[str, ...]
         if isinstance(store, RowStore):
             kind, names = "rows", ("indptr", "indices", "values")
         elif isinstance(store, PostingStore):
             kind, names = "postings", ("offsets", "rows", "values")
+        elif isinstance(store, PackedStore):
+            kind, names = "packed", ()
+            layout, parts = to_parts(store.packed)
+            arrays.update({f"{i}.{name}": part for name, part in parts.items()})
         else:
-            raise TypeError(f"save writes codes that came as arrays, got documents in {type(store).__name__}")
+            raise TypeError(f"save writes codes of the kinds it knows, got documents in {type(store).__name__}")
         arrays.update({f"{i}.{name}": getattr(store, name) for name in names})
         arrays[f"{i}.scale"] = chunk.scale
-        entries.append({"kind": kind, "n_rows": store.n_rows, "reach": chunk.reach, "longest": chunk.longest})
+        entries.append({"kind": kind, **layout, "n_rows": store.n_rows, "reach": chunk.reach, "longest": chunk.longest})
     return arrays, entries
 
 
@@ -165,6 +173,15 @@ def load_chunks(entries: Sequence[dict[str, Any]], arrays: dict[str, NDArray[Any
 def _load_chunk(entry: dict[str, Any], arrays: dict[str, Any], number: int, n_components: int) -> Chunk:
     """Build a chunk from a file; check all that the kernels take on trust."""
     n_rows, scale = int(entry["n_rows"]), arrays[f"{number}.scale"]
+    if scale.dtype != np.float64 or scale.shape != (n_rows,):
+        raise CodesFormatError(f"chunk {number} has arrays that do not fit each other")
+    if entry["kind"] == "packed":
+        start = f"{number}."
+        parts = {name.removeprefix(start): part for name, part in arrays.items() if name.startswith(start)}
+        packed = from_parts(entry, parts, n_components)
+        if len(packed) != n_rows:
+            raise CodesFormatError(f"chunk {number} has arrays that do not fit each other")
+        return Chunk(PackedStore(packed), scale, float(entry["reach"]), int(entry["longest"]))
     values = arrays[f"{number}.values"]
     if entry["kind"] == "rows":
         starts, numbers = arrays[f"{number}.indptr"], arrays[f"{number}.indices"]
@@ -194,6 +211,7 @@ class IndexFileMixin:
     n_features_in_: int
     components_: NDArray[Any] | None
     _chunks: list[Chunk]
+    _refined: list[NDArray[np.float32]]
     _built_for: tuple[str, str, bool]
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -210,10 +228,11 @@ class IndexFileMixin:
         Raises
         ------
         TypeError
-            If documents came as a store of another kind (packed codes have a format of their own).
+            If documents came as a store of another kind than CSR and `PackedCodes`.
         """
         check_is_fitted(self)
         arrays, chunks = dump_chunks(self._chunks)
+        arrays.update({f"{i}.refined": scales for i, scales in enumerate(self._refined)})
         if self.components_ is not None:
             arrays["components"] = self.components_
         meta = {
@@ -263,10 +282,18 @@ class IndexFileMixin:
             mode, metric, on_cpu = meta["built_for"]
             index._built_for, index.effective_mode_ = (str(mode), str(metric), bool(on_cpu)), str(mode)
             index._chunks = load_chunks(meta["chunks"], arrays, index.n_features_in_)
-        except (KeyError, TypeError, IndexError) as error:
+            index._refined = []
+            if index.rerank is not None:
+                for i, chunk in enumerate(index._chunks):
+                    check_residuals(chunk.store, index.components_)
+                    refined = arrays[f"{i}.refined"]
+                    if refined.dtype != np.float32 or refined.shape != (chunk.store.n_rows,):
+                        raise CodesFormatError(f"chunk {i} has arrays that do not fit each other")
+                    index._refined.append(refined)
+        except (KeyError, TypeError, IndexError, ValueError) as error:
+            if isinstance(error, CodesFormatError):
+                raise CodesFormatError(f"{path} is damaged: {error}") from error
             raise CodesFormatError(f"{path} has a damaged header: {error!r}") from error
-        except CodesFormatError as error:
-            raise CodesFormatError(f"{path} is damaged: {error}") from error
         if compressor is not None:
             found = index._validate_components()
             if index.components_ is None or not np.array_equal(found, index.components_):

@@ -63,8 +63,11 @@ class Queries:
         self._by_postings = by_postings
         self._exclude_self = exclude_self
 
-    def batches(self, size: int) -> Iterator[tuple[int, int, Any, NDArray[np.float64], NDArray[np.int64]]]:
-        """Yield ``(start, stop, queries, norms, exclude)``; a norm of 0 is given as 1."""
+    def batches(self, size: int) -> Iterator[tuple[int, int, Any, NDArray[np.float64], NDArray[np.int64], Any]]:
+        """Yield ``(start, stop, queries, norms, exclude, embeddings)``; a norm of 0 is given as 1.
+
+        `embeddings` are the queries in the space of the embeddings, or the codes where only codes are compared.
+        """
         for start in range(0, self.n_queries, size):
             stop = min(start + size, self.n_queries)
             part = self._source[start:stop]
@@ -79,7 +82,7 @@ class Queries:
                 batch = part if self._by_postings else np.ascontiguousarray(part.toarray().T)
             norms[norms == 0] = 1.0
             own = np.arange(start, stop) if self._exclude_self else np.full(stop - start, -1)
-            yield start, stop, batch, norms, own.astype(np.int64)
+            yield start, stop, batch, norms, own.astype(np.int64), part
 
 
 def canonical_csr(codes: Any) -> csr_matrix:
@@ -114,5 +117,5 @@ def score_limits(metric: str, radius: float, norms: NDArray[np.float64]) -> NDAr
 def is_packed(codes: Any) -> bool:
     """Tell packed codes by what they can do; SciPy's matrices have ``tocsr``, not ``to_csr``."""
     return not isinstance(codes, np.ndarray) and all(
-        hasattr(codes, name) for name in ("to_csr", "n_components", "__len__", "__getitem__")
+        hasattr(codes, name) for name in ("to_csr", "n_components", "signed_levels", "__len__", "__getitem__")
     )

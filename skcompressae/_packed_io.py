@@ -11,7 +11,7 @@ offset type             content
 20     uint32           0
 24     JSON, UTF-8      ``{"meta": ..., "sections": [{name, dtype, shape, offset, nbytes, crc32}], "file_size": n}``,
                         filled up with spaces to H
-H      sections         in the listed order, each at a multiple of 64, zero bytes between
+H      sections         in the listed order, each at a multiple of 64, zero bytes between (a reader checks)
 ====== ================ ====================================================================================
 
 The header is authenticated against damage before it is parsed, and every size in it against the file before anything
@@ -208,6 +208,7 @@ class Container:
 
     def _parse(self, header: dict[str, Any], header_size: int, size: int) -> dict[str, _Section]:
         sections: dict[str, _Section] = {}
+        gaps: list[tuple[int, int]] = []
         end = header_size
         for entry in header["sections"]:
             name, dtype, shape = entry["name"], entry["dtype"], entry["shape"]
@@ -218,12 +219,16 @@ class Container:
                 raise CodesFormatError(f"{self.name}: section {name!r} has an impossible size {entry}")
             if nbytes != math.prod(shape) * np.dtype(dtype).itemsize or offset != _aligned(end):
                 raise CodesFormatError(f"{self.name}: section {name!r} contradicts itself: {entry}")
+            gaps.append((end, offset - end))
             sections[name] = _Section(name, np.dtype(dtype), tuple(shape), offset, nbytes, checksum)
             end = offset + nbytes
         if header["file_size"] != end or size != end:
             raise CodesFormatError(
                 f"{self.name} has {size} bytes where its header announces {end}; it is truncated or damaged"
             )
+        # no checksum covers the gaps, so they are compared with what they must hold
+        if any(self._read(*gap).strip(b"\0") for gap in gaps if gap[1]):
+            raise CodesFormatError(f"{self.name}: a byte between two sections is not zero; the file is damaged")
         return sections
 
     def _read(self, offset: int, nbytes: int) -> bytes:

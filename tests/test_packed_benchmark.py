@@ -22,3 +22,24 @@ def test_benchmark_smoke(tmp_path):
     assert abs(ranked["recall"] - ranked["recall_float32"]) < 0.05
     assert ranked["archive"]["bytes"] > 0
     assert report["n_neighbors"] == 100
+
+
+def test_hybrid_benchmark_smoke(tmp_path, monkeypatch):
+    folder = Path(__file__).parent.parent / "benchmarks"
+    monkeypatch.syspath_prepend(str(folder))
+    spec = importlib.util.spec_from_file_location("benchmark_hybrid", folder / "hybrid.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.plan(32, 2048, 384) == (16, 0)
+    assert module.plan(64, 2048, 384) == (16, 32)
+    assert module.plan(256, 2048, 384) == (16, 192)
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((400, 16)).astype(np.float32))
+    arguments = ["--data", str(tmp_path / "x.npy"), "--out", str(tmp_path), "--sizes", "8", "64", "--steps", "3"]
+    module.main([*arguments, "--n-components", "64", "--max-queries", "10", "--rerank", "150"])
+    (path,) = tmp_path.glob("hybrid-*.json")
+    rows = json.loads(path.read_text())["results"]
+    assert [row["method"] for row in rows if row["method"] in ("sparse", "hybrid")] == ["sparse", "hybrid"]
+    assert {"pq", "opq"} <= {row["method"] for row in rows if row["budget_bytes"] == 8}
+    sparse, hybrid = (row for row in rows if row["method"] in ("sparse", "hybrid"))
+    assert sparse["size_bytes"] == 7  # four words of 10 bits, and the scale
+    assert hybrid["recall_at_100"] > sparse["recall_at_100"]

@@ -119,13 +119,11 @@ def test_every_changed_byte_is_found(tmp_path):
     packed.save(path)
     data = path.read_bytes()
     header_size = int.from_bytes(data[8:16], "little")
-    sections = [(s.offset, s.nbytes) for s in Container(path)._sections.values()]
-    for position in range(len(data)):
+    # all of the header, and every third byte of the rest
+    for position in (*range(header_size), *range(header_size, len(data), 3)):
         changed = bytearray(data)
         changed[position] ^= 1 << (position % 8)
         in_header = position < header_size
-        if not in_header and not any(o <= position < o + size for o, size in sections):
-            continue
         path.write_bytes(changed)
         with pytest.raises(CodesFormatError, match="codes"):
             PackedCodes.load(path, mmap=in_header)
@@ -137,10 +135,8 @@ def test_every_changed_byte_of_an_archive_is_found():
     for position in range(0, len(data), 3):
         changed = bytearray(data)
         changed[position] ^= 0x80
-        try:
-            assert PackedCodes.from_archive(changed) == packed  # the byte lies between sections
-        except CodesFormatError:
-            continue
+        with pytest.raises(CodesFormatError, match="the buffer"):
+            PackedCodes.from_archive(changed)
 
 
 def test_a_forged_header_allocates_nothing(tmp_path):

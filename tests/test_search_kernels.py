@@ -21,7 +21,6 @@ from skcompressae._core._search_kernels import (
 from skcompressae._core._search_store import (
     CodeStore,
     CsrBlock,
-    PackedStore,
     PostingStore,
     RowStore,
     block_to_csr,
@@ -219,28 +218,10 @@ class Doubles:
         return CsrBlock(rows.indptr, rows.indices, rows.data)
 
 
-class Packed:
-    """What `PackedStore` asks of packed codes."""
-
-    def __init__(self, codes):
-        self.codes, self.n_components, self.dtype = codes, codes.shape[1], codes.dtype
-        self.nbytes = 7 * codes.shape[0]
-
-    def __len__(self):
-        return self.codes.shape[0]
-
-    def __getitem__(self, rows):
-        return Packed(self.codes[rows])
-
-    def to_csr(self):
-        return self.codes
-
-
-@pytest.mark.parametrize("wrap", [Doubles, lambda dense: PackedStore(Packed(csr_matrix(dense, dtype="f4")))])
-def test_any_store_can_be_searched(wrap):
+def test_any_store_can_be_searched():
     rng = np.random.default_rng(8)
     codes = ragged_codes(rng, 80, levels=[-3, -1, 2])
-    store = wrap(codes.toarray())
+    store = Doubles(codes.toarray())
     assert isinstance(store, CodeStore)
     targets = rng.standard_normal((37, 6)).astype(np.float32)
     got = search([make_chunk(store, metric="cosine")], targets, 9)

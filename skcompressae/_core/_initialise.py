@@ -6,12 +6,25 @@ import numpy as np
 
 from skcompressae._core._arrays import FloatArray
 
-__all__ = ["data_weights", "kaiming_weights"]
+__all__ = ["data_weights", "is_anisotropic", "kaiming_weights"]
+
+# Norm of the mean of unit rows above which they count as strongly anisotropic: a quarter of their energy is then one
+# and the same vector.
+_ANISOTROPIC_MEAN_NORM = 0.5
 
 
 def _normalise(rows: FloatArray) -> None:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     np.divide(rows, norms, out=rows, where=norms > 0)
+
+
+def is_anisotropic(sample: FloatArray) -> bool:
+    """Tell whether unit rows share so much of one direction that a latent of its own must carry it.
+
+    The decoder then keeps that latent fixed and all others orthogonal to it. Were they free, every latent would learn
+    some of the mean, and scores over few latents (cut queries, code-to-code cosines) would drown in it.
+    """
+    return bool(np.linalg.norm(sample.mean(axis=0, dtype=np.float64)) > _ANISOTROPIC_MEAN_NORM)
 
 
 def data_weights(

@@ -1,4 +1,4 @@
-"""Scoring of bit-packed words without unpacking them, in LLVM vector types for Numba kernels to call.
+"""Unpacking of bit-packed words sixteen at a time, in LLVM vector types for Numba kernels to call.
 
 Sixteen words of `word_bits` bits take ``2 * word_bits`` bytes, so every block of sixteen begins on a byte. One load and
 one constant shuffle bring the bytes of each word into a 32-bit lane; a constant shift and a mask leave the word. Its
@@ -21,9 +21,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from skcompressae._core._search_vectors import LANES, VECTOR, any_set, prefetch, splat, sum_lanes
+from skcompressae._core._search_vectors import VECTOR, prefetch, splat, sum_lanes
 
-__all__ = ["MAX_SELECT_BITS", "MAX_VECTOR_WORD_BITS", "READ_AHEAD", "load_bits", "score_words", "score_words_wide"]
+__all__ = ["MAX_SELECT_BITS", "MAX_VECTOR_WORD_BITS", "READ_AHEAD", "load_bits", "score_words", "unpack_words"]
 
 # A word and the bits before it in its first byte must fit a 32-bit lane.
 MAX_VECTOR_WORD_BITS = 25
@@ -92,12 +92,17 @@ def _values(builder: Any, words: Any, levels: Any, value_bits: int, method: str)
     return builder.bitcast(builder.xor(builder.bitcast(value, integers), sign), vector)
 
 
-def _layout(word_bits: Any, value_bits: Any, method: Any) -> tuple[int, int, str]:
-    return word_bits.literal_value, value_bits.literal_value, method.literal_value
-
-
-def _block_steps(method: str, value_bits: int) -> int:
-    return VECTOR * (1 if method == "linear" else 1 << (value_bits - 1))
+def _decode(
+    builder: Any, row: Any, number: Any, levels: Any, word_bits: int, value_bits: int, method: str
+) -> tuple[Any, Any]:
+    """Return the words of block `number` of a row and their values before the scale."""
+    word = ir.IntType(64)
+    n_levels = VECTOR * (1 if method == "linear" else 1 << (value_bits - 1))
+    base = builder.gep(row, [builder.mul(number, ir.Constant(word, 2 * word_bits))])
+    prefetch(builder, builder.gep(base, [ir.Constant(word, _AHEAD)]))
+    words = _load_words(builder, base, word_bits)
+    block = builder.gep(levels, [builder.mul(number, ir.Constant(word, n_levels))])
+    return words, _values(builder, words, block, value_bits, method)
 
 
 @intrinsic
@@ -125,7 +130,7 @@ def score_words(
     method: Any,
 ) -> Any:
     """Score the k words at byte `position` of `rows` against one target of shape (2**index_bits, 1)."""
-    n_word, n_value, how = _layout(word_bits, value_bits, method)
+    n_word, n_value, how = word_bits.literal_value, value_bits.literal_value, method.literal_value
     signature = types.float32(rows, types.intp, types.intp, levels, target, word_bits, value_bits, method)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -136,22 +141,17 @@ def score_words(
         vector = ir.VectorType(single, VECTOR)
         total = cgutils.alloca_once(builder, vector)
         builder.store(ir.Constant(vector, [0.0] * VECTOR), total)
-        row, level_data, target_data = builder.gep(pointer(0), [args[1]]), pointer(3), pointer(4)
+        row, target_data = builder.gep(pointer(0), [args[1]]), pointer(4)
         n_blocks = builder.sdiv(builder.add(args[2], ir.Constant(word, VECTOR - 1)), ir.Constant(word, VECTOR))
         with cgutils.for_range(builder, n_blocks, intp=word) as loop:
-            base = builder.gep(row, [builder.mul(loop.index, ir.Constant(word, 2 * n_word))])
-            prefetch(builder, builder.gep(base, [ir.Constant(word, _AHEAD)]))
-            step = ir.Constant(word, _block_steps(how, n_value))
-            words = _load_words(builder, base, n_word)
-            values = _values(builder, words, builder.gep(level_data, [builder.mul(loop.index, step)]), n_value, how)
-            shift = _constants(lane_type, [n_value] * VECTOR)
-            columns = builder.lshr(words, shift)
+            words, values = _decode(builder, row, loop.index, pointer(3), n_word, n_value, how)
+            columns = builder.lshr(words, _constants(lane_type, [n_value] * VECTOR))
             # two columns a move: lanes leave a vector register one move at a time
             pairs = builder.bitcast(columns, ir.VectorType(word, VECTOR // 2))
             chosen = ir.Constant(vector, ir.Undefined)
             for pair in range(VECTOR // 2):
                 both = builder.extract_element(pairs, ir.Constant(lane_type, pair))
-                low = builder.zext(builder.trunc(both, lane_type), word)
+                low = builder.and_(both, ir.Constant(word, 0xFFFFFFFF))
                 high = builder.lshr(both, ir.Constant(word, 32))
                 for lane, column in ((2 * pair, low), (2 * pair + 1, high)):
                     item = builder.load(builder.gep(target_data, [column]))
@@ -164,31 +164,34 @@ def score_words(
 
 
 @intrinsic(prefer_literal=True)
-def score_words_wide(
+def unpack_words(
     typingctx: Any,
     rows: Any,
     position: Any,
     k: Any,
     levels: Any,
-    targets: Any,
-    factor: Any,
-    thresholds: Any,
-    scores: Any,
+    row_scale: Any,
+    columns: Any,
+    values: Any,
+    place: Any,
     word_bits: Any,
     value_bits: Any,
     method: Any,
 ) -> Any:
-    """Score the k words at byte `position` against `LANES` targets; say whether any score reaches its threshold."""
-    n_word, n_value, how = _layout(word_bits, value_bits, method)
-    signature = types.boolean(
+    """Write the indices and values of the k words at byte `position` of `rows` from slot `place` on.
+
+    Whole blocks of 16 are written: what lies beyond k is zero or is for the next row to overwrite.
+    """
+    n_word, n_value, how = word_bits.literal_value, value_bits.literal_value, method.literal_value
+    signature = types.void(
         rows,
         types.intp,
         types.intp,
         levels,
-        targets,
         types.float32,
-        thresholds,
-        scores,
+        columns,
+        values,
+        types.intp,
         word_bits,
         value_bits,
         method,
@@ -199,46 +202,21 @@ def score_words_wide(
             return context.make_array(signature.args[number])(context, builder, args[number]).data
 
         single, word, lane_type = ir.FloatType(), ir.IntType(64), ir.IntType(32)
-        vector = ir.VectorType(single, VECTOR)
-        n_vectors = LANES // VECTOR
-        sums = [cgutils.alloca_once(builder, vector) for _ in range(n_vectors)]
-        for total in sums:
-            builder.store(ir.Constant(vector, [0.0] * VECTOR), total)
-        held_columns = cgutils.alloca_once(builder, ir.ArrayType(lane_type, VECTOR))
-        held_values = cgutils.alloca_once(builder, ir.ArrayType(single, VECTOR))
-        row, level_data, target_data = builder.gep(pointer(0), [args[1]]), pointer(3), pointer(4)
-        zero, sixteen = ir.Constant(word, 0), ir.Constant(word, VECTOR)
-        n_blocks = builder.sdiv(builder.add(args[2], ir.Constant(word, VECTOR - 1)), sixteen)
+        vector, integers = ir.VectorType(single, VECTOR), ir.VectorType(lane_type, VECTOR)
+        row = builder.gep(pointer(0), [args[1]])
+        column_data, value_data = builder.gep(pointer(5), [args[7]]), builder.gep(pointer(6), [args[7]])
+        factor = splat(builder, args[4], vector)
+        n_blocks = builder.sdiv(builder.add(args[2], ir.Constant(word, VECTOR - 1)), ir.Constant(word, VECTOR))
         with cgutils.for_range(builder, n_blocks, intp=word) as loop:
-            base = builder.gep(row, [builder.mul(loop.index, ir.Constant(word, 2 * n_word))])
-            prefetch(builder, builder.gep(base, [ir.Constant(word, _AHEAD)]))
-            step = ir.Constant(word, _block_steps(how, n_value))
-            words = _load_words(builder, base, n_word)
-            values = _values(builder, words, builder.gep(level_data, [builder.mul(loop.index, step)]), n_value, how)
-            columns = builder.lshr(words, _constants(lane_type, [n_value] * VECTOR))
-            builder.store(columns, builder.bitcast(held_columns, columns.type.as_pointer()), align=4)
-            builder.store(values, builder.bitcast(held_values, vector.as_pointer()), align=4)
-            left = builder.sub(args[2], builder.mul(loop.index, sixteen))
-            count = builder.select(builder.icmp_signed("<", left, sixteen), left, sixteen)
-            with cgutils.for_range(builder, count, intp=word) as inner:
-                column = builder.zext(builder.load(builder.gep(held_columns, [zero, inner.index])), word)
-                value = splat(builder, builder.load(builder.gep(held_values, [zero, inner.index])), vector)
-                place = builder.gep(target_data, [builder.mul(column, ir.Constant(word, LANES))])
-                place = builder.bitcast(place, vector.as_pointer())
-                for i, total in enumerate(sums):
-                    target = builder.load(builder.gep(place, [ir.Constant(word, i)]), align=4)
-                    product = builder.fmul(value, target, flags=("contract",))
-                    builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
-        factor = splat(builder, args[5], vector)
-        limits = builder.bitcast(pointer(6), vector.as_pointer())
-        out = builder.bitcast(pointer(7), vector.as_pointer())
-        reached = None
-        for i, total in enumerate(sums):
-            scaled = builder.fmul(builder.load(total), factor)
-            builder.store(scaled, builder.gep(out, [ir.Constant(word, i)]), align=4)
-            limit = builder.load(builder.gep(limits, [ir.Constant(word, i)]), align=4)
-            above = builder.fcmp_ordered(">=", scaled, limit)
-            reached = above if reached is None else builder.or_(reached, above)
-        return any_set(builder, reached, VECTOR)
+            words, unscaled = _decode(builder, row, loop.index, pointer(3), n_word, n_value, how)
+            # one rounding, as unpacking does it: the products are the stored float32 values
+            scaled = builder.fmul(unscaled, factor)
+            chosen = builder.lshr(words, _constants(lane_type, [n_value] * VECTOR))
+            at = builder.mul(loop.index, ir.Constant(word, VECTOR))
+            place = builder.bitcast(builder.gep(column_data, [at]), integers.as_pointer())
+            builder.store(chosen, place, align=4)
+            place = builder.bitcast(builder.gep(value_data, [at]), vector.as_pointer())
+            builder.store(scaled, place, align=4)
+        return context.get_dummy_value()
 
     return signature, codegen

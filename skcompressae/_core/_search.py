@@ -25,7 +25,7 @@ from skcompressae._core._search_kernels import (
     scan_rows_wide,
     sort_heaps,
 )
-from skcompressae._core._search_store import BLOCK_ROWS, Chunk, PostingStore
+from skcompressae._core._search_store import BLOCK_ROWS, Chunk, PackedStore, PostingStore
 from skcompressae._core._search_vectors import LANES
 from skcompressae._core._threads import row_blocks, run_blocks
 
@@ -55,11 +55,11 @@ class TargetGroup:
         """Bound the error of a float32 score.
 
         A sum of n products has a relative error below ``n * u`` of the sum of magnitudes, at most
-        ``reach * norm(target)`` by Cauchy-Schwarz; the conversions, the factor and the norm itself add a few
+        ``reach * norm(target)`` by Cauchy-Schwarz; the conversions, the factors and the norm itself add a few
         ``u``. The last term pays for values that underflow float32.
         """
-        relative = (chunk.longest + 8) * _UNIT_ROUNDOFF * 1.01
-        tiny = 1.2e-38 * (chunk.longest + 2) * float(chunk.scale.max(initial=0.0))
+        relative = (chunk.longest + 12) * _UNIT_ROUNDOFF * 1.01
+        tiny = 1.2e-38 * (chunk.longest + 2) * (float(chunk.scale.max(initial=0.0)) + 2.0**20 * chunk.reach)
         return relative * chunk.reach * self.norms + tiny
 
 
@@ -71,25 +71,36 @@ def _aligned_zeros(n_rows: int, n_columns: int) -> NDArray[np.float32]:
     return buffer[skip : skip + n_rows * n_columns].reshape(n_rows, n_columns)
 
 
-def prepare_targets(targets: NDArray[Any]) -> list[TargetGroup]:
-    """Split targets, (n_components, n_queries), in groups of `LANES`; scale each by a power of two."""
+def prepare_targets(targets: NDArray[Any], n_rows: int | None = None) -> list[TargetGroup]:
+    """Split targets, (n_components, n_queries), in groups of `LANES`; scale each by a power of two.
+
+    `n_rows` at or above n_components adds zero rows, for kernels that look up by an index of whole bits.
+    """
     groups = []
     n_components, n_queries = targets.shape
+    n_rows = n_components if n_rows is None else n_rows
     for start, stop in row_blocks(n_queries, LANES):
         size = stop - start
         part = targets[:, start:stop]
         peak = np.abs(part).max(axis=0, initial=0.0).astype(np.float64)
         exponent = np.where(peak > 0, np.frexp(peak)[1], 0)
         to_scan_unit = np.ldexp(1.0, -exponent)
-        scan = _aligned_zeros(n_components, 1 if size == 1 else LANES)
-        np.multiply(part, to_scan_unit, out=scan[:, :size], casting="same_kind")
+        scan = _aligned_zeros(n_rows, 1 if size == 1 else LANES)
+        np.multiply(part, to_scan_unit, out=scan[:n_components, :size], casting="same_kind")
         norms = np.sqrt(np.einsum("ij,ij->j", scan[:, :size], scan[:, :size])).astype(np.float64)
         if targets.dtype == np.float32:
             exact, to_score = scan, np.ldexp(1.0, exponent)
         else:
-            exact, to_score = np.ascontiguousarray(part), np.ones(size)
+            exact, to_score = np.zeros((n_rows, size), targets.dtype), np.ones(size)
+            exact[:n_components] = part
         groups.append(TargetGroup(scan, exact, to_scan_unit, to_score, norms, start, size))
     return groups
+
+
+def _target_rows(chunks: Sequence[Chunk]) -> int:
+    """Return the rows that targets must have for every store to look up any index it can hold."""
+    stores = [chunk.store for chunk in chunks]
+    return max((s.n_targets if isinstance(s, PackedStore) else s.n_components for s in stores), default=0)
 
 
 def _empty_heaps(n_queries: int, n_neighbors: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -124,17 +135,21 @@ def _scan_targets(
     heap_rows: NDArray[np.int64],
 ) -> None:
     for piece in pieces:
-        block = piece.chunk.store.block(piece.start, piece.stop)
+        store = piece.chunk.store
         scale = piece.chunk.scale[piece.start : piece.stop]
+        words = store.words_of(piece.start, piece.stop) if isinstance(store, PackedStore) else None
+        block = store.block(piece.start, piece.stop) if words is None else None
         for group in groups:
             lanes = slice(group.first, group.first + group.size)
-            shared = (*block, scale, piece.first_row, group.scan, group.exact, group.to_scan_unit)
-            rest = (group.to_score, group.margins(piece.chunk), exclude[lanes])
+            queries = (group.scan, group.exact, group.to_scan_unit, group.to_score, group.margins(piece.chunk))
             heaps = (heap_scores[lanes], heap_rows[lanes])
-            if group.size == 1:
-                scan_rows_single(*shared, *rest, *heaps)
-            else:
-                scan_rows_wide(*shared, *rest, group.size, *heaps)
+            size = () if group.size == 1 else (group.size,)
+            if isinstance(store, PackedStore) and store.kernels is not None and words is not None:
+                scan = store.kernels.single if group.size == 1 else store.kernels.wide
+                scan(words, scale, piece.first_row, queries, exclude[lanes], *size, *heaps)
+            elif block is not None:
+                scan = scan_rows_single if group.size == 1 else scan_rows_wide
+                scan(*block, scale, piece.first_row, *queries, exclude[lanes], *size, *heaps)
 
 
 def _scan_codes(
@@ -197,7 +212,7 @@ def search(
     scores, rows : ndarrays of shape (n_queries, n_neighbors), dtype float64 and int64
         Best first; equal scores by ascending row.
     """
-    groups = prepare_targets(queries) if isinstance(queries, np.ndarray) else []
+    groups = prepare_targets(queries, _target_rows(chunks)) if isinstance(queries, np.ndarray) else []
     codes: Any = None if isinstance(queries, np.ndarray) else queries
     n_queries = queries.shape[1] if codes is None else codes.shape[0]
     if exclude is None:

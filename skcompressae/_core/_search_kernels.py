@@ -25,8 +25,11 @@ __all__ = [
     "build_postings",
     "collect_postings",
     "collect_rows",
+    "exact_score",
     "merge_heaps",
     "postings_to_rows",
+    "reject_below",
+    "replace_worst",
     "row_norms",
     "scan_postings",
     "scan_rows_single",
@@ -41,7 +44,7 @@ _GROUP = 64
 
 # ---------------------------------------------------------------------------------------------- heaps
 @njit(cache=True, nogil=True, inline="never")
-def _replace_worst(scores: Any, rows: Any, score: float, row: int) -> None:
+def replace_worst(scores: Any, rows: Any, score: float, row: int) -> None:
     """Put ``(score, row)`` in the place of the worst pair and restore the heap."""
     size = scores.shape[0]
     slot = 0
@@ -70,7 +73,7 @@ def sort_heaps(scores: Any, rows: Any, first: int, last: int) -> None:
         for size in range(scores.shape[1] - 1, 0, -1):
             score, row = scores[query, 0], rows[query, 0]
             last_score, last_row = scores[query, size], rows[query, size]
-            _replace_worst(scores[query, :size], rows[query, :size], last_score, last_row)
+            replace_worst(scores[query, :size], rows[query, :size], last_score, last_row)
             scores[query, size] = score
             rows[query, size] = row
 
@@ -82,7 +85,7 @@ def merge_heaps(scores: Any, rows: Any, other_scores: Any, other_rows: Any) -> N
         for slot in range(other_scores.shape[1]):
             score, row = other_scores[query, slot], other_rows[query, slot]
             if score > scores[query, 0] or (score == scores[query, 0] and row < rows[query, 0]):
-                _replace_worst(scores[query], rows[query], score, row)
+                replace_worst(scores[query], rows[query], score, row)
 
 
 # ---------------------------------------------------------------------------------------------- rows
@@ -100,7 +103,8 @@ def row_norms(indptr: Any, values: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _exact_score(indices: Any, values: Any, start: int, stop: int, targets: Any, lane: int) -> float:
+def exact_score(indices: Any, values: Any, start: int, stop: int, targets: Any, lane: int) -> float:
+    """Return the float64 inner product of the nonzeros ``start:stop`` with one target."""
     total = 0.0
     for position in range(start, stop):
         total += np.float64(values[position]) * np.float64(targets[np.uint64(indices[position]), lane])
@@ -108,7 +112,7 @@ def _exact_score(indices: Any, values: Any, start: int, stop: int, targets: Any,
 
 
 @njit(cache=True, nogil=True)
-def _reject_below(worst: float, to_scan_unit: float, margin: float) -> np.float32:
+def reject_below(worst: float, to_scan_unit: float, margin: float) -> np.float32:
     """Return the float32 limit under which a float32 score cannot belong to a score above `worst`."""
     limit = worst * to_scan_unit
     # 1.2e-7 = 2**-23 pays for rounding the limit itself to float32
@@ -139,18 +143,18 @@ def scan_rows_wide(
     """
     limits = np.full(LANES, np.inf, np.float32)
     for lane in range(n_queries):
-        limits[lane] = _reject_below(heap_scores[lane, 0], to_scan_unit[lane], margins[lane])
+        limits[lane] = reject_below(heap_scores[lane, 0], to_scan_unit[lane], margins[lane])
     scores = np.empty(LANES, np.float32)
     for row in range(indptr.shape[0] - 1):
         start, stop = np.intp(indptr[row]), np.intp(indptr[row + 1])
         if score_row_wide(indices, values, start, stop, scan_targets, np.float32(scale[row]), limits, scores):
             for lane in range(n_queries):
                 if scores[lane] >= limits[lane] and exclude[lane] != first_row + row:
-                    score = _exact_score(indices, values, start, stop, exact_targets, lane)
+                    score = exact_score(indices, values, start, stop, exact_targets, lane)
                     score *= scale[row] * to_score[lane]
                     if score > heap_scores[lane, 0]:
-                        _replace_worst(heap_scores[lane], heap_rows[lane], score, first_row + row)
-                        limits[lane] = _reject_below(heap_scores[lane, 0], to_scan_unit[lane], margins[lane])
+                        replace_worst(heap_scores[lane], heap_rows[lane], score, first_row + row)
+                        limits[lane] = reject_below(heap_scores[lane, 0], to_scan_unit[lane], margins[lane])
 
 
 @njit(cache=True, nogil=True)
@@ -170,7 +174,7 @@ def scan_rows_single(
     heap_rows: Any,
 ) -> None:
     """Offer all rows to the heap of one query; the targets have the shape (n_components, 1)."""
-    limit = _reject_below(heap_scores[0, 0], to_scan_unit[0], margins[0])
+    limit = reject_below(heap_scores[0, 0], to_scan_unit[0], margins[0])
     for row in range(indptr.shape[0] - 1):
         start, stop = np.intp(indptr[row]), np.intp(indptr[row + 1])
         n_blocks = (stop - start) // VECTOR
@@ -179,10 +183,10 @@ def scan_rows_single(
             approximate += np.float32(values[position]) * scan_targets[np.uint64(indices[position]), 0]
         approximate *= np.float32(scale[row])
         if approximate >= limit and exclude[0] != first_row + row:
-            score = _exact_score(indices, values, start, stop, exact_targets, 0) * (scale[row] * to_score[0])
+            score = exact_score(indices, values, start, stop, exact_targets, 0) * (scale[row] * to_score[0])
             if score > heap_scores[0, 0]:
-                _replace_worst(heap_scores[0], heap_rows[0], score, first_row + row)
-                limit = _reject_below(heap_scores[0, 0], to_scan_unit[0], margins[0])
+                replace_worst(heap_scores[0], heap_rows[0], score, first_row + row)
+                limit = reject_below(heap_scores[0, 0], to_scan_unit[0], margins[0])
 
 
 @njit(cache=True, nogil=True)
@@ -225,7 +229,7 @@ def score_pairs(
     for i in range(rows.shape[0]):
         row = rows[i]
         start, stop = np.intp(indptr[row]), np.intp(indptr[row + 1])
-        scores[i] = _exact_score(indices, values, start, stop, exact_targets, lane) * scale[row]
+        scores[i] = exact_score(indices, values, start, stop, exact_targets, lane) * scale[row]
 
 
 # ---------------------------------------------------------------------------------------------- postings
@@ -314,7 +318,7 @@ def scan_postings(
                 for row in range(low, high):
                     score = sums[row] * scale[row]
                     if score > scores[0] and row != skip:
-                        _replace_worst(scores, rows, score, first_row + row)
+                        replace_worst(scores, rows, score, first_row + row)
             sums[low:high] = 0.0
 
 

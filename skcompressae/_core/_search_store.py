@@ -7,8 +7,8 @@ A *store* is an immutable run of code rows. Two forms are built here:
 - `PostingStore`: the transpose of at most 65,536 rows, ``rows`` as uint16. 6 bytes per float32 nonzero and
   8 bytes per component. Serves queries that are themselves sparse.
 
-`PackedStore` wraps codes packed elsewhere. Whatever satisfies `CodeStore` is scanned block by block through
-`CodeStore.block`.
+`PackedStore` wraps packed codes, whose words are scanned as they are. Whatever else satisfies `CodeStore` is scanned
+block by block through `CodeStore.block`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from skcompressae._core._packed_search import packed_kernels, vector_levels
 from skcompressae._core._search_kernels import build_postings, postings_to_rows, row_norms
 from skcompressae._core._threads import row_blocks, run_blocks
 
@@ -151,11 +152,31 @@ class PostingStore:
         return CsrBlock(indptr[start : stop + 1], indices, values)
 
 
-@dataclass(frozen=True)
 class PackedStore:
-    """Packed codes, unpacked a block at a time: `packed` has a length, slices, and `to_csr`."""
+    """Packed codes, scanned as they are where their words fit the vector kernels, else unpacked block by block.
 
-    packed: Any
+    Parameters
+    ----------
+    packed : PackedCodes
+        Told by what it has: a length, slices, `to_csr`, the layout of its words and `residual_codes`.
+    """
+
+    def __init__(self, packed: Any) -> None:
+        self.packed = packed
+        is_uniform = packed.quantizer.kind == "uniform"
+        self.kernels = packed_kernels(packed.word_bits, packed.value_bits, is_uniform)
+        # plain views: a kernel is compiled for one kind of array, and a memory map is another
+        self._rows = np.ascontiguousarray(packed.rows).view(np.ndarray).reshape(-1)
+        self._rows.setflags(write=False)
+        self._row_bytes = int(packed.rows.shape[1])
+        self._levels = packed.signed_levels.copy()
+        self._by_lane = vector_levels(self._levels, packed.k, is_uniform=is_uniform)
+
+    def __getstate__(self) -> Any:
+        return self.packed
+
+    def __setstate__(self, packed: Any) -> None:
+        self.__init__(packed)  # type: ignore[misc]
 
     @property
     def n_rows(self) -> int:
@@ -166,6 +187,11 @@ class PackedStore:
     def n_components(self) -> int:
         """Width of the code space."""
         return int(self.packed.n_components)
+
+    @property
+    def n_targets(self) -> int:
+        """Rows a target must have: one for every index that a word can hold."""
+        return 1 << int(self.packed.index_bits)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -181,6 +207,14 @@ class PackedStore:
         """Unpack the rows ``start:stop``."""
         rows = self.packed[start:stop].to_csr()
         return CsrBlock(rows.indptr, rows.indices, rows.data)
+
+    def words_of(self, start: int, stop: int) -> tuple[Any, ...] | None:
+        """Return what `kernels` ask of the rows ``start:stop``, or None where there are none."""
+        if self.kernels is None:
+            return None
+        words = self._rows[start * self._row_bytes :]
+        row_scales = self.packed[start:stop].scales
+        return words, self._row_bytes, int(self.packed.k), row_scales, self._levels, self._by_lane
 
 
 @dataclass(frozen=True)

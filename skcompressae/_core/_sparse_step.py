@@ -204,7 +204,7 @@ def _adam(parameter, gradient, first, second, rates):  # type: ignore[no-untyped
 @njit(cache=True, nogil=True, fastmath=FAST)
 def _update_latent_rows(  # type: ignore[no-untyped-def]
     x, values, latent_gradients, is_leading, x_gradients, starts, entries, start, stop,
-    encoder, bias, decoder, encoder_moments, bias_moments, decoder_moments, rates,
+    encoder, bias, decoder, encoder_moments, bias_moments, decoder_moments, rates, keeps_mean_latent,
 ):  # fmt: skip
     n_features = x.shape[1]
     n_active = values.shape[1]
@@ -241,7 +241,9 @@ def _update_latent_rows(  # type: ignore[no-untyped-def]
         for j in range(n_features):
             decoder_gradient[j] -= along * row[j]
         _adam(encoder[latent], encoder_gradient, encoder_moments[0, latent], encoder_moments[1, latent], rates)
-        _adam(row, decoder_gradient, decoder_moments[0, latent], decoder_moments[1, latent], rates)
+        is_mean = keeps_mean_latent and latent == 0
+        if not is_mean:
+            _adam(row, decoder_gradient, decoder_moments[0, latent], decoder_moments[1, latent], rates)
         _adam(
             bias[latent : latent + 1],
             bias_gradient,
@@ -249,6 +251,11 @@ def _update_latent_rows(  # type: ignore[no-untyped-def]
             bias_moments[1, latent : latent + 1],
             rates,
         )
+        if keeps_mean_latent and not is_mean:
+            mean_direction = decoder[0]
+            along = dot(row, mean_direction)
+            for j in range(n_features):
+                row[j] -= along * mean_direction[j]
         norm = np.sqrt(dot(row, row))
         if norm > 0:
             for j in range(n_features):
@@ -267,6 +274,7 @@ def update_latents(
     moments: tuple[FloatArray, FloatArray, FloatArray],
     rates: FloatArray,
     *,
+    keeps_mean_latent: bool = False,
     n_threads: int,
 ) -> None:
     """Apply one Adam step to the encoder, its bias and the decoder, and normalise the decoder rows, in place.
@@ -283,6 +291,8 @@ def update_latents(
     rates : array of shape (5,)
         Step size divided by the first bias correction, beta1, beta2, square root of the second bias
         correction, epsilon (Kingma and Ba 2015, algorithm 1, in PyTorch's arrangement).
+    keeps_mean_latent : bool, default=False
+        Leave decoder row 0 as it is and keep every other orthogonal to it.
     n_threads : int
     """
     encoder, bias, decoder = parameters
@@ -290,7 +300,7 @@ def update_latents(
     run_blocks(
         lambda start, stop: _update_latent_rows(
             x, values, latent_gradients, is_leading, x_gradients, starts, entries, start, stop,
-            encoder, bias, decoder, encoder_moments, bias_moments, decoder_moments, rates,
+            encoder, bias, decoder, encoder_moments, bias_moments, decoder_moments, rates, keeps_mean_latent,
         ),
         encoder.shape[0],
         64,

@@ -117,6 +117,7 @@ class CpuEngine:
             weights.arrays,
             self._moments.arrays,
             adam_rates(learning_rate, settings, self._moments.n_steps),
+            keeps_mean_latent=settings.keeps_mean_latent,
             n_threads=self._n_threads,
         )
         fired = np.bincount(indices[is_leading], minlength=weights.n_components)

@@ -141,12 +141,16 @@ class TorchEngine:
         settings = self._settings
         correction1 = 1 - settings.beta1 ** (self._n_steps + 1)
         correction2 = (1 - settings.beta2 ** (self._n_steps + 1)) ** 0.5
+        mean_direction = decoder[0].clone()
         for parameter, gradient, moments in zip(self._parameters, gradients, self._moments, strict=True):
             moments[0].lerp_(gradient, 1 - settings.beta1)
             moments[1].mul_(settings.beta2).addcmul_(gradient, gradient, value=1 - settings.beta2)
             denominator = (moments[1].sqrt() / correction2).add_(settings.epsilon)
             parameter.addcdiv_(moments[0], denominator, value=-learning_rate / correction1)
         self._n_steps += 1
+        if settings.keeps_mean_latent:
+            decoder -= torch.outer(decoder @ mean_direction, mean_direction)
+            decoder[0] = mean_direction
         norm = decoder.norm(dim=1, keepdim=True)
         decoder.div_(torch.where(norm > 0, norm, torch.ones_like(norm)))
         return losses

@@ -66,12 +66,14 @@ class StepSettings:
     loss_weights: tuple[float, float]
     batch_size: int
     precision: str = "float32"
+    # Latent 0 decodes to the mean direction of strongly anisotropic rows; see `data_weights`.
+    keeps_mean_latent: bool = False
     # The neighbourhood term (see `_core/_neighborhood.py`), on the first rows of each batch. Its weight is this times
     # the batch's mean cosine distance, so that it neither drowns a good reconstruction nor vanishes beside a poor one.
     neighborhood_weight: float = 0.0
-    # Of the rows' and of the codes' similarities, in units of the spread of the rows' cosines, so that isotropic and
-    # anisotropic embeddings see the same neighbourhoods. More for the codes leaves room for the values to be
-    # refitted afterwards (docs/research_notes_sparse.md).
+    # Of the rows' and of the codes' similarities, in units of the spread of the rows' cosines (at least 0.1), so that
+    # isotropic and anisotropic embeddings see the same neighbourhoods. More for the codes leaves room for the values to
+    # be refitted afterwards (docs/research_notes_sparse.md).
     neighborhood_temperatures: tuple[float, float] = (0.5, 0.75)
     neighborhood_rows: int = 512
     # Kingma and Ba (2015), the values the paper's reference uses too.

@@ -21,7 +21,7 @@ from skcompressae._core._archive import (
     normalise_counts,
     slots_of,
 )
-from skcompressae._core._packing import compress_bits, max_word_dtype, row_lengths
+from skcompressae._core._packing import compress_bits, decode_scales, max_word_dtype, row_lengths
 from skcompressae._packed_io import Container, SectionSource, container_bytes
 from skcompressae.exceptions import CodesFormatError
 from skcompressae.packed._files import (
@@ -31,7 +31,8 @@ from skcompressae.packed._files import (
     read_quantizer,
     read_residual,
 )
-from skcompressae.packed._store import PackedCodes, _contiguous, row_bytes
+from skcompressae.packed._rows import contiguous, row_bytes
+from skcompressae.packed._store import PackedCodes
 
 __all__ = ["from_archive", "to_archive"]
 
@@ -79,7 +80,7 @@ def to_archive(store: PackedCodes) -> tuple[bytes, dict[str, float]]:
     scales = store._scales
     for start in range(0, n, _BLOCK_ROWS):
         words = store.words(start, start + _BLOCK_ROWS)
-        part = _contiguous(scales[start : start + _BLOCK_ROWS])
+        part = contiguous(decode_scales(scales[start : start + _BLOCK_ROWS]))
         row_lengths(words, part, lengths[start : start + _BLOCK_ROWS])
         count_symbols(words, part, value_bits, shift, value_counts, index_counts)
     value_frequencies, index_frequencies = normalise_counts(value_counts), normalise_counts(index_counts)
@@ -89,7 +90,7 @@ def to_archive(store: PackedCodes) -> tuple[bytes, dict[str, float]]:
     for start in range(0, n, _BLOCK_ROWS):
         used = encode_block(
             store.words(start, start + _BLOCK_ROWS),
-            _contiguous(scales[start : start + _BLOCK_ROWS]),
+            contiguous(decode_scales(scales[start : start + _BLOCK_ROWS])),
             value_bits,
             shift,
             value_frequencies,
@@ -173,7 +174,7 @@ def from_archive(archive: bytes | bytearray | memoryview | str | os.PathLike[str
         stop = min(start + block_rows, n)
         words = np.empty((stop - start, k), dtype=max_word_dtype(word_bits))
         fine = decode_block(
-            _contiguous(units[ends[block] - sizes[block] : ends[block]]),
+            contiguous(units[ends[block] - sizes[block] : ends[block]]),
             lengths[start:stop],
             value_bits,
             shift,

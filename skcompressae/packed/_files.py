@@ -11,9 +11,21 @@ from skcompressae._packed_io import Container, SectionSource, write_container
 from skcompressae.exceptions import CodesFormatError
 from skcompressae.packed._quantizer import ValueQuantizer
 from skcompressae.packed._residual import ResidualQuantizer
-from skcompressae.packed._store import PackedCodes, row_bytes
+from skcompressae.packed._rows import row_bytes
+from skcompressae.packed._store import PackedCodes
 
-__all__ = ["append", "load", "meta_of", "quantizer_sections", "read_quantizer", "read_residual", "save"]
+__all__ = [
+    "append",
+    "check_meta",
+    "from_parts",
+    "load",
+    "meta_of",
+    "quantizer_sections",
+    "read_quantizer",
+    "read_residual",
+    "save",
+    "to_parts",
+]
 
 
 def meta_of(store: PackedCodes, content: str) -> dict[str, Any]:
@@ -138,3 +150,44 @@ def load(path: str | os.PathLike[str], *, mmap: bool, verify: bool) -> PackedCod
         residual_codes=residual,
         residual_quantizer=residual_quantizer,
     )
+
+
+def to_parts(store: PackedCodes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the description and the arrays of a store, for a file that holds it among others."""
+    arrays: dict[str, Any] = {"words": np.asarray(store.rows), "row_scales": np.asarray(store._scales)}
+    if store.quantizer.kind == "ranked":
+        arrays["levels"] = store.quantizer.levels
+    if store.residual_quantizer is not None:
+        arrays["residual_codes"] = np.asarray(store.residual_codes)
+        arrays["residual_centroids"] = store.residual_quantizer.centroids
+        if store.residual_quantizer.rotation is not None:
+            arrays["residual_rotation"] = store.residual_quantizer.rotation
+    return {"k": store.k, "quantizer": store.quantizer.kind, "value_bits": store.value_bits}, arrays
+
+
+def from_parts(meta: dict[str, Any], arrays: dict[str, Any], n_components: int) -> PackedCodes:
+    """Undo `to_parts`; what does not fit raises CodesFormatError."""
+    try:
+        if meta["quantizer"] == "uniform":
+            empty = np.zeros((0, 1))
+            quantizer = ValueQuantizer.fit(empty, value_bits=meta["value_bits"], kind="uniform")
+        else:
+            quantizer = ValueQuantizer(meta["quantizer"], meta["value_bits"], arrays["levels"])
+        residual = None
+        if "residual_codes" in arrays:
+            residual = ResidualQuantizer(arrays["residual_centroids"], arrays.get("residual_rotation"))
+        scales = arrays["row_scales"]
+        store = PackedCodes(
+            arrays["words"],
+            scales,
+            n_components=n_components,
+            k=meta["k"],
+            quantizer=quantizer,
+            residual_codes=arrays.get("residual_codes"),
+            residual_quantizer=residual,
+        )
+    except (TypeError, ValueError) as error:
+        raise CodesFormatError(f"packed documents do not fit: {error}") from error
+    if not (np.isfinite(store.scales).all() and (store.scales >= 0).all()):
+        raise CodesFormatError("packed documents have a scale that is negative or not finite")
+    return store

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from skcompressae._core._residual import decode_pq, encode_pq, learn_opq, learn_pq, lookup_tables
 
-__all__ = ["ResidualQuantizer"]
+__all__ = ["ResidualQuantizer", "residual_codes_of"]
 
 _MAX_TRAINING_ROWS = 32768
+_BLOCK_ROWS = 4096
 
 
 class ResidualQuantizer:
@@ -159,3 +160,45 @@ class ResidualQuantizer:
 
     def __setstate__(self, state: tuple[Any, Any]) -> None:
         self.__init__(*state)  # type: ignore[misc]
+
+
+def residual_codes_of(
+    store: Any,
+    X: Any,
+    components: Any,
+    *,
+    n_bytes: int | None,
+    quantizer: ResidualQuantizer | None,
+    normalize: bool,
+    n_iter: int,
+    random_state: int,
+) -> tuple[NDArray[np.uint8], ResidualQuantizer]:
+    """Return the residual codes of the rows of a packed store and their quantiser; see `with_residual_of`."""
+    X, components = np.asarray(X), np.asarray(components)
+    if components.ndim != 2 or components.shape[0] != store.n_components:
+        raise ValueError(f"components must have {store.n_components} rows, got shape {components.shape}")
+    if X.shape != (len(store), components.shape[1]):
+        raise ValueError(f"X must have shape {(len(store), components.shape[1])}, got {X.shape}")
+    if (n_bytes is None) == (quantizer is None):
+        raise ValueError(f"give either n_bytes or quantizer, got n_bytes={n_bytes!r} and quantizer={quantizer!r}")
+
+    def residuals(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        block = np.asarray(X[rows], dtype=np.float32)
+        if normalize:
+            norms = np.linalg.norm(block, axis=1, keepdims=True)
+            block = np.divide(block, norms, out=np.zeros_like(block), where=norms > 0)
+        return np.asarray(block - store.take(rows).to_csr() @ components, dtype=np.float32)
+
+    if quantizer is None and n_bytes is not None:
+        sample = np.arange(len(store))
+        if len(store) > _MAX_TRAINING_ROWS:
+            chosen = np.random.RandomState(random_state).permutation(len(store))[:_MAX_TRAINING_ROWS]
+            sample = np.sort(chosen)
+        quantizer = ResidualQuantizer.fit(residuals(sample), n_bytes, n_iter=n_iter, random_state=random_state)
+    if quantizer is None or quantizer.n_features != components.shape[1]:
+        raise ValueError(f"quantizer must have {components.shape[1]} features, got {quantizer!r}")
+    codes = np.empty((len(store), quantizer.n_bytes), dtype=np.uint8)
+    for start in range(0, len(store), _BLOCK_ROWS):
+        rows = np.arange(start, min(start + _BLOCK_ROWS, len(store)))
+        codes[rows] = quantizer.encode(residuals(rows))
+    return codes, quantizer

@@ -1,0 +1,157 @@
+"""How documents become an index: validation of codes and compressor, stores, chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from joblib import effective_n_jobs
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix, vstack
+from sklearn.utils import check_array
+from sklearn.utils.validation import validate_data
+
+from skcompressae._core._search_store import (
+    BLOCK_ROWS,
+    Chunk,
+    CodeStore,
+    PackedStore,
+    PostingStore,
+    RowStore,
+    block_to_csr,
+    make_chunk,
+)
+from skcompressae._neighbors_queries import canonical_csr, is_packed
+from skcompressae._neighbors_rerank import check_residuals, refined_scales
+
+__all__ = ["FLOATS", "IndexBuildMixin"]
+
+FLOATS = [np.float64, np.float32]
+
+
+class IndexBuildMixin:
+    """The building half of `CodeNearestNeighbors`."""
+
+    n_features_in_: int
+    components_: NDArray[Any] | None
+    compressor: Any
+    mode: str
+    metric: str
+    device: str
+    n_jobs: int | None
+    rerank: int | None
+    _built_for: tuple[str, str, bool]
+    _chunks: list[Chunk]
+    _refined: list[NDArray[np.float32]]
+    _device_index: Any
+
+    def _validate_codes(self, X: Any, *, reset: bool) -> CodeStore | csr_matrix:
+        if is_packed(X):
+            X = PackedStore(X)
+        if not isinstance(X, CodeStore):
+            X = validate_data(self, X, accept_sparse="csr", dtype=FLOATS, reset=reset)
+            return canonical_csr(X)
+        if X.n_rows == 0:
+            raise ValueError("Found array with 0 sample(s) while a minimum of 1 is required by fit.")
+        if reset:
+            self.n_features_in_ = X.n_components
+        elif X.n_components != self.n_features_in_:
+            raise ValueError(f"X has {X.n_components} components, but the index has {self.n_features_in_}")
+        return X
+
+    def _index_mode(self) -> str:
+        if self.compressor is None and self.mode in ("reconstructed", "asymmetric"):
+            raise ValueError(f"mode={self.mode!r} needs a compressor with components_, got compressor=None")
+        if self.mode == "sparse" or self.compressor is None:
+            return "sparse"
+        return "reconstructed"
+
+    def _validate_components(self) -> NDArray[Any] | None:
+        if self.compressor is None:
+            return None
+        components = self.compressor
+        if hasattr(components, "transform"):
+            components = getattr(self.compressor, "components_", None)
+            if components is None:
+                raise ValueError(
+                    f"compressor must be fitted: {type(self.compressor).__name__} has no components_. "
+                    "clone() unfits it; sklearn.frozen.FrozenEstimator keeps it fitted"
+                )
+        components = check_array(components, dtype=FLOATS, order="C", input_name="components_")
+        if components.shape[0] != self.n_features_in_:
+            raise ValueError(f"X has {self.n_features_in_} components, but the compressor has {components.shape[0]}")
+        return components
+
+    def _device(self) -> str:
+        if self.device == "cpu":
+            return "cpu"
+        kind, _, number = self.device.partition(":")
+        if kind not in ("cuda", "auto") or (number and not (kind == "cuda" and number.isdigit())):
+            raise ValueError(f"device must be 'cpu', 'cuda', 'cuda:<number>' or 'auto', got device={self.device!r}")
+        import torch
+
+        if torch.cuda.is_available():
+            return "cuda" if kind == "auto" else self.device
+        if kind == "auto":
+            return "cpu"
+        raise ValueError(f"device={self.device!r} was asked for, but torch finds no CUDA device")
+
+    def _build_key(self) -> tuple[str, str, bool]:
+        """Return what decides the form of the index: a change of these parameters asks for a new fit."""
+        return self._index_mode(), self.metric, self._device() == "cpu"
+
+    def _check_unchanged(self) -> None:
+        if self._build_key() != self._built_for:
+            mode, metric, on_cpu = self._built_for
+            raise ValueError(
+                f"the index was fitted for mode={mode!r}, metric={metric!r}, on the "
+                f"{'CPU' if on_cpu else 'GPU'}; after changing these parameters, fit it again"
+            )
+
+    def _append(self, codes: Any) -> None:
+        self._device_index = None
+        mode, _, on_cpu = self._built_for
+        if self.rerank is not None:
+            check_residuals(codes, self.components_ if mode == "reconstructed" else None)
+        if isinstance(codes, PackedStore) and mode == "sparse" and on_cpu:
+            # a query of k nonzeros visits k posting lists of thousands: far faster than a scan of every word
+            for start in range(0, codes.n_rows, BLOCK_ROWS):
+                self._append(
+                    block_to_csr(codes.block(start, min(start + BLOCK_ROWS, codes.n_rows)), codes.n_components)
+                )
+            return
+        if not isinstance(codes, csr_matrix):
+            self._chunks = [*self._chunks, self._make_chunk(codes)]
+            if self.rerank is not None and self.components_ is not None:
+                scales = refined_scales(codes, self.components_, self.metric, self._n_threads())
+                self._refined = [*self._refined, scales]
+        else:
+            chunks = list(self._chunks)
+            last = chunks[-1].store if chunks else None
+            if (
+                last is not None
+                and isinstance(last, RowStore | PostingStore)
+                and last.n_rows + codes.shape[0] <= BLOCK_ROWS
+                and last.dtype == codes.dtype
+            ):
+                # many small additions would otherwise leave many small chunks, each with its own overhead
+                codes = vstack([block_to_csr(last.block(0, last.n_rows), last.n_components), codes], format="csr")
+                chunks.pop()
+            self._chunks = chunks + [self._make_chunk(store) for store in self._stores(codes)]
+        self.n_samples_fit_ = sum(chunk.store.n_rows for chunk in self._chunks)
+
+    def _stores(self, codes: csr_matrix) -> Iterator[RowStore | PostingStore]:
+        mode, _, on_cpu = self._built_for
+        if mode == "sparse" and on_cpu:
+            for start in range(0, codes.shape[0], BLOCK_ROWS):
+                yield PostingStore.from_csr(codes[start : start + BLOCK_ROWS])
+        else:
+            yield RowStore.from_csr(codes)
+
+    def _make_chunk(self, store: CodeStore) -> Chunk:
+        components = None if self._built_for[0] == "sparse" else self.components_
+        return make_chunk(store, metric=self.metric, components=components, n_threads=self._n_threads())
+
+    def _n_threads(self) -> int:
+        return int(effective_n_jobs(self.n_jobs))

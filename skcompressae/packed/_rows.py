@@ -1,0 +1,141 @@
+"""From CSR arrays to packed rows and back, in blocks, on threads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from skcompressae._core._pack_rows import PACK_ERRORS, pack_ranked, pack_uniform
+from skcompressae._core._packing import (
+    compress_bits,
+    decode_scales,
+    index_bits_for,
+    max_word_dtype,
+    row_lengths,
+    unpack_rows,
+)
+from skcompressae._core._threads import run_blocks
+from skcompressae.exceptions import CodesFormatError
+from skcompressae.packed._quantizer import ValueQuantizer
+
+if TYPE_CHECKING:
+    from skcompressae.packed._store import PackedCodes
+
+__all__ = ["BLOCK_ROWS", "MAX_COMPONENTS", "check_sizes", "contiguous", "pack_arrays", "row_bytes", "unpack_csr"]
+
+Array: TypeAlias = NDArray[Any]
+MAX_COMPONENTS = 1 << 20
+# 8,192 rows of k = 32 are 0.5 MB of words and 2 MB of CSR: a bounded working set for each thread
+BLOCK_ROWS = 8192
+
+
+def contiguous(array: Array) -> Array:
+    """Return a plain, contiguous, read-only array: kernels are compiled for this one kind."""
+    plain = np.ascontiguousarray(array).view(np.ndarray)
+    plain.setflags(write=False)
+    return plain
+
+
+def row_bytes(n_components: int, k: int, value_bits: int) -> int:
+    """Return the bytes of the words of one row."""
+    return -(-k * (index_bits_for(n_components) + value_bits) // 8)
+
+
+def check_sizes(n_components: int, k: int) -> None:
+    if not 1 <= n_components <= MAX_COMPONENTS:
+        raise ValueError(f"n_components must be from 1 to {MAX_COMPONENTS}, got {n_components}")
+    if not 1 <= k <= n_components:
+        raise ValueError(f"k must be from 1 to n_components={n_components}, got {k}")
+
+
+def pack_arrays(
+    indptr: Array,
+    indices: Array,
+    data: Array,
+    n_components: int,
+    k: int,
+    quantizer: ValueQuantizer,
+    *,
+    check_duplicates: bool,
+    n_threads: int,
+) -> tuple[NDArray[np.uint8], Array]:
+    """Return the rows and the scales of a store of these CSR arrays."""
+    if quantizer.kind == "ranked" and len(quantizer.levels) != k:
+        raise ValueError(f"k must be {len(quantizer.levels)}, the ranks of the quantizer's codebook, got {k}")
+    n = len(indptr) - 1
+    value_bits = quantizer.value_bits
+    word_bits = index_bits_for(n_components) + value_bits
+    rows = np.empty((n, row_bytes(n_components, k, value_bits)), dtype=np.uint8)
+    scales = np.empty(n, dtype=quantizer.scale_dtype)
+    pointers = contiguous(indptr.astype(np.int64, copy=False))
+    columns = contiguous(indices.astype(np.int32, copy=False))
+    bits = contiguous(np.ascontiguousarray(data, dtype=np.float32).view(np.uint32))
+    dtype = max_word_dtype(word_bits)
+    direct = rows.view(dtype) if word_bits == dtype.itemsize * 8 else None
+    # made here, not by the worker threads: a cached property has no lock
+    levels, thresholds = quantizer.levels, quantizer.thresholds
+
+    def work(start: int, stop: int) -> None:
+        words = np.empty((stop - start, k), dtype) if direct is None else direct[start:stop]
+        head = (pointers[start : stop + 1], columns, bits, n_components)
+        if quantizer.kind == "ranked":
+            tail = (value_bits, check_duplicates, words, scales[start:stop])
+            error, row = pack_ranked(*head, levels, thresholds, *tail)
+        else:
+            exact = np.empty(stop - start, np.float32)
+            is_narrow = scales.dtype == np.uint16
+            error, row = pack_uniform(*head, levels.shape[1], value_bits, check_duplicates, is_narrow, words, exact)
+            scales[start:stop] = exact.view(np.uint32) >> np.uint32(15) if is_narrow else exact
+        if error:
+            raise ValueError(f"codes {PACK_ERRORS[error]} (row {start + row})")
+        if direct is None:
+            compress_bits(words, word_bits, rows[start:stop])
+
+    run_blocks(work, n, BLOCK_ROWS, n_threads)
+    return rows, scales
+
+
+def unpack_csr(store: PackedCodes, n_threads: int) -> sp.csr_matrix:
+    """Return the codes of a store as canonical CSR; see `PackedCodes.to_csr`."""
+    n = len(store)
+    lengths = np.empty(n, dtype=np.int64)
+
+    def measure(start: int, stop: int) -> None:
+        scales = contiguous(decode_scales(store._scales[start:stop]))
+        row_lengths(store.words(start, stop), scales, lengths[start:stop])
+
+    run_blocks(measure, n, BLOCK_ROWS, n_threads)
+    indptr = np.zeros(n + 1, dtype=np.int64)
+    np.cumsum(lengths, out=indptr[1:])
+    nnz = int(indptr[-1])
+    indices = np.empty(nnz, dtype=np.int32)
+    data = np.empty(nnz, dtype=np.float32)
+    levels = store.signed_levels
+
+    def work(start: int, stop: int) -> None:
+        scales = contiguous(decode_scales(store._scales[start:stop]))
+        if not (scales >= 0).all() or not np.isfinite(scales).all():
+            raise CodesFormatError(f"a scale in rows {start} to {stop} is not finite or negative")
+        bad = unpack_rows(
+            store.words(start, stop),
+            scales,
+            levels,
+            store.value_bits,
+            store._n_components,
+            indptr[start : stop + 1],
+            indices,
+            data,
+        )
+        if bad >= 0:
+            raise CodesFormatError(f"row {start + bad} is damaged: an index is out of range or repeated")
+
+    run_blocks(work, n, BLOCK_ROWS, n_threads)
+    if nnz <= np.iinfo(np.int32).max:
+        indptr = indptr.astype(np.int32)
+    csr = sp.csr_matrix((data, indices, indptr), shape=store.shape, copy=False)
+    csr.has_sorted_indices = True
+    csr.has_canonical_format = True
+    return csr

@@ -1,0 +1,198 @@
+"""Searching packed codes as they are, reranking by residual codes, and files of such an index."""
+
+import pickle
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from skcompressae._core._packed_search import packed_kernels
+from skcompressae._core._search import search
+from skcompressae._core._search_store import PackedStore, PostingStore, make_chunk
+from skcompressae._neighbors import CodeNearestNeighbors
+from skcompressae.exceptions import CodesFormatError
+from skcompressae.packed import PackedCodes, ResidualQuantizer
+
+
+def ragged_codes(rng, n_rows, m, k):
+    """Mostly full rows, as trained codes have; some short, some empty."""
+    lengths = np.where(rng.random(n_rows) < 0.7, k, rng.integers(0, k + 1, n_rows))
+    columns = np.concatenate([np.sort(rng.choice(m, size=n, replace=False)) for n in lengths])
+    values = rng.standard_normal(lengths.sum()) * np.exp(rng.standard_normal(lengths.sum()))
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    return sp.csr_matrix((values.astype(np.float32), columns.astype(np.int32), indptr), shape=(n_rows, m))
+
+
+def model(rng, n_rows=300, m=60, k=5, d=12):
+    """Rows, a decoder of unit rows, and the rows' least-squares codes on their largest products."""
+    X = rng.standard_normal((n_rows, d)).astype(np.float32)
+    X /= np.linalg.norm(X, axis=1, keepdims=True)
+    decoder = rng.standard_normal((m, d)).astype(np.float32)
+    decoder /= np.linalg.norm(decoder, axis=1, keepdims=True)
+    codes = np.zeros((n_rows, m), np.float32)
+    for row, x in zip(codes, X, strict=True):
+        chosen = np.argsort(-np.abs(decoder @ x))[:k]
+        row[chosen] = np.linalg.lstsq(decoder[chosen].T, x, rcond=None)[0]
+    return X, decoder, codes
+
+
+@pytest.mark.parametrize(
+    ("m", "k", "value_bits", "kind"),
+    [
+        (16, 1, 4, "ranked"),  # one word a row
+        (50, 3, 1, "ranked"),  # 7-bit words, one magnitude
+        (2048, 20, 4, "ranked"),  # 15-bit words, k no multiple of 16
+        (4096, 17, 6, "ranked"),  # 18-bit words, levels looked up
+        (70000, 5, 8, "uniform"),  # 25-bit words: the widest that fit a lane
+        (1 << 20, 6, 8, "uniform"),  # 28-bit words: unpacked block by block
+    ],
+)
+@pytest.mark.parametrize("n_queries", [1, 35])
+def test_packed_rows_find_what_float64_finds(m, k, value_bits, kind, n_queries):
+    rng = np.random.default_rng(m + k)
+    codes = ragged_codes(rng, 150, m, k)
+    packed = PackedCodes.pack(codes, value_bits=value_bits, kind=kind, k=k)
+    assert (packed_kernels(packed.word_bits, value_bits, kind == "uniform") is None) == (packed.word_bits > 25)
+    targets = rng.standard_normal((m, n_queries)).astype(np.float32)
+    exclude = rng.integers(-1, 150, n_queries)
+    chunks = [make_chunk(PackedStore(packed[a:b]), metric="cosine") for a, b in ((0, 40), (40, 41), (41, 150))]
+    scores, rows = search(chunks, targets, 60, exclude=exclude, n_threads=2)
+    scale = np.concatenate([chunk.scale for chunk in chunks])
+    expected = (packed.to_csr().astype(np.float64) @ targets.astype(np.float64)).T * scale
+    expected[exclude >= 0, exclude[exclude >= 0]] = -np.inf
+    best = np.argsort(-expected, axis=1, kind="stable")[:, :60]
+    np.testing.assert_allclose(scores, np.take_along_axis(expected, best, axis=1), rtol=0, atol=1e-13)
+    # rows differ only where float64 sums in another order tie
+    np.testing.assert_allclose(np.take_along_axis(expected, rows, axis=1), scores, rtol=0, atol=1e-13)
+    assert all(len(set(row)) == 60 for row in rows)
+
+
+def test_scores_that_float32_cannot_tell_apart_and_a_strided_slice():
+    """Equal rows tie, and ties go to the lowest row; a slice with steps and reversed rows are searched alike."""
+    codes = ragged_codes(np.random.default_rng(0), 60, 64, 8)[np.arange(200) % 60]
+    packed = PackedCodes.pack(codes)[::-2]
+    chunk = make_chunk(PackedStore(packed), metric="dot")
+    target = np.random.default_rng(1).standard_normal((64, 1))
+    _, rows = search([chunk], target, 100)
+    expected = np.argsort(-(packed.to_csr().astype(np.float64) @ target).ravel().round(10), kind="stable")
+    np.testing.assert_array_equal(rows[0], expected)
+
+
+def test_damaged_words_stay_inside_the_tables():
+    rng = np.random.default_rng(2)
+    packed = PackedCodes.pack(ragged_codes(rng, 40, 33, 9))
+    rows = rng.integers(0, 256, packed.rows.shape).astype(np.uint8)
+    damaged = PackedCodes(rows, packed._scales, n_components=33, k=9, quantizer=packed.quantizer)
+    chunk = make_chunk(PackedStore(packed), metric="dot")
+    object.__setattr__(chunk, "store", PackedStore(damaged))
+    for n_queries in (1, 4):
+        scores, _ = search([chunk], rng.standard_normal((33, n_queries)), 40)
+        assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot"])
+@pytest.mark.parametrize("mode", ["sparse", "reconstructed", "asymmetric"])
+def test_an_index_of_packed_codes_equals_one_of_their_csr(tmp_path, mode, metric):
+    rng = np.random.default_rng(3)
+    X, decoder, codes = model(rng)
+    packed = PackedCodes.pack(codes)
+    queries = X[:20] if mode == "asymmetric" else sp.csr_matrix(codes[:20])
+    parameters = {"n_neighbors": 9, "compressor": decoder, "mode": mode, "metric": metric}
+    index = CodeNearestNeighbors(**parameters).fit(packed[:100]).partial_fit(packed[100:])
+    expected = CodeNearestNeighbors(**parameters).fit(packed.to_csr()).kneighbors(queries)
+    assert all(isinstance(c.store, PostingStore if mode == "sparse" else PackedStore) for c in index._chunks)
+    index.save(tmp_path / "index")
+    for other in (
+        index,
+        pickle.loads(pickle.dumps(index)),
+        CodeNearestNeighbors.load(tmp_path / "index"),
+        CodeNearestNeighbors.load(tmp_path / "index", mmap=False),
+    ):
+        distances, indices = other.kneighbors(queries)
+        np.testing.assert_array_equal(indices, expected[1])
+        np.testing.assert_allclose(distances, expected[0], rtol=0, atol=2e-7)
+    assert index.radius_neighbors(queries, 0.5)[1][0].size > 0
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot"])
+@pytest.mark.parametrize("mode", ["reconstructed", "asymmetric"])
+def test_reranked_neighbors_are_those_of_code_and_residual(tmp_path, mode, metric):
+    """With every document a candidate, the order is that of q . (x_hat + r_hat), normalised for cosine."""
+    rng = np.random.default_rng(4)
+    X, decoder, codes = model(rng)
+    packed = PackedCodes.pack(codes).with_residual_of(X, decoder, n_bytes=4, n_iter=3)
+    queries = X[:20] if mode == "asymmetric" else sp.csr_matrix(codes[:20])
+    parameters = {"n_neighbors": 9, "compressor": decoder, "mode": mode, "metric": metric, "rerank": 300}
+    index = CodeNearestNeighbors(**parameters, n_jobs=2).fit(packed[:120]).partial_fit(packed[120:])
+    left = (X[:20] if mode == "asymmetric" else codes[:20] @ decoder).astype(np.float64)
+    right = packed.to_csr() @ decoder + packed.residual_quantizer.decode(packed.residual_codes)
+    expected = left @ right.T
+    if metric == "cosine":
+        expected /= np.linalg.norm(left, axis=1)[:, None] * np.linalg.norm(right, axis=1)
+    expected = 1 - expected if metric == "cosine" else -expected
+    index.save(tmp_path / "index")
+    for other in (index, CodeNearestNeighbors.load(tmp_path / "index")):
+        distances, indices = other.kneighbors(queries)
+        np.testing.assert_allclose(distances, np.sort(expected, axis=1)[:, :9], rtol=0, atol=2e-6)
+        np.testing.assert_allclose(np.take_along_axis(expected, indices, axis=1), distances, rtol=0, atol=2e-6)
+    few = CodeNearestNeighbors(**{**parameters, "rerank": 1}).fit(packed).kneighbors(queries)[1]
+    first = CodeNearestNeighbors(**{**parameters, "rerank": None}).fit(packed).kneighbors(queries)[1]
+    np.testing.assert_array_equal(np.sort(few, axis=1), np.sort(first, axis=1))
+    # documents as queries leave themselves out
+    if mode == "reconstructed":
+        assert (index.kneighbors(n_neighbors=299)[1] != np.arange(300)[:, None]).all()
+
+
+def test_residual_codes_bring_neighbors_nearer_to_the_truth():
+    rng = np.random.default_rng(5)
+    X, decoder, codes = model(rng, n_rows=600)
+    packed = PackedCodes.pack(codes).with_residual_of(X, decoder, n_bytes=6, n_iter=5)
+    truth = np.argsort(-(X[:50] @ X.T), axis=1)[:, :10]
+    recalls = []
+    for rerank in (None, 60):
+        index = CodeNearestNeighbors(10, compressor=decoder, rerank=rerank).fit(packed)
+        found = index.kneighbors(X[:50], return_distance=False)
+        recalls.append(np.mean([np.isin(a, b).mean() for a, b in zip(truth, found, strict=True)]))
+    assert recalls[1] > recalls[0] + 0.1
+
+
+def test_the_residual_is_of_the_unit_row_or_of_the_row():
+    rng = np.random.default_rng(6)
+    X, decoder, codes = model(rng)
+    packed = PackedCodes.pack(codes)
+    quantizer = ResidualQuantizer.fit(X - packed.to_csr() @ decoder, 3, n_iter=2)
+    unit = packed.with_residual_of(7 * X, decoder, quantizer=quantizer)
+    plain = packed.with_residual_of(X, decoder, quantizer=quantizer, normalize=False)
+    np.testing.assert_array_equal(plain.residual_codes, quantizer.encode(X - packed.to_csr() @ decoder))
+    assert (unit.residual_codes == plain.residual_codes).mean() > 0.99
+    with pytest.raises(ValueError, match=r"X must have shape \(300, 12\), got \(3, 12\)"):
+        packed.with_residual_of(X[:3], decoder, n_bytes=3)
+    with pytest.raises(ValueError, match="either n_bytes or quantizer"):
+        packed.with_residual_of(X, decoder)
+    with pytest.raises(ValueError, match="components must have 60 rows"):
+        packed.with_residual_of(X, decoder[:5], n_bytes=3)
+    with pytest.raises(ValueError, match="quantizer must have 12 features"):
+        packed.with_residual_of(X, decoder, quantizer=ResidualQuantizer(np.zeros((2, 3, 4))))
+
+
+def test_what_cannot_be_reranked_is_refused(tmp_path):
+    X, decoder, codes = model(np.random.default_rng(7))
+    packed = PackedCodes.pack(codes)
+    full = packed.with_residual_of(X, decoder, n_bytes=4, n_iter=1)
+    with pytest.raises(ValueError, match="got PackedCodes without them"):
+        CodeNearestNeighbors(compressor=decoder, rerank=50).fit(packed)
+    with pytest.raises(ValueError, match="got codes that are not packed"):
+        CodeNearestNeighbors(compressor=decoder, rerank=50).fit(codes)
+    with pytest.raises(ValueError, match="rerank needs mode='asymmetric'"):
+        CodeNearestNeighbors(rerank=50).fit(full)
+    with pytest.raises(ValueError, match="residual codes have 12 features, but the compressor has 11"):
+        CodeNearestNeighbors(compressor=decoder[:, :11], rerank=50).fit(full)
+    index = CodeNearestNeighbors(compressor=decoder).fit(full)
+    with pytest.raises(ValueError, match="rerank=50 was set after fitting"):
+        index.set_params(rerank=50).kneighbors(X[:2])
+    CodeNearestNeighbors(compressor=decoder, rerank=50).fit(full).save(tmp_path / "index")
+    data = (tmp_path / "index").read_bytes()
+    for old, new in ((b'"k": 5', b'"k": 6'), (b'"packed"', b'"packet"'), (b'"ranked"', b'"rankew"')):
+        (tmp_path / "other").write_bytes(data.replace(old, new))
+        with pytest.raises(CodesFormatError, match="damaged"):
+            CodeNearestNeighbors.load(tmp_path / "other")
