@@ -6,7 +6,7 @@ from typing import Any
 
 import scipy.sparse as sp
 from sklearn.base import _fit_context
-from sklearn.utils._param_validation import HasMethods, Interval, Options, StrOptions
+from sklearn.utils._param_validation import HasMethods, Interval, Options, StrOptions, validate_parameter_constraints
 
 __all__ = [
     "CallbackSupportMixin",
@@ -16,6 +16,7 @@ __all__ = [
     "StrOptions",
     "_fit_context",
     "align_sparse_interface",
+    "validate_parameter_constraints",
     "with_callbacks",
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._pursuit import least_squares_codes
 from skcompressae._core._rows import codes_to_csr, decode_norms, unit_rows
 from skcompressae._core._sparse_step import reconstruction_gradients
-from skcompressae._core._threads import effective_n_threads, row_blocks
+from skcompressae._core._threads import effective_n_threads, row_blocks, run_product_blocks
 from skcompressae._core._topk import activation_codes, top_k
 from skcompressae._torch._cpu_engine import PreActivations
 from skcompressae._torch._torch_engine import TorchEncoder
@@ -45,16 +46,13 @@ class Encoder:
         self._coding = coding
         self._candidate_factor = candidate_factor
         self._n_threads = effective_n_threads()
-        self._select: Any
         self._on_device: TorchEncoder | None = None
         if device.type == "cpu":
             self._pre_activations = PreActivations(weights.encoder, weights.bias, precision)
             self._block_rows = self._pre_activations.block_rows
-            self._select = self._select_on_cpu
         else:
             self._on_device = TorchEncoder(weights, device, precision)
             self._block_rows = self._on_device.block_rows
-            self._select = self._on_device.top_k
 
     @property
     def n_components(self) -> int:
@@ -80,28 +78,33 @@ class Encoder:
         """
         indices = np.empty((len(rows), k), dtype=np.int32)
         values = np.empty((len(rows), k), dtype=dtype)
-        for start, stop in row_blocks(len(rows), self._block_rows):
+
+        def encode_block(start: int, stop: int, n_threads: int) -> None:
             x, norms = unit_rows(rows[start:stop])
-            block_indices, raw = self._encode_unit_rows(x, k)
+            block_indices, raw, decoded = self._encode_unit_rows(x, k, n_threads)
             scale = np.ones(len(x))
             if norm is not None:
-                decoded = decode_norms(self._weights.decoder, block_indices, raw, n_threads=self._n_threads)
                 np.divide(norms if norm == "input" else 1.0, decoded, out=scale, where=decoded > 0)
             scale[norms == 0] = 0.0
             indices[start:stop] = block_indices
             np.multiply(raw, scale[:, None], out=values[start:stop], casting="same_kind")
+
+        self._run(encode_block, len(rows))
         return indices, values
 
     def cosines(self, rows: NDArray[Any], k: int) -> NDArray[np.float64]:
         """Return the cosine similarity of each row with its reconstruction; 1 for an all-zero row."""
         cosines = np.ones(len(rows))
-        for start, stop in row_blocks(len(rows), self._block_rows):
+
+        def measure_block(start: int, stop: int, n_threads: int) -> None:
             x, norms = unit_rows(rows[start:stop])
-            indices, values = self._encode_unit_rows(x, k)
+            indices, values, _ = self._encode_unit_rows(x, k, n_threads)
             _, _, _, block = reconstruction_gradients(
-                x, self._weights.decoder, indices, values, k, (1.0, 0.0), n_threads=self._n_threads
+                x, self._weights.decoder, indices, values, k, (1.0, 0.0), n_threads=n_threads
             )
             cosines[start:stop][norms > 0] = block[norms > 0, 0]
+
+        self._run(measure_block, len(rows))
         return cosines
 
     def decode(self, codes: Any) -> FloatArray:
@@ -110,21 +113,32 @@ class Encoder:
             return codes @ self._weights.decoder
         return self._on_device.decode(codes if isinstance(codes, np.ndarray) else codes.toarray())
 
-    def _encode_unit_rows(self, x: FloatArray, k: int) -> tuple[IndexArray, FloatArray]:
+    def _run(self, work: Callable[[int, int, int], None], n_rows: int) -> None:
+        """Call the work for all blocks: on the CPU from several threads, on a device one after the other."""
+        if self._on_device is None:
+            run_product_blocks(work, n_rows, self._block_rows, self._n_threads)
+            return
+        for start, stop in row_blocks(n_rows, self._block_rows):
+            work(start, stop, self._n_threads)
+
+    def _encode_unit_rows(self, x: FloatArray, k: int, n_threads: int) -> tuple[IndexArray, FloatArray, FloatArray]:
+        """Return indices, values and the norms of the reconstructions."""
         # Never fewer candidates than k plus a margin: the product only proposes, see `activation_codes`.
         n_candidates = k + _MARGIN
         if self._coding == "least_squares":
             n_candidates = k
         elif self._coding == "pursuit":
             n_candidates = round(self._candidate_factor * k)
-        candidates, _ = self._select(x, min(self.n_components, max(k, n_candidates)))
+        n_candidates = min(self.n_components, max(k, n_candidates))
+        if self._on_device is None:
+            candidates, _ = top_k(self._pre_activations(x, n_threads), n_candidates, n_threads=n_threads)
+        else:
+            candidates, _ = self._on_device.top_k(x, n_candidates)
         weights = self._weights
         if self._coding == "activations":
-            return activation_codes(x, weights.encoder, weights.bias, candidates, k, n_threads=self._n_threads)
-        return least_squares_codes(x, weights.decoder, candidates, k, n_threads=self._n_threads)
-
-    def _select_on_cpu(self, x: FloatArray, k: int) -> tuple[IndexArray, FloatArray]:
-        return top_k(self._pre_activations(x), k, n_threads=self._n_threads)
+            codes = activation_codes(x, weights.encoder, weights.bias, candidates, k, n_threads=n_threads)
+            return *codes, decode_norms(weights.decoder, *codes, n_threads=n_threads)
+        return least_squares_codes(x, weights.decoder, candidates, k, n_threads=n_threads)
 
 
 def expand_queries(
@@ -149,7 +163,7 @@ def expand_queries(
     products = PreActivations(decoder, np.zeros(decoder.shape[0], dtype=decoder.dtype))
     for start, stop in row_blocks(len(rows), products.block_rows):
         queries, _ = unit_rows(rows[start:stop])
-        expanded = products(queries)
+        expanded = products(queries, effective_n_threads())
         if n_kept == decoder.shape[0]:
             indices[start:stop] = np.arange(n_kept, dtype=np.int32)
             values[start:stop] = expanded

@@ -20,6 +20,7 @@ from skcompressae._compat import (
     StrOptions,
     _fit_context,
     align_sparse_interface,
+    validate_parameter_constraints,
     with_callbacks,
 )
 from skcompressae._core._threads import row_blocks
@@ -38,6 +39,9 @@ logger = logging.getLogger(__name__)
 
 # Rows whose codes teach a value quantiser: as many as ValueQuantizer.fit looks at.
 _QUANTIZER_ROWS = 4096
+_ENCODING_PARAMETERS = (
+    "k", "recipe", "coding", "candidate_factor", "norm", "precision", "sparse_output", "device",
+)  # fmt: skip
 # Share of latents that never fire above which fit warns.
 _DEAD_SHARE_WARNED = 0.1
 
@@ -412,7 +416,7 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
             If X is not a finite, real, dense 2-d array of n_features_in_ columns.
         """
         check_is_fitted(self)
-        self._validate_params()
+        self._check_encoding_parameters()
         rows = self._check_rows(X, reset=False)
         encoder = self._encoder()
         k = min(self.k, encoder.n_components)
@@ -456,7 +460,7 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
             If X is not as :meth:`transform` requires, or `value_bits` is out of range.
         """
         check_is_fitted(self)
-        self._validate_params()
+        self._check_encoding_parameters()
         rows = self._check_rows(X, reset=False)
         encoder = self._encoder()
         k = min(self.k, encoder.n_components)
@@ -562,7 +566,7 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
             At most 1; larger is better.
         """
         check_is_fitted(self)
-        self._validate_params()
+        self._check_encoding_parameters()
         rows = self._check_rows(X, reset=False)
         encoder = self._encoder()
         k = min(self.k, encoder.n_components)
@@ -586,6 +590,14 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
         for start, stop in row_blocks(len(rows), BLOCK_ROWS):
             assert_all_finite(rows[start:stop], estimator_name=type(self).__name__, input_name="X")
         return rows
+
+    def _check_encoding_parameters(self) -> None:
+        """Validate the parameters that may change after fit; all 25 would take longer than encoding a row."""
+        validate_parameter_constraints(
+            {name: self._parameter_constraints[name] for name in _ENCODING_PARAMETERS},
+            {name: getattr(self, name) for name in _ENCODING_PARAMETERS},
+            caller_name=type(self).__name__,
+        )
 
     def _check_width_unchanged(self) -> None:
         if self.components_.shape[0] != self.n_components:

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skcompressae._core._pursuit import least_squares_codes
+from skcompressae._core._rows import unit_rows
 
 # The kernel adds this to the diagonal of the Gram matrix of unit rows.
 RIDGE = 1e-5
@@ -59,7 +60,7 @@ def explained(x, decoder, indices, values):
 )
 def test_values_on_a_given_support_are_least_squares(n_rows, n_features, k, n_spare, seed):
     x, decoder, support = draw(n_rows, n_features, k + n_spare, k, seed)
-    indices, values = least_squares_codes(x, decoder, support, k, n_threads=1)
+    indices, values, _ = least_squares_codes(x, decoder, support, k, n_threads=1)
     np.testing.assert_array_equal(indices, support)
     for i in range(n_rows):
         rows = decoder[support[i]]
@@ -80,7 +81,7 @@ def test_values_on_a_given_support_are_least_squares(n_rows, n_features, k, n_sp
 )
 def test_pursuit_is_that_of_a_naive_loop(n_rows, n_features, k, n_more, seed):
     x, decoder, candidates = draw(n_rows, n_features, k + n_more + 5, k + n_more, seed)
-    indices, values = least_squares_codes(x, decoder, candidates, k, n_threads=1)
+    indices, values, _ = least_squares_codes(x, decoder, candidates, k, n_threads=1)
     for i in range(n_rows):
         expected_indices, expected_values = naive_pursuit(x[i], decoder, candidates[i], k)
         np.testing.assert_array_equal(indices[i], expected_indices)
@@ -101,7 +102,7 @@ def test_duplicates_zero_rows_and_more_latents_than_features_stay_finite(n_featu
     decoder[3::5] = 0
     decoder[4::6] *= -1
     x[2] = 0
-    indices, values = least_squares_codes(x, decoder, candidates, k, n_threads=1)
+    indices, values, _ = least_squares_codes(x, decoder, candidates, k, n_threads=1)
     assert np.isfinite(values).all()
     assert (np.diff(indices, axis=1) > 0).all()
     np.testing.assert_array_equal(values[2], 0)
@@ -118,16 +119,16 @@ def test_duplicates_zero_rows_and_more_latents_than_features_stay_finite(n_featu
 @pytest.mark.parametrize("n_features", [16, 48])
 def test_pursuit_explains_more_than_the_largest_correlations(n_features):
     x, decoder, everything = draw(50, n_features, 64, 64, 0)
-    chosen = explained(x, decoder, *least_squares_codes(x, decoder, everything, 6, n_threads=1))
+    chosen = explained(x, decoder, *least_squares_codes(x, decoder, everything, 6, n_threads=1)[:2])
     top = np.sort(np.argsort(-np.abs(x @ decoder.T), axis=1)[:, :6], axis=1).astype(np.int32)
-    largest = explained(x, decoder, *least_squares_codes(x, decoder, top, 6, n_threads=1))
+    largest = explained(x, decoder, *least_squares_codes(x, decoder, top, 6, n_threads=1)[:2])
     assert chosen.mean() < largest.mean()
 
 
 def test_float32_agrees_with_float64():
     x, decoder, candidates = draw(200, 64, 256, 48, 1, np.float32)
-    indices, values = least_squares_codes(x, decoder, candidates, 32, n_threads=1)
-    wide = least_squares_codes(x.astype(np.float64), decoder.astype(np.float64), candidates, 32, n_threads=1)
+    indices, values, _ = least_squares_codes(x, decoder, candidates, 32, n_threads=1)
+    wide = least_squares_codes(x.astype(np.float64), decoder.astype(np.float64), candidates, 32, n_threads=1)[:2]
     np.testing.assert_allclose(
         explained(x, decoder, indices, values), explained(x, decoder, *wide), atol=1e-3, err_msg="unexplained share"
     )
@@ -142,3 +143,13 @@ def test_threads_change_nothing():
     many = least_squares_codes(x, decoder, candidates, 16, n_threads=3)
     np.testing.assert_array_equal(one[0], many[0])
     np.testing.assert_array_equal(one[1], many[1])
+
+
+def test_norms_are_those_of_the_reconstructions():
+    random_state = np.random.RandomState(3)
+    x, _ = unit_rows(random_state.standard_normal((40, 12)))
+    decoder, _ = unit_rows(random_state.standard_normal((30, 12)))
+    candidates = np.tile(np.arange(10, dtype=np.int32), (40, 1))
+    indices, values, norms = least_squares_codes(x, decoder, candidates, 6, n_threads=1)
+    expected = np.linalg.norm(np.einsum("ij,ijd->id", values, decoder[indices]), axis=1)
+    np.testing.assert_allclose(norms, expected, rtol=1e-5)

@@ -96,7 +96,7 @@ def _back_substitute(factor, forward, n, solution):  # type: ignore[no-untyped-d
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _least_squares_rows(x, decoder, candidates, k, ridge, start, stop, indices, values):  # type: ignore[no-untyped-def]
+def _least_squares_rows(x, decoder, candidates, k, ridge, start, stop, indices, values, norms):  # type: ignore[no-untyped-def]
     n_candidates = candidates.shape[1]
     n_columns = x.shape[1]
     kind = x.dtype.type
@@ -113,7 +113,9 @@ def _least_squares_rows(x, decoder, candidates, k, ridge, start, stop, indices, 
     everything = np.arange(n_candidates)
     for i in range(start, stop):
         for c in range(n_candidates):
-            rows[c] = decoder[candidates[i, c]]
+            row = decoder[candidates[i, c]]
+            for j in range(n_columns):  # three times as fast as a slice assignment
+                rows[c, j] = row[j]
         _gram(rows, n_candidates, gram)
         dots(x[i], rows, everything, n_candidates, correlations)
         unexplained[:] = correlations
@@ -140,12 +142,17 @@ def _least_squares_rows(x, decoder, candidates, k, ridge, start, stop, indices, 
                 unexplained[:] = correlations
                 for b in range(step + 1):
                     weight = solution[b]
-                    row = gram[picked[b]]
+                    gram_row = gram[picked[b]]
                     for c in range(n_candidates):
-                        unexplained[c] -= weight * row[c]
+                        unexplained[c] -= weight * gram_row[c]
         _back_substitute(factor, forward, k, solution)
+        squares = kind(0)
         for step in range(k):
             position[picked[step]] = step
+            gram_row = gram[picked[step]]
+            for b in range(k):
+                squares += solution[step] * solution[b] * gram_row[picked[b]]
+        norms[i] = np.sqrt(max(squares, kind(0)))
         written = 0
         for c in range(n_candidates):  # candidates ascend, so the code does
             if is_picked[c]:
@@ -156,7 +163,7 @@ def _least_squares_rows(x, decoder, candidates, k, ridge, start, stop, indices, 
 
 def least_squares_codes(
     x: FloatArray, decoder: FloatArray, candidates: IndexArray, k: int, *, n_threads: int
-) -> tuple[IndexArray, FloatArray]:
+) -> tuple[IndexArray, FloatArray, FloatArray]:
     """Pick k of each row's candidates by orthogonal matching pursuit and fit their values by least squares.
 
     Parameters
@@ -172,6 +179,8 @@ def least_squares_codes(
     -------
     indices : array of shape (n_rows, k), int32, ascending in each row
     values : array of shape (n_rows, k), of the dtype of `x`
+    norms : array of shape (n_rows,), of the dtype of `x`
+        L2 norm of each row's reconstruction.
 
     References
     ----------
@@ -181,11 +190,12 @@ def least_squares_codes(
     n_rows = x.shape[0]
     indices = np.empty((n_rows, k), dtype=np.int32)
     values = np.empty((n_rows, k), dtype=x.dtype)
+    norms = np.empty(n_rows, dtype=x.dtype)
     ridge = x.dtype.type(_RIDGE)
     run_blocks(
-        lambda start, stop: _least_squares_rows(x, decoder, candidates, k, ridge, start, stop, indices, values),
+        lambda start, stop: _least_squares_rows(x, decoder, candidates, k, ridge, start, stop, indices, values, norms),
         n_rows,
         64,
         n_threads,
     )
-    return indices, values
+    return indices, values, norms

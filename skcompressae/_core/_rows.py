@@ -18,25 +18,37 @@ from skcompressae._core._threads import run_blocks
 __all__ = ["codes_to_csr", "decode_norms", "unit_rows"]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz", "nnan", "ninf"})
 def _unit_rows(x, unit, norms):  # type: ignore[no-untyped-def]
     for i in range(x.shape[0]):
         largest = 0.0
         for j in range(x.shape[1]):
-            largest = max(largest, abs(np.float64(x[i, j])))
+            magnitude = abs(np.float64(x[i, j]))
+            largest = magnitude if magnitude > largest else largest
         if largest == 0.0:
             norms[i] = 0.0
             for j in range(x.shape[1]):
                 unit[i, j] = 0
             continue
+        # Squares and reciprocals of float64 are safe well inside its range; the few rows outside go the longer way.
+        is_moderate = 1e-140 < largest < 1e140
+        divisor = 1.0 if is_moderate else largest
         squares = 0.0
-        for j in range(x.shape[1]):
-            ratio = np.float64(x[i, j]) / largest
-            squares += ratio * ratio
+        if is_moderate:
+            for j in range(x.shape[1]):
+                squares += np.float64(x[i, j]) * np.float64(x[i, j])
+        else:
+            for j in range(x.shape[1]):
+                squares += (np.float64(x[i, j]) / divisor) ** 2
         root = np.sqrt(squares)
-        norms[i] = largest * root
-        for j in range(x.shape[1]):
-            unit[i, j] = np.float64(x[i, j]) / largest / root
+        norms[i] = divisor * root
+        if is_moderate:
+            inverse = 1.0 / root
+            for j in range(x.shape[1]):
+                unit[i, j] = np.float64(x[i, j]) * inverse
+        else:
+            for j in range(x.shape[1]):
+                unit[i, j] = np.float64(x[i, j]) / divisor / root
 
 
 def unit_rows(x: NDArray[np.generic], dtype: type[np.floating] = np.float32) -> tuple[FloatArray, NDArray[np.float64]]:

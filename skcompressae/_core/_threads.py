@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from functools import lru_cache
+from threading import Lock
+from typing import Any
 
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["effective_n_threads", "row_blocks", "run_blocks"]
+__all__ = ["effective_n_threads", "row_blocks", "run_blocks", "run_product_blocks", "single_threaded_blas"]
+
+# Rows per thread below which one product over all threads beats one product in each: a product of few rows spends its
+# time on rearranging the other factor.
+_MIN_ROWS_PER_THREAD = 96
 
 
 @lru_cache(maxsize=1)
@@ -24,10 +31,49 @@ def effective_n_threads() -> int:
     So one setting governs products and kernels alike: ``OMP_NUM_THREADS`` and its kin, ``threadpoolctl`` limits, and
     the limits that joblib sets in its worker processes.
     """
+    if _held.limit is not None:
+        return _held.limit
     limits = [library.num_threads for library in _blas_controller(os.getpid()).lib_controllers]
     if limits:
         return max(1, min(limits))
     return os.cpu_count() or 1
+
+
+class _HeldLimit:
+    """How many calls hold the BLAS library at one thread, and what it was allowed before the first did."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.n_holders = 0
+        self.limit: int | None = None
+        self.limiter: Any = None
+
+
+_held = _HeldLimit()
+os.register_at_fork(after_in_child=_held.__init__)  # type: ignore[misc]
+
+
+@contextmanager
+def single_threaded_blas() -> Iterator[None]:
+    """Hold the BLAS library at one thread while our own threads multiply, each for itself.
+
+    The library's threads would otherwise spin for a while after every product, on the very cores that the kernels run
+    on (a quarter of the time of `transform` on two cores). The limit is the process's; calls that overlap share it.
+    """
+    with _held.lock:
+        if _held.n_holders == 0:
+            limit = effective_n_threads()
+            _held.limiter = _blas_controller(os.getpid()).limit(limits=1)
+            _held.limit = limit
+        _held.n_holders += 1
+    try:
+        yield
+    finally:
+        with _held.lock:
+            _held.n_holders -= 1
+            if _held.n_holders == 0:
+                _held.limiter.restore_original_limits()
+                _held.limit = _held.limiter = None
 
 
 def row_blocks(n_rows: int, block_size: int) -> Iterator[tuple[int, int]]:
@@ -36,17 +82,51 @@ def row_blocks(n_rows: int, block_size: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + block_size, n_rows)
 
 
+@lru_cache(maxsize=1)
+def _pool(process_id: int) -> ThreadPoolExecutor:
+    """Return this process's pool; a forked child, whose copy of the threads is dead, makes its own."""
+    return ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="skcompressae")
+
+
 def run_blocks(work: Callable[[int, int], None], n_rows: int, block_size: int, n_threads: int) -> None:
     """Call ``work(start, stop)`` for every block of rows, on up to `n_threads` threads.
 
-    The kernels release the GIL, so plain Python threads use every core; a pool per call costs tens of
-    microseconds, so one block or one thread stays on the calling thread.
+    The kernels release the GIL, so plain Python threads use every core. The caller works too and each thread takes
+    the next block when it is done with one, so a call costs one hand-over per further thread, whatever the number of
+    blocks, and callers that share the pool never wait for one another's blocks.
     """
-    blocks = list(row_blocks(n_rows, block_size))
-    if n_threads <= 1 or len(blocks) <= 1:
+    blocks = row_blocks(n_rows, block_size)
+    n_helpers = min(n_threads, -(-n_rows // block_size)) - 1
+    if n_helpers <= 0:
         for start, stop in blocks:
             work(start, stop)
         return
-    with ThreadPoolExecutor(max_workers=min(n_threads, len(blocks))) as pool:
-        for future in [pool.submit(work, start, stop) for start, stop in blocks]:
-            future.result()
+    queue = iter(list(blocks))  # next() of a list's iterator is atomic; that of a generator is not
+
+    def take_blocks() -> None:
+        for start, stop in queue:
+            work(start, stop)
+
+    helpers = [_pool(os.getpid()).submit(take_blocks) for _ in range(n_helpers)]
+    try:
+        take_blocks()
+    finally:  # also where a block failed or the user interrupted: nothing may go on writing after the return
+        wait([helper for helper in helpers if not helper.cancel()])
+    for helper in helpers:
+        if not helper.cancelled():
+            helper.result()
+
+
+def run_product_blocks(work: Callable[[int, int, int], None], n_rows: int, block_size: int, n_threads: int) -> None:
+    """Call ``work(start, stop, n_threads)`` for blocks of rows that are multiplied with a matrix and then processed.
+
+    Where there are rows enough, every thread takes whole blocks, and `work` is told to use one thread. Else `work` is
+    called for one block after the other and told to use all.
+    """
+    if n_threads > 1 and n_rows >= _MIN_ROWS_PER_THREAD * n_threads:
+        block_size = min(block_size, -(-n_rows // n_threads))
+        with single_threaded_blas():
+            run_blocks(lambda start, stop: work(start, stop, 1), n_rows, block_size, n_threads)
+        return
+    for start, stop in row_blocks(n_rows, block_size):
+        work(start, stop, n_threads)

@@ -6,6 +6,7 @@ product, for processors that multiply bfloat16 natively, is torch's.
 
 from __future__ import annotations
 
+from threading import local
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._neighborhood import neighborhood_gradients
 from skcompressae._core._rows import unit_rows
 from skcompressae._core._sparse_step import group_by_latent, reconstruction_gradients, update_latents
-from skcompressae._core._threads import effective_n_threads, row_blocks
+from skcompressae._core._threads import effective_n_threads, row_blocks, run_product_blocks
 from skcompressae._core._topk import top_k
 from skcompressae._torch._weights import Moments, StepLosses, StepSettings, Weights, adam_rates
 
@@ -27,7 +28,7 @@ _BLOCK_BYTES = 8 * 2**20
 
 
 class PreActivations:
-    """Compute blocks of ``x @ encoder.T + bias`` into one reused buffer.
+    """Compute blocks of ``x @ encoder.T + bias`` into one reused buffer per thread.
 
     Parameters
     ----------
@@ -41,7 +42,7 @@ class PreActivations:
         self.encoder = encoder
         self.bias = bias
         self.block_rows = max(16, min(1024, _BLOCK_BYTES // (encoder.dtype.itemsize * encoder.shape[0])))
-        self._buffer = np.empty((0, encoder.shape[0]), dtype=encoder.dtype)
+        self._buffers = local()  # one for each thread
         self._torch_encoder: Any = None
         if precision == "bfloat16":
             import torch
@@ -49,19 +50,25 @@ class PreActivations:
             # Copied rather than shared: weights that joblib memory-maps are read-only, which torch warns about.
             self._torch_encoder = torch.tensor(encoder, dtype=torch.bfloat16)
 
-    def __call__(self, x: FloatArray) -> FloatArray:
-        """Return pre-activations of shape (n_rows, n_components), valid until the next call."""
+    def __call__(self, x: FloatArray, n_threads: int) -> FloatArray:
+        """Return pre-activations of shape (n_rows, n_components), valid until this thread's next call."""
         n_rows = x.shape[0]
-        if self._buffer.shape[0] < n_rows:
-            self._buffer = np.empty((n_rows, self.encoder.shape[0]), dtype=self.encoder.dtype)
-        block = self._buffer[:n_rows]
+        buffer = getattr(self._buffers, "block", None)
+        if buffer is None or len(buffer) < n_rows:
+            buffer = self._buffers.block = np.empty((n_rows, self.encoder.shape[0]), dtype=self.encoder.dtype)
+        block = buffer[:n_rows]
         if self._torch_encoder is None:
             np.dot(x, self.encoder.T, out=block)
         else:
             import torch
 
-            rounded = torch.from_numpy(x).to(torch.bfloat16)
-            block[:] = torch.mm(rounded, self._torch_encoder.T).float().numpy()
+            before = torch.get_num_threads()
+            torch.set_num_threads(n_threads)  # of this thread
+            try:
+                rounded = torch.from_numpy(x).to(torch.bfloat16)
+                torch.from_numpy(block).copy_(torch.mm(rounded, self._torch_encoder.T))
+            finally:
+                torch.set_num_threads(before)
         block += self.bias
         return block
 
@@ -86,6 +93,7 @@ class CpuEngine:
         self._moments = moments
         self._settings = settings
         self._n_threads = effective_n_threads()
+        self._pre_activations: PreActivations | None = None
 
     def step(self, row_indices: NDArray[np.intp], learning_rate: float) -> StepLosses:
         """Take one optimiser step on a batch of rows."""
@@ -175,11 +183,15 @@ class CpuEngine:
 
     def _activate(self, x: FloatArray) -> tuple[IndexArray, FloatArray]:
         settings, weights = self._settings, self._weights
-        pre_activations = PreActivations(weights.encoder, weights.bias, settings.precision)
+        if self._pre_activations is None or settings.precision == "bfloat16":  # rounded anew after every step
+            self._pre_activations = PreActivations(weights.encoder, weights.bias, settings.precision)
+        pre_activations = self._pre_activations
         indices = np.empty((len(x), settings.n_active), dtype=np.int32)
         values = np.empty((len(x), settings.n_active), dtype=x.dtype)
-        for start, stop in row_blocks(len(x), pre_activations.block_rows):
-            indices[start:stop], values[start:stop] = top_k(
-                pre_activations(x[start:stop]), settings.n_active, n_threads=self._n_threads
-            )
+
+        def activate(start: int, stop: int, n_threads: int) -> None:
+            block = pre_activations(x[start:stop], n_threads)
+            indices[start:stop], values[start:stop] = top_k(block, settings.n_active, n_threads=n_threads)
+
+        run_product_blocks(activate, len(x), pre_activations.block_rows, self._n_threads)
         return indices, values

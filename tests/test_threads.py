@@ -1,0 +1,67 @@
+"""Blocks over threads: every block once, errors surface, the BLAS limit is shared and restored."""
+
+import threading
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_limits
+
+from skcompressae._core._threads import (
+    effective_n_threads,
+    run_blocks,
+    run_product_blocks,
+    single_threaded_blas,
+)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 5])
+def test_every_row_is_visited_once(n_threads):
+    visits = np.zeros(1003, dtype=int)
+
+    def work(start, stop):
+        visits[start:stop] += 1
+
+    run_blocks(work, len(visits), 10, n_threads)
+    assert (visits == 1).all()
+
+
+@pytest.mark.parametrize(("n_rows", "expected"), [(50, 4), (1000, 1)])
+def test_product_blocks_say_how_many_threads_they_may_use(n_rows, expected):
+    visits, told = np.zeros(n_rows, dtype=int), set()
+
+    def work(start, stop, n_threads):
+        visits[start:stop] += 1
+        told.add(n_threads)
+
+    run_product_blocks(work, n_rows, 128, 4)
+    assert (visits == 1).all()
+    assert told == {expected}
+
+
+def test_an_error_in_a_block_surfaces():
+    def work(start, stop):
+        if start == 30:
+            raise ValueError("row 30 is no good")
+
+    with pytest.raises(ValueError, match="row 30 is no good"):
+        run_blocks(work, 100, 10, 3)
+
+
+def test_overlapping_holders_share_and_restore_the_blas_limit():
+    with threadpool_limits(2, user_api="blas"):
+        before = effective_n_threads()
+        entered, leave = threading.Event(), threading.Event()
+
+        def hold():
+            with single_threaded_blas():
+                entered.set()
+                leave.wait(10)
+
+        other = threading.Thread(target=hold)
+        other.start()
+        assert entered.wait(10)
+        with single_threaded_blas():
+            assert effective_n_threads() == before  # what the user allowed, not what is held for the moment
+        leave.set()
+        other.join()
+        assert effective_n_threads() == before
