@@ -3,12 +3,15 @@
 import importlib
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+
+from skcompressae.exceptions import DeadLatentsWarning
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -47,6 +50,7 @@ def test_quality_study_writes_results_picture_and_table(benchmark, tmp_path):
     assert {row["mode"] for row in rows if row["method"] == "ours"} == {
         "sparse",
         "sparse_query128",
+        "asymmetric_dot",
         "reconstructed",
         "asymmetric",
         "asymmetric_4bit",
@@ -168,3 +172,23 @@ def test_dictionary_learning_gives_codes_of_k_entries(benchmark):
     assert model.codes.shape == (300, 24)
     assert np.diff(model.codes.indptr).max() <= 3
     assert benchmark("_common").mean_cosine(documents, model.codes @ model.decoder) > 0.6
+
+
+@pytest.mark.parametrize("name", ["training_speed", "encoding_speed"])
+def test_speed_benchmark_writes_its_measurements(benchmark, name, tmp_path, capsys):
+    out = tmp_path / "result.json"
+    size = ["--n-features", "16", "--n-components", "64", "--k", "4", "--threads", "1", "--n-repeats", "1"]
+    rows = ["--batch-size", "64"] if name == "training_speed" else ["--n-samples", "300"]
+    with warnings.catch_warnings():
+        # a fit of two steps, for the clock only, may leave latents unused
+        warnings.simplefilter("ignore", DeadLatentsWarning)
+        n_threads = torch.get_num_threads()
+        benchmark(name).main([*size, *rows, "--out", str(out)])
+        torch.set_num_threads(n_threads)
+    assert "product" in capsys.readouterr().out
+    result = json.loads(out.read_text(encoding="utf-8"))
+    assert result["environment"]["versions"]["numpy"]
+    assert result["settings"]["seed"] == 0
+    times = {key: value for key, value in result["rows"][0].items() if key.endswith("_s")}
+    assert len(times) >= 6
+    assert min(times.values()) > 0
