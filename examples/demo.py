@@ -6,7 +6,10 @@ Prints bytes, recall and example searches, and leaves recall_against_bytes.png a
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
+import os
+import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,6 @@ from docstring_corpus import CORE_PACKAGES, collect_docstrings, embed, searchabl
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import normalize
 
-import skcompressae
 from skcompressae import CodeNearestNeighbors, CompresSAETransformer
 from skcompressae.metrics import exact_neighbors
 
@@ -29,6 +31,7 @@ QUESTIONS = (
     "parse command line arguments",
 )
 N_NEIGHBORS = 100
+VERSIONED = ("skcompressae", "scikit-learn", "torch", "numpy", "scipy", "numba")
 OURS = "skcompressae, {}"
 STYLES = {
     OURS.format("asymmetric, packed"): ("#0072B2", "o-", 2.5),
@@ -197,7 +200,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     picture = options.out / "recall_against_bytes.png"
     draw(curves, labels, 4 * X.shape[1], picture)
     content = {
-        "version": skcompressae.__version__,
+        "environment": {
+            "cpu": platform.processor() or platform.machine(),
+            "n_cpus": os.cpu_count(),
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in VERSIONED},
+        },
+        "seed": 0,
         "n_documents": len(documents),
         "n_queries": n_queries,
         "n_features": X.shape[1],

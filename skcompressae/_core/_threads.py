@@ -50,7 +50,8 @@ class _HeldLimit:
 
 
 _held = _HeldLimit()
-os.register_at_fork(after_in_child=_held.__init__)  # type: ignore[misc]
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_held.__init__)  # type: ignore[misc]
 
 
 @contextmanager
