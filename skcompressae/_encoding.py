@@ -87,7 +87,14 @@ class Encoder:
                 np.divide(norms if norm == "input" else 1.0, decoded, out=scale, where=decoded > 0)
             scale[norms == 0] = 0.0
             indices[start:stop] = block_indices
-            np.multiply(raw, scale[:, None], out=values[start:stop], casting="same_kind")
+            with np.errstate(over="ignore"):
+                np.multiply(raw, scale[:, None], out=values[start:stop], casting="same_kind")
+            if not np.isfinite(values[start:stop]).all():
+                largest = norms.max()
+                raise ValueError(
+                    f"norm='input' scales codes to the rows' L2 norms, but X has a row of norm {largest:.3g}, beyond "
+                    f"{np.dtype(dtype).name}. Scale X down, or use norm='unit'."
+                )
 
         self._run(encode_block, len(rows))
         return indices, values
@@ -102,7 +109,7 @@ class Encoder:
             _, _, _, block = reconstruction_gradients(
                 x, self._weights.decoder, indices, values, k, (1.0, 0.0), n_threads=n_threads
             )
-            cosines[start:stop][norms > 0] = block[norms > 0, 0]
+            cosines[start:stop][norms > 0] = np.clip(block[norms > 0, 0], -1, 1)
 
         self._run(measure_block, len(rows))
         return cosines
@@ -123,20 +130,18 @@ class Encoder:
 
     def _encode_unit_rows(self, x: FloatArray, k: int, n_threads: int) -> tuple[IndexArray, FloatArray, FloatArray]:
         """Return indices, values and the norms of the reconstructions."""
-        # Never fewer candidates than k plus a margin: the product only proposes, see `activation_codes`.
-        n_candidates = k + _MARGIN
-        if self._coding == "least_squares":
-            n_candidates = k
-        elif self._coding == "pursuit":
-            n_candidates = round(self._candidate_factor * k)
+        # More candidates than k: the product only proposes, see `activation_codes`.
+        n_candidates = round(self._candidate_factor * k) if self._coding == "pursuit" else k + _MARGIN
         n_candidates = min(self.n_components, max(k, n_candidates))
         if self._on_device is None:
             candidates, _ = top_k(self._pre_activations(x, n_threads), n_candidates, n_threads=n_threads)
         else:
             candidates, _ = self._on_device.top_k(x, n_candidates)
         weights = self._weights
-        if self._coding == "activations":
+        if self._coding != "pursuit":
             codes = activation_codes(x, weights.encoder, weights.bias, candidates, k, n_threads=n_threads)
+            candidates = codes[0]
+        if self._coding == "activations":
             return *codes, decode_norms(weights.decoder, *codes, n_threads=n_threads)
         return least_squares_codes(x, weights.decoder, candidates, k, n_threads=n_threads)
 

@@ -112,7 +112,8 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
 
     early_stopping : bool or "auto", default="auto"
         Stop when the validation loss has not improved for `n_iter_no_change` evaluations and keep the best weights.
-        It is evaluated 50 times over `max_iter`.
+        It is evaluated some 50 times over `max_iter`, after every step where that is below 100. Without validation rows
+        (see `validation_fraction`) there is nothing to stop by.
 
     validation_fraction : float, default=0.05
         Share of the rows, at most 4,096 of them, held out to measure the validation loss; 0 holds out none.
@@ -283,8 +284,8 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Embeddings, float16, float32 or float64, of any scale. All-zero rows are allowed and teach nothing. May be
-            memory-mapped and larger than memory; it is never copied whole.
+            Embeddings, float16, float32 or float64, of any scale; other types are converted to float64, whole. All-zero
+            rows are allowed and hardly matter. May be memory-mapped and larger than memory; it is never copied whole.
         y : None
             Ignored.
 
@@ -302,13 +303,11 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
         schedule = self._schedule()
         if self.warm_start and hasattr(self, "components_"):
             self._check_width_unchanged()
-            weights = self._weights().copy()
+            weights, has_mean_latent = self._weights().copy(), self.has_mean_latent_
         else:
-            weights, self.has_mean_latent_ = initial_weights(
-                rows, self.n_components, self._resolved("init"), random_state
-            )
+            weights, has_mean_latent = initial_weights(rows, self.n_components, self._resolved("init"), random_state)
         training, validation = split_rows(len(rows), self.validation_fraction, random_state)
-        settings = self._step_settings(len(training))
+        settings = self._step_settings(len(training), has_mean_latent)
         early_stopping = self._resolved("early_stopping") and len(validation) > 0
         with StepReporter(self, schedule.max_iter, rows) as reporter:
             result = train(
@@ -354,22 +353,20 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
         rows = self._check_rows(X, reset=is_first)
         random_state = check_random_state(self.random_state)
         if is_first:
-            weights, self.has_mean_latent_ = initial_weights(
-                rows, self.n_components, self._resolved("init"), random_state
-            )
+            weights, has_mean_latent = initial_weights(rows, self.n_components, self._resolved("init"), random_state)
             self.n_iter_ = 0
             self.loss_curve_ = np.empty(0)
             self.validation_loss_curve_ = np.empty(0)
             self.validation_steps_ = np.empty(0, dtype=np.int64)
         else:
             self._check_width_unchanged()
-            weights = self._weights().copy()
+            weights, has_mean_latent = self._weights().copy(), self.has_mean_latent_
         moments = Moments.zeros_like(weights)
         if not is_first and self._moments is not None:
             encoder, bias, decoder, n_steps = self._moments
             moments = Moments(encoder.copy(), bias.copy(), decoder.copy(), n_steps)
         training = np.arange(len(rows))
-        settings = self._step_settings(len(rows))
+        settings = self._step_settings(len(rows), has_mean_latent)
         n_steps = -(-len(rows) // settings.batch_size)
         schedule = Schedule(float(self._resolved("learning_rate")), "constant", 0.0, n_steps)
         with StepReporter(self, n_steps, rows, with_callbacks=False) as reporter:
@@ -419,7 +416,7 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
         self._check_encoding_parameters()
         rows = self._check_rows(X, reset=False)
         encoder = self._encoder()
-        k = min(self.k, encoder.n_components)
+        k = self._effective_k(encoder.n_components)
         dtype = np.float64 if rows.dtype == np.float64 else np.float32
         if not self.sparse_output:
             dense = np.zeros((len(rows), encoder.n_components), dtype=dtype)
@@ -457,13 +454,18 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
         Raises
         ------
         ValueError
-            If X is not as :meth:`transform` requires, or `value_bits` is out of range.
+            If X is not as :meth:`transform` requires, `value_bits` is out of range, or `quantizer` was learned at
+            another k.
+        TypeError
+            If `quantizer` is no ValueQuantizer.
         """
         check_is_fitted(self)
         self._check_encoding_parameters()
         rows = self._check_rows(X, reset=False)
         encoder = self._encoder()
-        k = min(self.k, encoder.n_components)
+        k = self._effective_k(encoder.n_components)
+        if quantizer is not None and not isinstance(quantizer, ValueQuantizer):
+            raise TypeError(f"quantizer must be a ValueQuantizer or None; got {quantizer!r}.")
         if quantizer is None:
             sample = rows[np.unique(np.linspace(0, len(rows) - 1, _QUANTIZER_ROWS).astype(np.intp))]
             codes = _encoding.codes_to_csr(
@@ -481,7 +483,7 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
 
         Parameters
         ----------
-        X : sparse matrix or array-like of shape (n_samples, n_components)
+        X : sparse matrix, array-like or PackedCodes of shape (n_samples, n_components)
             Codes, of this estimator or any other source of the right width.
 
         Returns
@@ -495,6 +497,8 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
             If the codes have another width than n_components, or are not finite.
         """
         check_is_fitted(self)
+        if isinstance(X, PackedCodes):
+            X = X.to_csr()
         codes = check_array(X, accept_sparse="csr", dtype=[np.float64, np.float32], input_name="X", estimator=self)
         n_components = self.components_.shape[0]
         if codes.shape[1] != n_components:
@@ -569,7 +573,7 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
         self._check_encoding_parameters()
         rows = self._check_rows(X, reset=False)
         encoder = self._encoder()
-        k = min(self.k, encoder.n_components)
+        k = self._effective_k(encoder.n_components)
         total = 0.0
         for start, stop in row_blocks(len(rows), BLOCK_ROWS):
             total += float(encoder.cosines(rows[start:stop], k).sum())
@@ -618,15 +622,19 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
             int(self._resolved("max_iter")),
         )
 
-    def _step_settings(self, n_training_rows: int) -> StepSettings:
-        if self.k > self.n_components:
+    def _effective_k(self, n_components: int, *, is_fitting: bool = False) -> int:
+        """Return `k`, clipped to n_components with a warning; fit's is not repeated afterwards."""
+        if self.k > n_components and (is_fitting or self.k_ < n_components):
             warnings.warn(
-                f"k={self.k} is above n_components={self.n_components}; every latent will be in every code. "
-                f"Using k={self.n_components}.",
+                f"k={self.k} is above n_components={n_components}; every latent will be in every code. "
+                f"Using k={n_components}.",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
-        k = min(self.k, self.n_components)
+        return int(min(self.k, n_components))
+
+    def _step_settings(self, n_training_rows: int, has_mean_latent: bool) -> StepSettings:
+        k = self._effective_k(self.n_components, is_fitting=True)
         batch_size = self.batch_size
         if batch_size == "auto":
             batch_size = RECIPES[self.recipe].batch_size_for(n_training_rows)
@@ -636,7 +644,7 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
             loss_weights=check_loss_weights(self.loss_weights),
             batch_size=min(int(batch_size), n_training_rows),
             precision=self.precision,
-            keeps_mean_latent=self.has_mean_latent_,
+            keeps_mean_latent=has_mean_latent,
             neighborhood_weight=float(self._resolved("neighborhood_weight")),
         )
 
@@ -665,13 +673,23 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
         """Store the fitted state and measure how the latents are used."""
         self.encoder_weights_, self.encoder_bias_, self.components_ = result.weights.arrays
         self.k_ = settings.k
+        self.has_mean_latent_ = settings.keeps_mean_latent
         if result.was_interrupted:
             warnings.warn(
                 f"fit was interrupted after {result.n_iter} step(s); the weights so far are kept.",
                 UserWarning,
                 stacklevel=3,
             )
-        usage = measure_usage(rows, training, self._encoder(), settings.k, random_state)
+        try:
+            usage = measure_usage(rows, training, self._encoder(), settings.k, random_state)
+        except KeyboardInterrupt:
+            warnings.warn(
+                "fit was interrupted while it measured how the latents are used; the statistics are those of "
+                f"{BLOCK_ROWS} rows.",
+                UserWarning,
+                stacklevel=3,
+            )
+            usage = measure_usage(rows, training[:BLOCK_ROWS], self._encoder(), settings.k, random_state)
         self.latent_counts_ = usage.counts
         self.latent_rms_ = usage.rms
         self.n_rows_counted_ = usage.n_rows

@@ -348,3 +348,34 @@ def test_batches_of_a_memory_mapped_file_keep_to_batch_size(tmp_path, monkeypatc
         steps.clear()
         small(batch_size=batch_size, max_iter=8).fit(rows)
         assert max(len(picks) for picks, _ in steps) <= batch_size
+
+
+def test_interrupting_the_usage_statistics_leaves_a_whole_estimator(embeddings, monkeypatch):
+    from skcompressae import _transformer
+
+    measure, calls = _transformer.measure_usage, []
+
+    def interrupted_once(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    monkeypatch.setattr(_transformer, "measure_usage", interrupted_once)
+    compressor = CompresSAETransformer(n_components=32, k=4, max_iter=20, random_state=0, device="cpu")
+    with pytest.warns(UserWarning, match="interrupted while it measured how the latents are used"):
+        compressor.fit(embeddings)
+    assert compressor.transform_query(embeddings[:3], n_nonzero=5).nnz == 15
+
+
+def test_codes_beyond_the_range_of_the_dtype_are_an_error(fitted):
+    X = np.full((1, fitted.n_features_in_), 3e38, dtype=np.float32)
+    with pytest.raises(ValueError, match=r"norm='input' scales codes .* beyond float32"):
+        fitted.transform(X)
+
+
+def test_packed_codes_decode_as_their_csr(fitted, embeddings):
+    packed = fitted.transform_packed(embeddings[:20], value_bits=6)
+    np.testing.assert_array_equal(fitted.inverse_transform(packed), fitted.inverse_transform(packed.to_csr()))
+    with pytest.raises(TypeError, match="quantizer must be a ValueQuantizer or None; got 'x'"):
+        fitted.transform_packed(embeddings[:20], quantizer="x")

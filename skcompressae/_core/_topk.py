@@ -20,7 +20,7 @@ from skcompressae._core._threads import run_blocks
 __all__ = ["activation_codes", "kth_largest", "top_k"]
 
 # Survivors allowed per selected entry before the threshold is refined again: quickselect on 3k entries costs
-# less than one more pass over the row for every (k, m) timed by benchmarks/kernels.py.
+# less than one more pass over the row for every (k, m) timed by benchmarks/training_speed.py.
 _SLACK = 3
 _MAX_REFINEMENTS = 24
 # Entries looked at together: one cache line of float32, skipped at once where no entry passes.

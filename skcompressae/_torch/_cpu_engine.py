@@ -1,7 +1,7 @@
 """The sparse autoencoder on the CPU: one product, then kernels over the active latents only.
 
-The float32 product is NumPy's (its BLAS beat torch's on the machines timed by benchmarks/kernels.py); the bfloat16
-product, for processors that multiply bfloat16 natively, is torch's.
+The float32 product is NumPy's (its BLAS beat torch's on the machine timed by benchmarks/training_speed.py); the
+bfloat16 product, for processors that multiply bfloat16 natively, is torch's.
 """
 
 from __future__ import annotations

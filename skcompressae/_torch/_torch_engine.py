@@ -161,7 +161,11 @@ class TorchEngine:
 
     def current_weights(self) -> Weights:
         """Return a NumPy copy of the weights."""
-        return Weights(*(parameter.detach().cpu().numpy().copy() for parameter in self._parameters))
+        encoder, bias, decoder = (parameter.cpu().numpy().copy() for parameter in self._parameters)
+        # Once more: an interrupt may have come between the update and its normalisation.
+        norms = np.linalg.norm(decoder, axis=1, keepdims=True)
+        np.divide(decoder, norms, out=decoder, where=norms > 0)
+        return Weights(encoder, bias, decoder)
 
     def current_moments(self) -> Moments:
         """Return a NumPy copy of the moments."""
