@@ -115,7 +115,7 @@ class Encoder:
         return cosines
 
     def decode(self, codes: Any) -> FloatArray:
-        """Multiply a block of float32 codes, sparse or dense, by the decoder, on the device."""
+        """Multiply a block of codes, sparse or dense, by the decoder, on the device."""
         if self._on_device is None:
             return codes @ self._weights.decoder
         return self._on_device.decode(codes if isinstance(codes, np.ndarray) else codes.toarray())

@@ -507,8 +507,9 @@ class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixi
                 f"n_components={n_components}."
             )
         device = resolve_device(self.device)
-        # float64 codes are decoded in float64, which not every accelerator has.
-        encoder = self._encoder() if codes.dtype == np.float32 and device.type != "cpu" else None
+        # float64 codes are decoded in float64, which MPS does not have.
+        on_device = device.type == "cuda" or (device.type == "mps" and codes.dtype == np.float32)
+        encoder = self._encoder() if on_device else None
         decoder = self.components_.astype(codes.dtype, copy=False)
         x_hat = np.empty((codes.shape[0], decoder.shape[1]), dtype=codes.dtype)
         for start, stop in row_blocks(codes.shape[0], BLOCK_ROWS):

@@ -253,6 +253,7 @@ class TorchEncoder:
         return indices.to(torch.int32).cpu().numpy(), values.cpu().numpy()
 
     def decode(self, latents: FloatArray) -> FloatArray:
-        """Multiply a dense block of codes by the decoder."""
-        decoder = self._parameters[2]
-        return (torch.from_numpy(latents).to(decoder) @ decoder).cpu().numpy()
+        """Multiply a dense block of codes by the decoder, in the precision of the codes."""
+        block = torch.from_numpy(latents)
+        decoder = self._parameters[2].to(block.dtype)
+        return (block.to(decoder.device) @ decoder).cpu().numpy()
