@@ -23,7 +23,7 @@ from skcompressae._core._threads import run_blocks
 __all__ = ["MIN_SPREAD", "neighborhood_gradients"]
 
 # Floor of the spread that temperatures are in units of: below it, on strongly anisotropic rows, the term would look at
-# so few neighbours that it stops helping (0.40 against 0.59 sparse recall@100; docs/research_notes_sparse.md).
+# so few neighbours that it stops helping (docs/research_notes_sparse.md).
 MIN_SPREAD = 0.1
 
 
