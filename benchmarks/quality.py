@@ -250,7 +250,10 @@ def run_study(name: str, X: Array, options: argparse.Namespace) -> dict[str, Any
             "n_queries": len(data.queries),
         },
         "environment": environment(),
-        "options": {key: value for key, value in vars(options).items() if not isinstance(value, Path)},
+        # without paths: where a file lay is nobody's business but the machine's
+        "options": {
+            key: value for key, value in vars(options).items() if key != "data" and not isinstance(value, Path)
+        },
         "results": rows,
     }
     for method in options.methods:
