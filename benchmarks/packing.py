@@ -110,6 +110,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                 fit_s = time.thread_time() - start
 
                 def pack(quantizer: ValueQuantizer = quantizer) -> PackedCodes:
+                    # called within this turn of the loop
                     return PackedCodes.pack(codes, k=k, quantizer=quantizer)  # noqa: B023
 
                 packed = pack()

@@ -183,6 +183,7 @@ def train(
     try:
         for step in range(1, schedule.max_iter + 1):
             batch, rate = sampler.draw(settings.batch_size), schedule(step)
+            # The lambda runs before the loop goes on; it reads `settings` anew after each halving.
             losses = shrinking(lambda: engine.step(batch[: settings.batch_size], rate))  # noqa: B023
             loss_curve.append(losses.loss(settings.loss_weights))
             if len(validation_indices) and (step % evaluate_every == 0 or step == schedule.max_iter):
