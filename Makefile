@@ -43,7 +43,7 @@ $(VENV)/.demo: $(INPUTS) | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.test: $(INPUTS) | $(VENV)/bin/python
-	$(BIN)/$(PIP_INSTALL) -c constraints.txt -e ".[test]"
+	$(BIN)/$(PIP_INSTALL) -c constraints.txt -e ".[test-integrations]"
 	touch $@ $(VENV)/.demo
 
 $(OLDEST)/.test: $(INPUTS) | $(OLDEST)/bin/python
