@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from skcompressae._plot import CompressionTradeoffDisplay, LatentUsageDisplay, LossCurveDisplay
     from skcompressae._transformer import CompresSAETransformer
     from skcompressae.packed import PackedCodes
+    from skcompressae.persistence import load_model, model_hash, save_model
 
 __all__ = [
     "CodeNearestNeighbors",
@@ -19,6 +20,9 @@ __all__ = [
     "LossCurveDisplay",
     "PackedCodes",
     "__version__",
+    "load_model",
+    "model_hash",
+    "save_model",
 ]
 
 # Where each public name lives. Loaded when first asked for, so that search, metrics and packed codes do not wait for
@@ -30,6 +34,9 @@ _HOMES = {
     "LatentUsageDisplay": "skcompressae._plot",
     "LossCurveDisplay": "skcompressae._plot",
     "PackedCodes": "skcompressae.packed",
+    "load_model": "skcompressae.persistence",
+    "model_hash": "skcompressae.persistence",
+    "save_model": "skcompressae.persistence",
 }
 
 

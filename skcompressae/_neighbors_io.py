@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import struct
-import tempfile
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from skcompressae._core._search_store import Chunk, CodeStore, PackedStore, PostingStore, RowStore
+from skcompressae._files import atomic_write
 from skcompressae._neighbors_rerank import check_residuals
 from skcompressae.exceptions import CodesFormatError
 from skcompressae.packed._files import from_parts, to_parts
@@ -43,7 +43,6 @@ def _aligned(offset: int) -> int:
 
 def write_arrays(path: str | os.PathLike[str], meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
     """Write the file beside `path` under a temporary name, then move it there in one step."""
-    target = Path(path)
     stored = {}
     for name, array in arrays.items():
         stored[name] = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
@@ -55,25 +54,13 @@ def write_arrays(path: str | os.PathLike[str], meta: dict[str, Any], arrays: dic
         offset += array.nbytes
     header = {"format_version": _FORMAT_VERSION, "data_bytes": offset, "meta": meta, "arrays": entries}
     encoded = json.dumps(header).encode()
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(_PREFIX.pack(_MAGIC, len(encoded)))
-            file.write(encoded)
-            base = _aligned(file.tell())
-            for name, array in stored.items():
-                file.write(bytes(base + entries[name]["offset"] - file.tell()))
-                file.write(array.reshape(-1).view(np.uint8).data)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes the file private; a saved index gets the permissions any other new file would
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with atomic_write(path) as file:
+        file.write(_PREFIX.pack(_MAGIC, len(encoded)))
+        file.write(encoded)
+        base = _aligned(file.tell())
+        for name, array in stored.items():
+            file.write(bytes(base + entries[name]["offset"] - file.tell()))
+            file.write(array.reshape(-1).view(np.uint8).data)
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:

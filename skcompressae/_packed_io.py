@@ -24,7 +24,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from skcompressae._files import atomic_write
 from skcompressae.exceptions import CodesFormatError
 
 __all__ = ["FORMAT_VERSION", "Container", "SectionSource", "container_bytes", "write_container"]
@@ -126,27 +126,8 @@ def _write(stream: BinaryIO, meta: Mapping[str, Any], sources: list[SectionSourc
 
 def write_container(path: str | os.PathLike[str], meta: Mapping[str, Any], sources: list[SectionSource]) -> None:
     """Write a container atomically: after a crash `path` holds the old file or the new one, never a mixture."""
-    target = Path(path)
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent or Path("."), prefix=f".{target.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            _write(stream, meta, sources)
-            stream.flush()
-            os.fsync(stream.fileno())
-        # mkstemp makes private files; a saved store follows the umask like any other file
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    if os.name == "posix":
-        directory = os.open(target.parent or ".", os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+    with atomic_write(path) as stream:
+        _write(stream, meta, sources)
 
 
 def container_bytes(meta: Mapping[str, Any], sources: list[SectionSource]) -> bytes:

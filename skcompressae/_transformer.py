@@ -25,6 +25,7 @@ from skcompressae._compat import (
 )
 from skcompressae._core._threads import row_blocks
 from skcompressae._fitting import BLOCK_ROWS, check_loss_weights, initial_weights, measure_usage, split_rows
+from skcompressae._model_io import ModelFileMixin
 from skcompressae._progress import StepReporter
 from skcompressae._recipes import RECIPES
 from skcompressae._torch._devices import resolve_device
@@ -46,7 +47,9 @@ _ENCODING_PARAMETERS = (
 _DEAD_SHARE_WARNED = 0.1
 
 
-class CompresSAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class CompresSAETransformer(
+    ModelFileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+):
     """Compress embeddings into sparse codes with a sparse autoencoder.
 
     Every row x of shape (n_features,) becomes a code s of shape (n_components,) with at most `k` signed nonzeros, such

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CodesFormatError", "DeadLatentsWarning", "DeviceMemoryWarning"]
+__all__ = ["CodesFormatError", "DeadLatentsWarning", "DeviceMemoryWarning", "ModelFormatError"]
 
 
 class DeadLatentsWarning(UserWarning):
@@ -15,3 +15,7 @@ class DeviceMemoryWarning(UserWarning):
 
 class CodesFormatError(ValueError):
     """A file or buffer of packed codes is damaged, truncated, foreign or of a newer format version."""
+
+
+class ModelFormatError(ValueError):
+    """A file of a fitted model or a checkpoint is damaged, truncated, foreign or of a newer format version."""

@@ -1,0 +1,63 @@
+"""Files that are either the old one or the new one, whole: every writer of this package goes through here."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+__all__ = ["atomic_write"]
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path` that takes its place when the block ends without an error.
+
+    The bytes reach the disk before the name does, so that after a crash or a power cut `path` is the old file or the
+    new one, never a mixture. After an error the temporary file is removed and `path` is as it was; a killed process
+    leaves its temporary file, a hidden one ending in ``.tmp``, behind.
+
+    Parameters
+    ----------
+    path : path-like
+        The file to write or replace; a symbolic link is replaced itself. Its folder must exist.
+
+    Yields
+    ------
+    stream : binary file, open for writing and seeking
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from skcompressae._files import atomic_write
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "greeting"
+    ...     with atomic_write(path) as stream:
+    ...         _ = stream.write(b"hello")
+    ...     path.read_bytes()
+    b'hello'
+    """
+    target = Path(path)
+    # Not tempfile's: its files are private, and what is saved follows the umask like any other file. The name is cut,
+    # so that what is added to it cannot make it too long.
+    temporary = target.parent / f".{target.name[:40]}.{secrets.token_hex(8)}.tmp"
+    stream = temporary.open("xb")
+    try:
+        with stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name
+        finally:
+            os.close(folder)

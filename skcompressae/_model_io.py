@@ -1,0 +1,272 @@
+"""What a model file holds: the fitted state of a compressor, checked both ways. The container is `_model_format`."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
+
+from skcompressae._model_format import array_digest, check_array, read_model_file, write_model_file
+from skcompressae._recipes import RECIPES
+from skcompressae._version import __version__
+from skcompressae.exceptions import ModelFormatError
+
+__all__ = ["FORMAT_VERSION", "ModelFileMixin", "code_digest", "library_versions"]
+
+# A change of what the header or an array means raises this, keeps a reader for the old version, and adds a golden file
+# to tests/data. A new parameter or a new optional entry does not: readers take what is absent at its default.
+FORMAT_VERSION = 1
+_KIND = "skcompressae model"
+# Where checkpoints go is a matter of the machine that fits, not of the model.
+_UNSAVED_PARAMETERS = ("checkpoint_dir",)
+_WEIGHTS = {"encoder_weights": "encoder_weights_", "encoder_bias": "encoder_bias_", "components": "components_"}
+_CURVES = {
+    "loss_curve": ("loss_curve_", "float64"),
+    "validation_loss_curve": ("validation_loss_curve_", "float64"),
+    "validation_steps": ("validation_steps_", "int64"),
+}
+_MOMENTS = ("encoder_moments", "bias_moments", "decoder_moments")
+
+Model = TypeVar("Model", bound="ModelFileMixin")
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions that a file records, of what computed it."""
+    import safetensors
+    import sklearn
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        "skcompressae": __version__,
+        "numpy": np.__version__,
+        "scikit-learn": sklearn.__version__,
+        "torch": torch.__version__,
+        "safetensors": safetensors.__version__,
+    }
+
+
+def _weights_of(model: Any) -> dict[str, NDArray[np.float32]]:
+    return {name: getattr(model, attribute) for name, attribute in _WEIGHTS.items()}
+
+
+def code_digest(model: Any) -> str:
+    """Return the SHA-256 of all that decides a fitted model's codes, as `persistence.model_hash` documents it."""
+    coding = RECIPES[model.recipe].coding if model.coding == "auto" else model.coding
+    decisive = {
+        "k": int(min(model.k, model.components_.shape[0])),
+        "coding": coding,
+        "candidate_factor": float(model.candidate_factor) if coding == "pursuit" else None,
+        "norm": model.norm,
+        "precision": model.precision,
+    }
+    return array_digest(_weights_of(model), "skcompressae codes 1", json.dumps(decisive, sort_keys=True))
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Return a parameter as JSON can hold it."""
+    if isinstance(value, (tuple, list)):
+        return [_plain(name, item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if name == "random_state" and not isinstance(value, (int, type(None))):
+        return None
+    if not isinstance(value, (bool, int, float, str, type(None))):
+        raise TypeError(f"{name}={value!r} cannot be written to a model file; only numbers, texts and None can.")
+    return value
+
+
+class ModelFileMixin:
+    """`save` and `load` of a fitted compressor."""
+
+    def save(self, path: str | os.PathLike[str], *, with_moments: bool = True) -> None:
+        """Write the fitted model to one file, which :meth:`load` reads without executing anything in it.
+
+        The file is in the safetensors format and replaced in one step: whatever happens, `path` is the old file or the
+        new one. It holds parameters, weights, names of features, statistics of latent use and loss curves. It does not
+        hold a `random_state` that is a RandomState instance (None takes its place), `checkpoint_dir`, callbacks, nor
+        what :meth:`set_output` set.
+
+        Parameters
+        ----------
+        path : path-like
+            The file; by convention its name ends in ".safetensors".
+        with_moments : bool, default=True
+            Whether to keep Adam's moments, which are there after :meth:`partial_fit` only and are twice the size of the
+            weights. Without them, further training starts from zero moments.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            If the model is not fitted.
+        ValueError
+            If its weights are not finite.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from skcompressae import CompresSAETransformer
+        >>> X = np.random.RandomState(0).standard_normal((200, 8))
+        >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "compressor.safetensors"
+        ...     compressor.save(path)
+        ...     again = CompresSAETransformer.load(path)
+        >>> bool((again.transform(X) != compressor.transform(X)).nnz == 0)
+        True
+        """
+        check_is_fitted(self)
+        model: Any = self
+        weights = _weights_of(model)
+        for name, array in weights.items():
+            if not np.isfinite(array).all():
+                raise ValueError(f"The model's {_WEIGHTS[name]} holds NaN or infinity; a broken model is not saved.")
+        arrays: dict[str, NDArray[Any]] = {
+            **weights,
+            "latent_counts": model.latent_counts_,
+            "latent_rms": model.latent_rms_,
+            **{name: getattr(model, attribute) for name, (attribute, _) in _CURVES.items()},
+        }
+        moments = model._moments if with_moments else None
+        if moments is not None:
+            arrays.update(zip(_MOMENTS, moments[:3], strict=True))
+        names = getattr(model, "feature_names_in_", None)
+        header = {
+            "class": type(model).__name__,
+            "versions": library_versions(),
+            "parameters": {
+                name: _plain(name, value)
+                for name, value in model.get_params(deep=False).items()
+                if name not in _UNSAVED_PARAMETERS
+            },
+            "n_features_in": int(model.n_features_in_),
+            "feature_names_in": None if names is None else [str(name) for name in names],
+            "training": {
+                "k": int(model.k_),
+                "has_mean_latent": bool(model.has_mean_latent_),
+                "n_iter": int(model.n_iter_),
+                "loss": _last_finite(model.loss_curve_),
+                "validation_loss": _last_finite(model.validation_loss_curve_),
+                "n_rows_counted": int(model.n_rows_counted_),
+                "dead_latents_fraction": float(model.dead_latents_fraction_),
+                "moments_n_steps": None if moments is None else int(moments[3]),
+            },
+            "weights_sha256": array_digest(weights),
+            "model_hash": code_digest(model),
+        }
+        write_model_file(path, _KIND, FORMAT_VERSION, header, arrays)
+
+    @classmethod
+    def load(cls: type[Model], path: str | os.PathLike[str]) -> Model:
+        """Read a model written by :meth:`save`.
+
+        Parameters
+        ----------
+        path : path-like
+
+        Returns
+        -------
+        model : CompresSAETransformer
+            Fitted; encodes as the saved one does, and trains on from where that was.
+
+        Raises
+        ------
+        skcompressae.exceptions.ModelFormatError
+            If the file is damaged, truncated, foreign, or written by a newer version that this one cannot read.
+        OSError
+            If the file cannot be read.
+        """
+        header, arrays = read_model_file(path, _KIND, FORMAT_VERSION)
+        try:
+            return _build(cls, path, header, arrays)
+        except ModelFormatError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise ModelFormatError(f"{path} is damaged: its header does not describe a model ({error!r}).") from error
+
+
+def _last_finite(curve: NDArray[np.float64]) -> float | None:
+    return float(curve[-1]) if len(curve) and np.isfinite(curve[-1]) else None
+
+
+def _build(
+    cls: type[Model], path: str | os.PathLike[str], header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
+) -> Model:
+    """Make the estimator of a file's header and arrays, checking everything that its methods take on trust."""
+    if header["class"] != cls.__name__:
+        raise ModelFormatError(f"{path} holds a {header['class']}; it cannot be loaded as a {cls.__name__}.")
+    model: Any = cls()
+    parameters = dict(header["parameters"])
+    unknown = sorted(set(parameters) - (set(model.get_params(deep=False)) - set(_UNSAVED_PARAMETERS)))
+    if unknown:
+        raise ModelFormatError(
+            f"{path} has the parameter(s) {', '.join(unknown)}, unknown to skcompressae {__version__}; it was "
+            f"written by skcompressae {header['versions']['skcompressae']}."
+        )
+    if isinstance(parameters.get("loss_weights"), list):
+        parameters["loss_weights"] = tuple(parameters["loss_weights"])
+    model.set_params(**parameters)
+    model._validate_params()
+
+    def count(value: Any, smallest: int, largest: int | None = None) -> int:
+        if type(value) is not int or value < smallest or (largest is not None and value > largest):
+            raise ModelFormatError(f"{path} is damaged: its header has a count of {value!r}.")
+        return value
+
+    training = header["training"]
+    n_features = count(header["n_features_in"], 1)
+    components = check_array(path, arrays, "components", "float32", (None, n_features))
+    n_components = len(components)
+    if n_components == 0:
+        raise ModelFormatError(f"{path} holds no latents.")
+    shapes = {"encoder_weights": (n_components, n_features), "encoder_bias": (n_components,)}
+    weights = {name: check_array(path, arrays, name, "float32", shape) for name, shape in shapes.items()}
+    weights["components"] = components
+    if array_digest(weights) != header["weights_sha256"]:
+        raise ModelFormatError(f"{path} is damaged: its weights are not those that its header describes.")
+    for name, attribute in _WEIGHTS.items():
+        setattr(model, attribute, weights[name])
+    model.n_features_in_ = n_features
+    if header["feature_names_in"] is not None:
+        names = header["feature_names_in"]
+        if len(names) != n_features or not all(isinstance(name, str) for name in names):
+            raise ModelFormatError(f"{path} is damaged: its feature names are not {n_features} texts.")
+        model.feature_names_in_ = np.array(names, dtype=object)
+
+    model.k_ = count(training["k"], 1, n_components)
+    model.has_mean_latent_ = bool(training["has_mean_latent"])
+    model.n_iter_ = count(training["n_iter"], 0)
+    model.n_rows_counted_ = count(training["n_rows_counted"], 0)
+    model.dead_latents_fraction_ = float(training["dead_latents_fraction"])
+    model.latent_counts_ = check_array(path, arrays, "latent_counts", "int64", (n_components,))
+    model.latent_rms_ = check_array(path, arrays, "latent_rms", "float64", (n_components,))
+    if model.latent_counts_.min() < 0 or model.latent_rms_.min() < 0:
+        raise ModelFormatError(f"{path} is damaged: its statistics of latent use are negative.")
+    for name, (attribute, dtype) in _CURVES.items():
+        setattr(model, attribute, check_array(path, arrays, name, dtype, (None,), is_finite=False))
+    if len(model.validation_steps_) != len(model.validation_loss_curve_):
+        raise ModelFormatError(f"{path} is damaged: its validation curves have different lengths.")
+    known = {*_WEIGHTS, *_CURVES, "latent_counts", "latent_rms"}
+    model._moments = None
+    if training["moments_n_steps"] is not None:
+        known.update(_MOMENTS)
+        moment_shapes = ((2, n_components, n_features), (2, n_components), (2, n_components, n_features))
+        moments = (
+            check_array(path, arrays, name, "float32", shape)
+            for name, shape in zip(_MOMENTS, moment_shapes, strict=True)
+        )
+        model._moments = (*moments, count(training["moments_n_steps"], 0))
+    if unexpected := sorted(set(arrays) - known):
+        raise ModelFormatError(f"{path} holds arrays that no model has: {', '.join(map(repr, unexpected))}.")
+    # Last, as it reads the parameters: they may name a recipe or a coding that the weights were not saved with.
+    if code_digest(model) != header["model_hash"]:
+        raise ModelFormatError(f"{path} is damaged: parameters and weights do not have the hash in its header.")
+    return model

@@ -1,0 +1,96 @@
+"""Fitted models in files that execute nothing when they are loaded."""
+
+from __future__ import annotations
+
+import os
+
+from sklearn.utils.validation import check_is_fitted
+
+from skcompressae._model_io import FORMAT_VERSION, code_digest
+from skcompressae._transformer import CompresSAETransformer
+
+__all__ = ["FORMAT_VERSION", "load_model", "model_hash", "save_model"]
+
+
+def save_model(model: CompresSAETransformer, path: str | os.PathLike[str], *, with_moments: bool = True) -> None:
+    """Write a fitted model to one safetensors file; the same as :meth:`CompresSAETransformer.save`.
+
+    Parameters
+    ----------
+    model : CompresSAETransformer
+        Fitted.
+    path : path-like
+        The file; by convention its name ends in ".safetensors".
+    with_moments : bool, default=True
+        Whether to keep Adam's moments, which are there after `partial_fit` only and are twice the size of the weights.
+
+    Raises
+    ------
+    TypeError
+        If `model` is no CompresSAETransformer.
+    sklearn.exceptions.NotFittedError
+        If it is not fitted.
+    ValueError
+        If its weights are not finite.
+    """
+    if not isinstance(model, CompresSAETransformer):
+        raise TypeError(f"model must be a CompresSAETransformer; got {type(model).__name__}.")
+    model.save(path, with_moments=with_moments)
+
+
+def load_model(path: str | os.PathLike[str]) -> CompresSAETransformer:
+    """Read a fitted model from a file; the same as :meth:`CompresSAETransformer.load`.
+
+    Nothing in the file is executed, and everything in it is checked before a model is made of it, a SHA-256 digest of
+    the file first.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    model : CompresSAETransformer
+
+    Raises
+    ------
+    skcompressae.exceptions.ModelFormatError
+        If the file is damaged, truncated, foreign, or written by a newer version that this one cannot read.
+    OSError
+        If the file cannot be read.
+    """
+    return CompresSAETransformer.load(path)
+
+
+def model_hash(model: CompresSAETransformer) -> str:
+    """Return a fingerprint of a fitted model: two models with the same one give the same codes.
+
+    It is a SHA-256 over the weights and the parameters that change codes: `k`, `coding` (with `candidate_factor` where
+    it is "pursuit"), `norm` and `precision`, after "auto" is resolved. How the model was trained, where it runs
+    (`device`) and the container of its codes (`sparse_output`) do not change it.
+
+    Parameters
+    ----------
+    model : CompresSAETransformer
+        Fitted.
+
+    Returns
+    -------
+    digest : str
+        64 hexadecimal digits.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skcompressae import CompresSAETransformer
+    >>> from skcompressae.persistence import model_hash
+    >>> X = np.random.RandomState(0).standard_normal((200, 8))
+    >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+    >>> before = model_hash(compressor)
+    >>> len(before), model_hash(compressor.set_params(verbose=1)) == before
+    (64, True)
+    >>> model_hash(compressor.set_params(k=2)) == before
+    False
+    """
+    check_is_fitted(model)
+    return code_digest(model)
