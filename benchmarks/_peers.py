@@ -38,6 +38,7 @@ class SparseModel(NamedTuple):
     fit_s: float
     encode_s: float
     dead_fraction: float
+    n_steps: int | None = None
 
 
 def _from_reconstruction(
@@ -248,8 +249,12 @@ def paper_recipe(
     batch_size: int,
     learning_rate: float,
     seed: int,
+    time_s: float = math.inf,
 ) -> SparseModel:
-    """Train the paper's model: Adam, constant learning rate, decoder renormalised after every step."""
+    """Train the paper's model: Adam, constant learning rate, decoder renormalised after every step.
+
+    Training ends after `n_steps` steps or, where that comes first, the first step past `time_s` seconds.
+    """
     generator = torch.Generator().manual_seed(seed)
     X = torch.from_numpy(np.ascontiguousarray(documents, dtype=np.float32))
     batch_size = min(batch_size, len(X))
@@ -257,7 +262,7 @@ def paper_recipe(
         model = PaperModel(X.shape[1], n_components, generator)
         optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
         order = torch.randperm(len(X), generator=generator)
-        position = 0
+        position, n_taken = 0, 0
         for _ in range(n_steps):
             if position + batch_size > len(X):
                 order, position = torch.randperm(len(X), generator=generator), 0
@@ -267,6 +272,9 @@ def paper_recipe(
             model.loss(batch, k).backward()
             optimizer.step()
             model.normalize_decoder()
+            n_taken += 1
+            if fit_s() >= time_s:
+                break
 
     @torch.no_grad()
     def encode(rows: Array) -> sp.csr_matrix:
@@ -284,7 +292,7 @@ def paper_recipe(
         codes = encode(documents)
     is_used = np.bincount(codes.indices, minlength=n_components) > 0
     decoder = model.decoder_weight.detach().numpy().copy()
-    return SparseModel(decoder, codes, encode, fit_s(), encode_s(), float(1 - is_used.mean()))
+    return SparseModel(decoder, codes, encode, fit_s(), encode_s(), float(1 - is_used.mean()), n_taken)
 
 
 def dictionary_learning(documents: Array, k: int, n_components: int, seed: int, n_rows: int = 10_000) -> SparseModel:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,6 +71,7 @@ class Coder(NamedTuple):
     fit_s: float
     encode_s: float
     dead_fraction: float
+    n_steps: int | None = None
 
 
 def our_coders(data: Split, ks: list[int], seed: int, options: argparse.Namespace, is_once: bool) -> Iterator[Coder]:
@@ -106,14 +108,19 @@ def our_coders(data: Split, ks: list[int], seed: int, options: argparse.Namespac
             fit_s,
             encode_s(),
             _dead_fraction(codes),
+            model.n_iter_,
         )
 
 
-def peer_coders(data: Split, ks: list[int], seed: int, options: argparse.Namespace, method: str) -> Iterator[Coder]:
+def peer_coders(
+    data: Split, ks: list[int], seed: int, options: argparse.Namespace, method: str, our_fit_s: dict[int, float]
+) -> Iterator[Coder]:
     """Fit the paper's recipe, or dictionary learning, for each k."""
     for k in ks:
         if method == "paper":
-            params = {"k": k, "n_steps": options.paper_steps, "learning_rate": options.learning_rate}
+            params = {"k": k, "learning_rate": options.learning_rate}
+            if options.paper_time == "equal" and k not in our_fit_s:
+                raise SystemExit("--paper-time equal needs the method 'ours' in the same run, before 'paper'.")
             model = peers.paper_recipe(
                 data.documents,
                 k,
@@ -122,6 +129,7 @@ def peer_coders(data: Split, ks: list[int], seed: int, options: argparse.Namespa
                 options.batch_size,
                 options.learning_rate,
                 seed,
+                our_fit_s[k] if options.paper_time == "equal" else math.inf,
             )
         else:
             params = {"k": k, "n_components": min(options.n_components, 1024)}
@@ -138,6 +146,7 @@ def peer_coders(data: Split, ks: list[int], seed: int, options: argparse.Namespa
             model.fit_s,
             model.encode_s,
             _dead_fraction(model.codes),
+            model.n_steps,
         )
 
 
@@ -178,6 +187,7 @@ def measure_coder(coder: Coder, data: Split, true: Array, value_bits: list[int])
         "fit_s": coder.fit_s,
         "encode_s": coder.encode_s,
         "dead_fraction": coder.dead_fraction,
+        "n_steps": coder.n_steps,
     }
     cosine = mean_cosine(data.documents, X_hat)
     for mode, indices in found.items():
@@ -211,13 +221,15 @@ def compressed_peers(method: str, X: Array, seed: int, sizes_bytes: list[int]) -
         yield from (peers.rabitq(X, None, seed, n_bits) for n_bits in (1, 2, 4))
 
 
-def measure(method: str, data: Split, true: Array, seed: int, options: argparse.Namespace) -> Iterator[Row]:
-    """Yield the result rows of one method and one seed."""
+def measure(
+    method: str, data: Split, true: Array, seed: int, options: argparse.Namespace, our_fit_s: dict[int, float]
+) -> Iterator[Row]:
+    """Yield the result rows of one method and one seed; `our_fit_s` is the time our fit took at each k."""
     if method in ("ours", "ours_once", "paper", "dictionary"):
         coders = (
             our_coders(data, options.k, seed, options, method == "ours_once")
             if method.startswith("ours")
-            else peer_coders(data, options.k, seed, options, method)
+            else peer_coders(data, options.k, seed, options, method, our_fit_s)
         )
         for coder in coders:
             yield from measure_coder(coder, data, true, options.value_bits)
@@ -236,11 +248,19 @@ def measure(method: str, data: Split, true: Array, seed: int, options: argparse.
             } | _recalls(peer.neighbors(data.queries, N_NEIGHBORS), true)
 
 
+def _earlier_rows(path: Path, sha256: str) -> list[Row]:
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    if earlier["data"]["sha256"] != sha256:
+        raise SystemExit(f"--append: {path} was measured on other data ({earlier['data']['sha256']}, now {sha256}).")
+    return earlier["results"]
+
+
 def run_study(name: str, X: Array, options: argparse.Namespace) -> dict[str, Any]:
     """Run every method and seed on one data set and return the content of its result file."""
     data = split(name, X, options.max_queries, options.max_documents)
     true = cosine_neighbors(data.queries, data.documents, N_NEIGHBORS)
-    rows: list[Row] = []
+    path = options.out / f"{options.prefix}{name}.json"
+    rows: list[Row] = _earlier_rows(path, checksum(X)) if options.append and path.exists() else []
     content = {
         "data": {
             "name": name,
@@ -256,9 +276,15 @@ def run_study(name: str, X: Array, options: argparse.Namespace) -> dict[str, Any
         },
         "results": rows,
     }
+    n_earlier = len(rows)
     for method in options.methods:
         for seed in options.seeds:
-            for row in measure(method, data, true, seed, options):
+            our_fit_s = {
+                row["params"]["k"]: row["fit_s"]
+                for row in rows[n_earlier:]
+                if (row["method"], row["seed"]) == ("ours", seed)
+            }
+            for row in measure(method, data, true, seed, options, our_fit_s):
                 rows.append({**row, "seed": seed})
                 print(
                     f"{name} {row['method']} {row['mode']} {json.dumps(row['params'])} seed {seed}: "
@@ -267,7 +293,7 @@ def run_study(name: str, X: Array, options: argparse.Namespace) -> dict[str, Any
                     flush=True,
                 )
             content["peak_memory_bytes"] = peak_memory_bytes()
-            write_json(options.out / f"{options.prefix}{name}.json", content)  # a break loses one method at most
+            write_json(path, content)  # a break loses one method at most
     return content
 
 
@@ -283,6 +309,9 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=None, help="training steps of ours; default: the estimator's")
     parser.add_argument("--ours", type=json.loads, default={}, help="more estimator parameters, as a JSON object")
     parser.add_argument("--paper-steps", type=int, default=2000)
+    parser.add_argument(
+        "--paper-time", choices=("equal", "any"), default="any", help="'equal' also stops it after our time to fit"
+    )
     parser.add_argument("--batch-size", type=int, default=2048, help="rows per training step of the paper's recipe")
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="of the paper's recipe")
     parser.add_argument("--max-queries", type=int, default=N_QUERIES)
@@ -290,6 +319,9 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cache-dir", type=Path, default=DEFAULT_CACHE_DIR)
     parser.add_argument("--out", type=Path, default=Path("benchmark-results"))
     parser.add_argument("--prefix", default="quality-", help="result files are OUT/PREFIXdata.json")
+    parser.add_argument(
+        "--append", action="store_true", help="add to the result files of earlier runs on the same data"
+    )
     parser.add_argument("--report", type=Path, default=None, help="folder for picture and table of all results in OUT")
     return parser.parse_args(arguments)
 
