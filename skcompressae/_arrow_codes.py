@@ -1,0 +1,165 @@
+"""Code columns of Arrow back to matrices and embeddings, with what the metadata says about them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from skcompressae._arrow_columns import csr_of_lists, import_pyarrow
+from skcompressae._compat import align_sparse_interface
+from skcompressae._transformer import CompresSAETransformer
+from skcompressae._worker_model import bare_model
+from skcompressae.exceptions import CodesFormatError
+from skcompressae.persistence import model_hash
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["METADATA_KEY", "METADATA_VERSION", "codes_from_arrow", "decode_batch"]
+
+METADATA_KEY = b"skcompressae.codes"
+METADATA_VERSION = 1
+# Where Spark keeps its own schema, with the metadata of its columns, in the Parquet files that it writes.
+_SPARK_KEY = b"org.apache.spark.sql.parquet.row.metadata"
+
+
+def codes_from_arrow(data: Any, *, n_components: int | None = None, code_columns: tuple[str, ...] | None = None) -> Any:
+    """Read code columns back as a sparse matrix.
+
+    Parameters
+    ----------
+    data : pyarrow.RecordBatch or pyarrow.Table
+        Of :func:`encode_batch`, in any layout, or read from Parquet, as Spark or Dask wrote it.
+    n_components : int or None, default=None
+        Width of the codes. None takes it from the schema's metadata; give it where an engine has dropped that.
+    code_columns : tuple of str or None, default=None
+        Names of the columns of indices and values, or of the one struct column. None takes them from the metadata,
+        else ``("indices", "values")``.
+
+    Returns
+    -------
+    codes : CSR matrix (or array) of shape (n_rows, n_components), float32
+        Signed, also where the columns hold split signs and the metadata says so.
+
+    Raises
+    ------
+    TypeError
+        If `data` is neither a RecordBatch nor a Table.
+    skcompressae.exceptions.CodesFormatError
+        If the width is unknown, a column is missing, or the columns do not hold codes.
+    """
+    pa = import_pyarrow("Arrow batches of codes")
+    if not isinstance(data, (pa.RecordBatch, pa.Table)):
+        raise TypeError(f"data must be a pyarrow.RecordBatch or Table; got {type(data).__name__}.")
+    meta = _metadata_of(data.schema)
+    width = meta.get("n_components") if n_components is None else n_components
+    if type(width) is not int or width < 1:
+        raise CodesFormatError(
+            f"n_components must be a positive int where the schema's metadata does not tell it; got {width!r}."
+        )
+    names = tuple(meta.get("columns", ("indices", "values"))) if code_columns is None else tuple(code_columns)
+    if missing := [name for name in names if name not in data.schema.names]:
+        raise CodesFormatError(
+            f"the column(s) {', '.join(map(repr, missing))} are missing; there are "
+            f"{', '.join(map(repr, data.schema.names))}. Name the columns of the codes by code_columns."
+        )
+    columns: list[Any] = [data.column(name) for name in names]
+    if len(columns) == 1:
+        if not pa.types.is_struct(columns[0].type) or {field.name for field in columns[0].type} != {
+            "indices",
+            "values",
+        }:
+            raise CodesFormatError(
+                f"column {names[0]!r} must be a struct of 'indices' and 'values'; got {columns[0].type}"
+            )
+        if columns[0].null_count:
+            raise CodesFormatError(f"column {names[0]!r} holds nulls")
+        struct = columns[0].combine_chunks() if isinstance(columns[0], pa.ChunkedArray) else columns[0]
+        parts = dict(zip((field.name for field in struct.type), struct.flatten(), strict=True))
+        columns = [parts["indices"], parts["values"]]
+    if len(columns) != 2:
+        raise CodesFormatError(f"code_columns must name two columns or one struct column; got {names!r}")
+    codes = csr_of_lists(columns[0], columns[1], width)
+    if meta.get("split_signs"):
+        from skcompressae.engines import join_signs
+
+        return align_sparse_interface(csr_array(join_signs(codes)))
+    return align_sparse_interface(codes)
+
+
+def decode_batch(model: CompresSAETransformer, batch: Any, column: str = "embedding") -> Any:
+    """Replace the code columns of a record batch by the decoded embeddings.
+
+    Parameters
+    ----------
+    model : CompresSAETransformer
+        The one that encoded, as far as the metadata can tell.
+    batch : pyarrow.RecordBatch or pyarrow.Table
+        As :func:`codes_from_arrow` reads it.
+    column : str, default="embedding"
+        Name of the new column, of fixed-size lists of float32.
+
+    Returns
+    -------
+    decoded : pyarrow.RecordBatch or pyarrow.Table
+        The other columns, and `column` last.
+
+    Raises
+    ------
+    skcompressae.exceptions.CodesFormatError
+        If the batch does not hold codes.
+    ValueError
+        If they were made by another model (told by its hash), or there is a column of that name.
+    """
+    pa = import_pyarrow("Arrow batches of codes")
+    model = bare_model(model)
+    codes = codes_from_arrow(batch, n_components=None if _metadata_of(batch.schema) else model.components_.shape[0])
+    meta = _metadata_of(batch.schema)
+    if meta.get("model_hash", model_hash(model)) != model_hash(model):
+        raise ValueError(
+            f"the codes were made by a model of hash {meta['model_hash']}; got one of {model_hash(model)}. Load that "
+            "model, or decode by model.inverse_transform(codes_from_arrow(batch))."
+        )
+    names = meta.get("columns", ["indices", "values"])
+    kept = [name for name in batch.schema.names if name not in names]
+    if column in kept:
+        raise ValueError(f"column={column!r} is there already; choose another name.")
+    x_hat = model.inverse_transform(codes) if codes.shape[0] else np.empty((0, model.n_features_in_), np.float32)
+    values = pa.array(x_hat.astype(np.float32, copy=False).reshape(-1))
+    array = pa.FixedSizeListArray.from_arrays(values, model.n_features_in_)
+    fields = [*(batch.schema.field(name) for name in kept), pa.field(column, array.type)]
+    metadata = {
+        key: value for key, value in (batch.schema.metadata or {}).items() if key not in (METADATA_KEY, _SPARK_KEY)
+    }
+    return type(batch).from_arrays([*map(batch.column, kept), array], schema=pa.schema(fields, metadata or None))
+
+
+def _metadata_of(schema: pa.Schema) -> dict[str, Any]:
+    """Return what the schema says about its codes; nothing where it says nothing."""
+    metadata = schema.metadata or {}
+    try:
+        if METADATA_KEY in metadata:
+            found = json.loads(metadata[METADATA_KEY])
+        else:
+            fields = json.loads(metadata.get(_SPARK_KEY, b'{"fields": []}'))["fields"]
+            texts = [
+                field["metadata"][METADATA_KEY.decode()]
+                for field in fields
+                if METADATA_KEY.decode() in field["metadata"]
+            ]
+            found = json.loads(texts[0]) if texts else {}
+        if found and found["version"] != METADATA_VERSION:
+            raise CodesFormatError(
+                f"the codes have version {found['version']!r} of the metadata, expected {METADATA_VERSION}"
+            )
+        names = found.get("columns", [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise CodesFormatError(f"the metadata names the columns {names!r}")
+    except CodesFormatError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
+        raise CodesFormatError(f"the metadata of the codes is damaged: {error!r}") from error
+    return found

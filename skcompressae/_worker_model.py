@@ -1,0 +1,56 @@
+"""A fitted model as workers of other engines need it, and encoding there."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+from sklearn.utils.validation import check_is_fitted
+
+from skcompressae._transformer import CompresSAETransformer
+
+__all__ = ["bare_model", "encode_rows"]
+
+
+def bare_model(model: CompresSAETransformer) -> CompresSAETransformer:
+    """Return a fitted model as engines need it: sharing weights, without optimiser state, columns' names, own output.
+
+    Raises
+    ------
+    TypeError
+        If `model` is no CompresSAETransformer.
+    sklearn.exceptions.NotFittedError
+        If it is not fitted.
+    """
+    if not isinstance(model, CompresSAETransformer):
+        raise TypeError(f"model must be a CompresSAETransformer; got {type(model).__name__}.")
+    check_is_fitted(model)
+    bare = copy.copy(model)
+    # The columns of a list have no names to compare, a data frame of codes would be dense, callbacks watch fits only.
+    for attribute in ("feature_names_in_", "_sklearn_output_config", "_skl_callbacks"):
+        bare.__dict__.pop(attribute, None)
+    bare._moments = None
+    return bare.set_params(sparse_output=True)
+
+
+def encode_rows(model: CompresSAETransformer, rows: Any, name: str) -> Any:
+    """Encode rows, none of them too; say in which row of which column the first NaN or infinity is.
+
+    Returns
+    -------
+    codes : CSR matrix (or array) of shape (n_rows, n_components)
+    """
+    if len(rows) == 0:
+        dtype = np.float64 if rows.dtype == np.float64 else np.float32
+        return model.transform(np.zeros((1, rows.shape[1]), dtype))[:0]
+    try:
+        return model.transform(rows)
+    except ValueError:
+        is_bad = ~np.isfinite(rows).all(axis=1)
+        if not is_bad.any():
+            raise
+        raise ValueError(
+            f"{name!r} holds NaN or infinity in {is_bad.sum()} row(s), the first of them row {np.argmax(is_bad)}; drop "
+            "or fill them first."
+        ) from None

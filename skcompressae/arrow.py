@@ -1,0 +1,240 @@
+"""Record batches with embeddings in, record batches with codes out: the kernel that every engine's adapter wraps."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from skcompressae._arrow_codes import METADATA_KEY, METADATA_VERSION, codes_from_arrow, decode_batch
+from skcompressae._arrow_columns import compact_index_type, embedding_rows, import_pyarrow, lists_of_csr
+from skcompressae._transformer import CompresSAETransformer
+from skcompressae._worker_model import bare_model, encode_rows
+from skcompressae.persistence import model_hash
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["ArrowEncoder", "codes_from_arrow", "decode_batch", "encode_batch", "output_schema"]
+
+_LAYOUTS = ("compact", "int32", "struct")
+
+
+class ArrowEncoder:
+    """Encode the embedding column of record batches; every other column is passed on as it is.
+
+    A picklable callable for engines that map batches of Arrow. It keeps a copy of the model's parameters (not of its
+    weights), so changing the model afterwards does not change it.
+
+    Parameters
+    ----------
+    model : CompresSAETransformer
+        Fitted.
+    column : str, default="embedding"
+        The embedding column: fixed-size lists or lists of float16, float32 or float64, without nulls.
+    layout : {"compact", "int32", "struct"}, default="compact"
+        - "compact": ``indices: list<uint16>`` (``list<int32>`` above 65,536 components), ``values: list<float32>``.
+        - "int32": ``indices: list<int32>``, ``values: list<float32>``; Spark's ``array<int>``, ``array<float>``, which
+          the Qdrant connector reads too.
+        - "struct": ``code: struct<indices: list<uint32>, values: list<float32>>``, as Milvus imports in bulk. Milvus
+          takes no negative values: add ``split_signs=True``.
+    value_type : {"float32", "float16"}, default="float32"
+        "float16" halves the bytes of values in the layout "compact", at a relative error of up to 2**-11. Spark cannot
+        read it, nor can most engines.
+    split_signs : bool, default=False
+        Store ``[max(s, 0), max(-s, 0)]``, twice as wide and never negative, as
+        :func:`skcompressae.engines.split_signs` does.
+    code_columns : tuple of str or None, default=None
+        Names of the new columns; None means ``("indices", "values")``, or ``("code",)`` in the layout "struct".
+    keep_embedding : bool, default=False
+        Whether the embedding column is passed on too.
+
+    Attributes
+    ----------
+    metadata : dict of bytes to bytes
+        What the schema's metadata gets: one JSON text under ``b"skcompressae.codes"`` with version, `n_components`,
+        `k`, `norm`, `model_hash`, `layout`, `columns`, `split_signs`.
+
+    Raises
+    ------
+    TypeError
+        If `model` is no CompresSAETransformer.
+    sklearn.exceptions.NotFittedError
+        If it is not fitted.
+    ValueError
+        If a parameter has no such value.
+
+    Examples
+    --------
+    >>> import numpy as np, pyarrow as pa
+    >>> from skcompressae import CompresSAETransformer
+    >>> from skcompressae.arrow import ArrowEncoder, codes_from_arrow
+    >>> X = np.random.RandomState(0).standard_normal((200, 8)).astype(np.float32)
+    >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+    >>> batch = pa.record_batch({"id": pa.array(range(200)), "embedding": pa.array(list(X))})
+    >>> encoded = ArrowEncoder(compressor)(batch)
+    >>> encoded.schema.names, str(encoded.schema.field("indices").type)
+    (['id', 'indices', 'values'], 'list<item: uint16>')
+    >>> bool((codes_from_arrow(encoded) != compressor.transform(X)).nnz == 0)
+    True
+    """
+
+    def __init__(
+        self,
+        model: CompresSAETransformer,
+        column: str = "embedding",
+        *,
+        layout: str = "compact",
+        value_type: str = "float32",
+        split_signs: bool = False,
+        code_columns: tuple[str, ...] | None = None,
+        keep_embedding: bool = False,
+    ) -> None:
+        if layout not in _LAYOUTS:
+            raise ValueError(f"layout must be one of {', '.join(map(repr, _LAYOUTS))}; got {layout!r}.")
+        if value_type not in ("float32", "float16"):
+            raise ValueError(f"value_type must be 'float32' or 'float16'; got {value_type!r}.")
+        if value_type == "float16" and layout != "compact":
+            raise ValueError(
+                f"value_type='float16' needs layout='compact'; got layout={layout!r}, which is read by Spark, Qdrant's "
+                "connector or Milvus, and they take float32 only."
+            )
+        self.model = bare_model(model)
+        self.column = column
+        self.layout = layout
+        self.value_type = value_type
+        self.split_signs = split_signs
+        expected = ("code",) if layout == "struct" else ("indices", "values")
+        self.code_columns = expected if code_columns is None else tuple(code_columns)
+        if len(set(self.code_columns)) != len(expected):
+            raise ValueError(
+                f"code_columns must be {len(expected)} different name(s), as {expected!r}, for layout={layout!r}; got "
+                f"{code_columns!r}."
+            )
+        self.keep_embedding = keep_embedding
+        width = self.model.components_.shape[0]
+        self.n_components = 2 * width if split_signs else width
+        content = {
+            "version": METADATA_VERSION,
+            "n_components": self.n_components,
+            "k": min(self.model.k, width),
+            "norm": self.model.norm,
+            "model_hash": model_hash(self.model),
+            "layout": layout,
+            "columns": list(self.code_columns),
+            "split_signs": split_signs,
+        }
+        self.metadata = {METADATA_KEY: json.dumps(content).encode()}
+
+    def output_schema(self, schema: pa.Schema) -> pa.Schema:
+        """Return the schema of the encoded batches for the schema of the batches that come in.
+
+        Raises
+        ------
+        KeyError
+            If it has no embedding column of the given name.
+        ValueError
+            If a column that is kept has the name of a new one.
+        """
+        pa = import_pyarrow("Arrow batches of codes")
+        if self.column not in schema.names:
+            raise KeyError(f"column={self.column!r} is not among the columns {', '.join(map(repr, schema.names))}.")
+        kept = [field for field in schema if self.keep_embedding or field.name != self.column]
+        if taken := sorted({field.name for field in kept} & set(self.code_columns)):
+            raise ValueError(
+                f"the column(s) {', '.join(map(repr, taken))} are there already; rename them or choose other names by "
+                "code_columns."
+            )
+        return pa.schema([*kept, *self._code_fields()], {**(schema.metadata or {}), **self.metadata})
+
+    def __call__(self, batch: Any) -> Any:
+        """Encode a pyarrow.RecordBatch; a pyarrow.Table too, batch by batch.
+
+        Raises
+        ------
+        TypeError
+            If it is neither, or its embedding column does not hold lists of floats.
+        KeyError
+            If it has no embedding column of the given name.
+        ValueError
+            If embeddings are null, of another width than the model's, or not finite, or a column that is kept has the
+            name of a new one.
+        """
+        pa = import_pyarrow("Arrow batches of codes")
+        if isinstance(batch, pa.Table):
+            schema = self.output_schema(batch.schema)
+            return pa.Table.from_batches([self(part) for part in batch.to_batches()], schema)
+        if not isinstance(batch, pa.RecordBatch):
+            raise TypeError(f"batch must be a pyarrow.RecordBatch or Table; got {type(batch).__name__}.")
+        schema = self.output_schema(batch.schema)
+        kept = [batch.column(i) for i, field in enumerate(batch.schema) if field.name in schema.names]
+        return pa.RecordBatch.from_arrays([*kept, *self.encode_column(batch.column(self.column))], schema=schema)
+
+    def encode_column(self, column: Any) -> list[Any]:
+        """Encode an embedding column alone, into the arrays of `code_columns`."""
+        rows = embedding_rows(column, self.model.n_features_in_, self.column)
+        return self.code_arrays(encode_rows(self.model, rows, self.column))
+
+    def code_arrays(self, codes: Any) -> list[Any]:
+        """Return codes that the model made before, a CSR matrix, as the arrays of `code_columns`."""
+        pa = import_pyarrow("Arrow batches of codes")
+        if self.split_signs:
+            from skcompressae.engines import split_signs
+
+            codes = split_signs(codes)
+        fields = self._code_fields()
+        if self.layout == "struct":
+            pair = list(fields[0].type)
+            lists = lists_of_csr(codes, *(field.type.value_type for field in pair))
+            return [pa.StructArray.from_arrays(lists, fields=pair)]
+        return list(lists_of_csr(codes, *(field.type.value_type for field in fields)))
+
+    def _code_fields(self) -> list[Any]:
+        pa = import_pyarrow("Arrow batches of codes")
+        if self.layout == "struct":
+            pair = [("indices", pa.list_(pa.uint32())), ("values", pa.list_(pa.float32()))]
+            return [pa.field(self.code_columns[0], pa.struct(pair))]
+        index_type = pa.int32() if self.layout == "int32" else compact_index_type(self.n_components)
+        value_type = pa.float16() if self.value_type == "float16" else pa.float32()
+        return [
+            pa.field(name, pa.list_(kind))
+            for name, kind in zip(self.code_columns, (index_type, value_type), strict=True)
+        ]
+
+
+def encode_batch(model: CompresSAETransformer, batch: Any, column: str = "embedding", **options: Any) -> Any:
+    """Encode the embedding column of a record batch; for many batches make one :class:`ArrowEncoder`.
+
+    Parameters
+    ----------
+    model : CompresSAETransformer
+        Fitted.
+    batch : pyarrow.RecordBatch or pyarrow.Table
+    column : str, default="embedding"
+    **options
+        Further parameters of :class:`ArrowEncoder`.
+
+    Returns
+    -------
+    encoded : pyarrow.RecordBatch or pyarrow.Table
+        The other columns and those of the codes.
+    """
+    return ArrowEncoder(model, column, **options)(batch)
+
+
+def output_schema(model: CompresSAETransformer, schema: pa.Schema, column: str = "embedding", **options: Any) -> Any:
+    """Return the schema, metadata included, of what :func:`encode_batch` makes of batches of a schema.
+
+    Parameters
+    ----------
+    model : CompresSAETransformer
+        Fitted.
+    schema : pyarrow.Schema
+    column : str, default="embedding"
+    **options
+        Further parameters of :class:`ArrowEncoder`.
+
+    Returns
+    -------
+    schema : pyarrow.Schema
+    """
+    return ArrowEncoder(model, column, **options).output_schema(schema)

@@ -1,0 +1,238 @@
+"""Record batches in, codes out: layouts, metadata, the way back, and what is refused."""
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skcompressae.arrow import ArrowEncoder, codes_from_arrow, decode_batch, encode_batch, output_schema
+from skcompressae.exceptions import CodesFormatError
+from skcompressae.persistence import model_hash
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+
+def column_of(rows, kind="fixed", dtype=None):
+    flat = pa.array(rows.reshape(-1), type=dtype)
+    if kind == "fixed":
+        return pa.FixedSizeListArray.from_arrays(flat, rows.shape[1])
+    offsets = np.arange(0, rows.size + 1, rows.shape[1])
+    if kind == "large":
+        return pa.LargeListArray.from_arrays(pa.array(offsets), flat)
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), flat)
+
+
+def batch_of(rows, kind="fixed"):
+    names = pa.array([f"row {i}" for i in range(len(rows))])
+    return pa.record_batch({"name": names, "embedding": column_of(rows, kind), "size": pa.array(np.arange(len(rows)))})
+
+
+def dense(codes):
+    return codes.toarray()
+
+
+@pytest.mark.parametrize("kind", ["fixed", "list", "large"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_codes_are_those_of_transform(fitted, embeddings, kind, dtype):
+    rows = embeddings.astype(dtype)
+    encoded = encode_batch(fitted, batch_of(rows, kind).slice(7, 100))
+    assert encoded.schema.names == ["name", "size", "indices", "values"]
+    assert encoded.column("name")[0].as_py() == "row 7"
+    codes = codes_from_arrow(encoded)
+    assert codes.dtype == np.float32
+    np.testing.assert_allclose(dense(codes), dense(fitted.transform(rows[7:107])), rtol=1e-6)
+
+
+def test_types_of_the_layouts(fitted, embeddings):
+    batch = batch_of(embeddings)
+    expected = fitted.transform(embeddings)
+
+    def types(**options):
+        encoded = encode_batch(fitted, batch, **options)
+        assert encoded.schema.equals(output_schema(fitted, batch.schema, **options), check_metadata=True)
+        encoded.validate(full=True)
+        return {field.name: str(field.type) for field in list(encoded.schema)[2:]}, codes_from_arrow(encoded)
+
+    for options, fields in (
+        ({}, {"indices": "list<item: uint16>", "values": "list<item: float>"}),
+        ({"layout": "int32"}, {"indices": "list<item: int32>", "values": "list<item: float>"}),
+        ({"layout": "struct"}, {"code": "struct<indices: list<item: uint32>, values: list<item: float>>"}),
+        ({"code_columns": ("i", "v")}, {"i": "list<item: uint16>", "v": "list<item: float>"}),
+    ):
+        found, codes = types(**options)
+        assert found == fields
+        assert (codes != expected).nnz == 0
+    found, codes = types(value_type="float16")
+    assert found["values"] == "list<item: halffloat>"
+    np.testing.assert_allclose(dense(codes), dense(expected), rtol=2**-11)
+    for layout in ("compact", "struct"):
+        found, codes = types(layout=layout, split_signs=True)
+        assert (codes != expected).nnz == 0
+    assert types(keep_embedding=True)[0].keys() == {"size", "indices", "values"}
+
+
+def test_indices_widen_beyond_uint16(embeddings, fitted):
+    wide = pickle.loads(pickle.dumps(fitted))
+    n_components = 65_537
+    for name in ("components_", "encoder_weights_", "encoder_bias_"):
+        array = getattr(fitted, name)
+        grown = np.zeros((n_components, *array.shape[1:]), np.float32)
+        grown[-len(array) :] = array
+        setattr(wide, name, grown)
+    wide.set_params(n_components=n_components)
+    encoded = encode_batch(wide, batch_of(embeddings[:20]))
+    assert encoded.schema.field("indices").type == pa.list_(pa.int32())
+    codes = codes_from_arrow(encoded)
+    np.testing.assert_allclose(
+        dense(codes[:, -fitted.n_components :]), dense(fitted.transform(embeddings[:20])), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_metadata_and_the_way_back_through_parquet(fitted, embeddings, tmp_path):
+    encoder = pickle.loads(pickle.dumps(ArrowEncoder(fitted)))
+    table = encoder(pa.Table.from_batches([batch_of(embeddings[:150]), batch_of(embeddings[150:])]))
+    assert table.column("indices").num_chunks == 2
+    meta = table.schema.metadata[b"skcompressae.codes"].decode()
+    assert f'"model_hash": "{model_hash(fitted)}"' in meta
+    assert '"n_components": 48, "k": 6, "norm": "input"' in meta
+    pq.write_table(table, tmp_path / "codes.parquet", row_group_size=70)
+    again = pq.read_table(tmp_path / "codes.parquet")
+    assert (codes_from_arrow(again) != fitted.transform(embeddings)).nnz == 0
+    decoded = decode_batch(fitted, again)
+    assert decoded.schema.names == ["name", "size", "embedding"]
+    x_hat = np.stack(decoded.column("embedding").to_pylist())
+    np.testing.assert_allclose(x_hat, fitted.inverse_transform(fitted.transform(embeddings)), rtol=1e-5, atol=1e-6)
+    assert (codes_from_arrow(encoder(decoded)).shape) == (len(embeddings), 48)
+
+
+def test_an_encoder_keeps_its_parameters(fitted, embeddings):
+    model = pickle.loads(pickle.dumps(fitted)).set_params(k=3, sparse_output=False)
+    model.set_output(transform="pandas")
+    encoder = ArrowEncoder(model)
+    model.set_params(k=5)
+    codes = codes_from_arrow(encoder(batch_of(embeddings)))
+    assert codes.nnz == 3 * len(embeddings)
+    with pytest.raises(ValueError, match="were made by a model of hash"):
+        decode_batch(model, encoder(batch_of(embeddings)))
+
+
+def test_no_rows(fitted, embeddings):
+    encoded = encode_batch(fitted, batch_of(embeddings).slice(0, 0))
+    assert encoded.num_rows == 0
+    assert encoded.schema.names == ["name", "size", "indices", "values"]
+    assert codes_from_arrow(encoded).shape == (0, 48)
+    assert decode_batch(fitted, encoded).num_rows == 0
+
+
+def changed(embeddings, kind, row, value):
+    lists = [list(map(float, row)) for row in embeddings[:9]]
+    if value == "short":
+        lists[row] = lists[row][:-1]
+    elif value is None and kind == "row":
+        lists[row] = None
+    else:
+        lists[row][3] = value
+    return pa.record_batch({"embedding": pa.array(lists, pa.list_(pa.float32()))})
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "message"),
+    [
+        ("row", None, "'embedding' holds 1 nulls, the first in row 4"),
+        ("item", None, "'embedding' holds 1 nulls within embeddings, the first in row 4"),
+        ("row", "short", "the model's 24 features in every row; got 23 in row 4"),
+        ("item", float("nan"), r"'embedding' holds NaN or infinity in 1 row\(s\), the first of them row 4"),
+        ("item", float("inf"), r"'embedding' holds NaN or infinity in 1 row\(s\), the first of them row 4"),
+    ],
+)
+def test_bad_embeddings_are_named(fitted, embeddings, kind, value, message):
+    with pytest.raises(ValueError, match=message):
+        encode_batch(fitted, changed(embeddings, kind, 4, value))
+
+
+def test_bad_arguments_are_named(fitted, embeddings):
+    batch = batch_of(embeddings)
+    with pytest.raises(ValueError, match="the model's 24 features; got lists of 23"):
+        encode_batch(fitted, batch_of(np.ascontiguousarray(embeddings[:, :-1])))
+    with pytest.raises(TypeError, match=r"must hold lists of float16, float32 or float64.* got list<item: int64>"):
+        encode_batch(fitted, pa.record_batch({"embedding": pa.array([[1, 2]])}))
+    with pytest.raises(KeyError, match="column='vector' is not among the columns 'name', 'embedding', 'size'"):
+        encode_batch(fitted, batch, "vector")
+    with pytest.raises(TypeError, match=r"batch must be a pyarrow.RecordBatch or Table; got dict"):
+        encode_batch(fitted, {})
+    with pytest.raises(TypeError, match="model must be a CompresSAETransformer; got str"):
+        encode_batch("model", batch)
+    with pytest.raises(ValueError, match=r"column\(s\) 'size' are there already"):
+        encode_batch(fitted, batch, code_columns=("size", "values"))
+    with pytest.raises(ValueError, match="layout must be one of 'compact', 'int32', 'struct'; got 'list'"):
+        encode_batch(fitted, batch, layout="list")
+    with pytest.raises(ValueError, match="value_type='float16' needs layout='compact'"):
+        encode_batch(fitted, batch, layout="int32", value_type="float16")
+    with pytest.raises(ValueError, match="value_type must be 'float32' or 'float16'; got 'int8'"):
+        encode_batch(fitted, batch, value_type="int8")
+    with pytest.raises(ValueError, match="code_columns must be 2 different name"):
+        encode_batch(fitted, batch, code_columns=("code",))
+    with pytest.raises(ValueError, match="beyond float16; scale the embeddings down"):
+        encode_batch(fitted, batch_of(embeddings * 1e5), value_type="float16")
+
+
+@pytest.mark.parametrize(
+    ("indices", "values", "message"),
+    [
+        ([[0, 48]], [[1.0, 2.0]], r"must lie within \[0, 48\); got 0 to 48"),
+        ([[-1]], [[1.0]], r"must lie within \[0, 48\); got -1 to -1"),
+        ([[2, 2]], [[1.0, 2.0]], "repeats an index"),
+        ([[1]], [[float("nan")]], "NaN or infinity"),
+        ([[1, 2]], [[1.0]], "lists of different lengths"),
+        ([None], [None], "holds nulls"),
+        ([[None]], [[1.0]], "holds nulls"),
+    ],
+)
+def test_damaged_codes_are_refused(indices, values, message):
+    batch = pa.record_batch(
+        {"indices": pa.array(indices, pa.list_(pa.int32())), "values": pa.array(values, pa.list_(pa.float32()))}
+    )
+    with pytest.raises(CodesFormatError, match=message):
+        codes_from_arrow(batch, n_components=48)
+
+
+def test_codes_without_their_metadata(fitted, embeddings):
+    encoded = encode_batch(fitted, batch_of(embeddings))
+    bare = encoded.replace_schema_metadata({})
+    with pytest.raises(CodesFormatError, match=r"n_components must be a positive int .* got None"):
+        codes_from_arrow(bare)
+    assert (codes_from_arrow(bare, n_components=48) != codes_from_arrow(encoded)).nnz == 0
+    assert decode_batch(fitted, bare).num_columns == 3
+    with pytest.raises(CodesFormatError, match=r"column\(s\) 'code' are missing"):
+        codes_from_arrow(encoded, code_columns=("code",))
+    with pytest.raises(CodesFormatError, match="'name' must be a struct of 'indices' and 'values'"):
+        codes_from_arrow(encoded, code_columns=("name",))
+    for text in (b"{", b"[]1", b'{"version": 2}', b"[1]", b'{"version": 1, "columns": 3}'):
+        with pytest.raises(CodesFormatError, match=r"metadata|version"):
+            codes_from_arrow(encoded.replace_schema_metadata({b"skcompressae.codes": text}))
+
+
+lists_of_codes = st.lists(
+    st.dictionaries(st.integers(0, 47), st.floats(-100, 100, width=32).filter(bool), max_size=6), max_size=8
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=lists_of_codes, start=st.integers(0, 4))
+def test_reading_agrees_with_the_lists(rows, start):
+    batch = pa.record_batch(
+        {
+            "indices": pa.array([list(row) for row in rows], pa.list_(pa.uint16())),
+            "values": pa.array([list(row.values()) for row in rows], pa.list_(pa.float32())),
+        }
+    ).slice(start)
+    codes = codes_from_arrow(batch, n_components=48)
+    expected = np.zeros((max(0, len(rows) - start), 48), np.float32)
+    for i, row in enumerate(rows[start:]):
+        for column, value in row.items():
+            expected[i, column] = value
+    assert codes.has_canonical_format
+    np.testing.assert_array_equal(dense(codes), expected)
