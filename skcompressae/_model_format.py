@@ -69,16 +69,15 @@ def write_model_file(
     arrays : mapping of str to array
     """
     text = json.dumps({"format": kind, "format_version": version, **header}, allow_nan=False, ensure_ascii=False)
-    data = bytearray(
-        serialise_arrays(
-            {name: np.ascontiguousarray(array) for name, array in arrays.items()},
-            metadata={_METADATA_KEY: text, "sha256": _NO_DIGEST},
-        )
+    data = serialise_arrays(
+        {name: np.ascontiguousarray(array) for name, array in arrays.items()},
+        metadata={_METADATA_KEY: text, "sha256": _NO_DIGEST},
     )
     at = data.index(_DIGEST_START) + len(_DIGEST_START)
-    data[at : at + len(_NO_DIGEST)] = hashlib.sha256(data).hexdigest().encode()
     with atomic_write(path) as stream:
         stream.write(data)
+        stream.seek(at)
+        stream.write(hashlib.sha256(data).hexdigest().encode())
 
 
 def read_model_file(
@@ -104,14 +103,17 @@ def read_model_file(
             )
         listing = stream.read(length)
         header = _read_header(path, listing, kind, version)
-        data = bytearray(prefix + listing + stream.read(size - _PREFIX_BYTES - length))
+        stream.seek(0)
+        data = stream.read(size)
     at = data.find(_DIGEST_START) + len(_DIGEST_START)
-    digest = bytes(data[at : at + len(_NO_DIGEST)])
-    data[at : at + len(_NO_DIGEST)] = _NO_DIGEST.encode()
-    if hashlib.sha256(data).hexdigest().encode() != digest:
+    end = at + len(_NO_DIGEST)
+    digest = hashlib.sha256(memoryview(data)[:at])
+    digest.update(_NO_DIGEST.encode())
+    digest.update(memoryview(data)[end:])
+    if digest.hexdigest().encode() != data[at:end]:
         raise ModelFormatError(f"{path} is damaged or truncated: its SHA-256 is not the one that it records.")
     try:
-        return header, parse_arrays(bytes(data))
+        return header, parse_arrays(data)
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise ModelFormatError(f"{path} is damaged: {error}") from error
 

@@ -9,47 +9,35 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import check_random_state, check_scalar
-from sklearn.utils.validation import assert_all_finite, check_array, check_is_fitted, validate_data
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
 
-from skcompressae import _encoding
 from skcompressae._compat import (
     CallbackSupportMixin,
     Interval,
     StrOptions,
     _fit_context,
-    align_sparse_interface,
-    validate_parameter_constraints,
     with_callbacks,
 )
-from skcompressae._core._threads import row_blocks
 from skcompressae._fitting import BLOCK_ROWS, check_loss_weights, initial_weights, measure_usage, split_rows
 from skcompressae._model_io import ModelFileMixin
 from skcompressae._progress import StepReporter
 from skcompressae._recipes import RECIPES
 from skcompressae._torch._devices import resolve_device
 from skcompressae._torch._training import Schedule, TrainingResult, train
-from skcompressae._torch._weights import Moments, StepSettings, Weights
+from skcompressae._torch._weights import Moments, StepSettings
+from skcompressae._transform_methods import TransformMethodsMixin
 from skcompressae.exceptions import DeadLatentsWarning
-from skcompressae.packed import PackedCodes, ValueQuantizer
 
 __all__ = ["CompresSAETransformer"]
 
 logger = logging.getLogger(__name__)
 
-# Rows whose codes teach a value quantiser: as many as ValueQuantizer.fit looks at.
-_QUANTIZER_ROWS = 4096
-_ENCODING_PARAMETERS = (
-    "k", "recipe", "coding", "candidate_factor", "norm", "precision", "sparse_output", "device",
-)  # fmt: skip
 # Share of latents that never fire above which fit warns.
 _DEAD_SHARE_WARNED = 0.1
 
 
-class CompresSAETransformer(
-    ModelFileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
-):
+class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, TransformMethodsMixin, BaseEstimator):
     """Compress embeddings into sparse codes with a sparse autoencoder.
 
     Every row x of shape (n_features,) becomes a code s of shape (n_components,) with at most `k` signed nonzeros, such
@@ -393,219 +381,10 @@ class CompresSAETransformer(
         self._finish(rows, training, result, settings, random_state, is_partial=True)
         return self
 
-    def transform(self, X: ArrayLike) -> Any:
-        """Encode rows as sparse codes.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            May be memory-mapped; it is read block by block.
-
-        Returns
-        -------
-        codes : CSR matrix (or array) or ndarray of shape (n_samples, n_components)
-            float32 for float32 and float16 input, else float64. Canonical: ascending indices, no explicit zeros, at
-            most k entries a row; an all-zero row has none. Exactly k, but where a fitted value is zero: k latents
-            can be more than it takes to reconstruct a row exactly, as where k exceeds n_features.
-
-        Raises
-        ------
-        sklearn.exceptions.NotFittedError
-            If called before fit.
-        ValueError
-            If X is not a finite, real, dense 2-d array of n_features_in_ columns.
-        """
-        check_is_fitted(self)
-        self._check_encoding_parameters()
-        rows = self._check_rows(X, reset=False)
-        encoder = self._encoder()
-        k = self._effective_k(encoder.n_components)
-        dtype = np.float64 if rows.dtype == np.float64 else np.float32
-        if not self.sparse_output:
-            dense = np.zeros((len(rows), encoder.n_components), dtype=dtype)
-        indices = np.empty((len(rows) if self.sparse_output else 0, k), dtype=np.int32)
-        values = np.empty((indices.shape[0], k), dtype=dtype)
-        for start, stop in row_blocks(len(rows), BLOCK_ROWS):
-            block_indices, block_values = encoder.encode(rows[start:stop], k, norm=self.norm, dtype=dtype)
-            if self.sparse_output:
-                indices[start:stop], values[start:stop] = block_indices, block_values
-            else:
-                np.put_along_axis(dense[start:stop], block_indices, block_values, axis=1)
-        if not self.sparse_output:
-            return dense
-        return align_sparse_interface(_encoding.codes_to_csr(indices, values, encoder.n_components))
-
-    def transform_packed(
-        self, X: ArrayLike, *, value_bits: int = 4, quantizer: ValueQuantizer | None = None
-    ) -> PackedCodes:
-        """Encode rows straight into packed codes, about a quarter of the bytes of CSR, block by block.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            As in :meth:`transform`.
-        value_bits : int, default=4
-            Bits per value, sign included; ignored where `quantizer` is given.
-        quantizer : ValueQuantizer or None, default=None
-            How values are rounded. None learns one from up to 4,096 evenly spaced rows of X. Pass
-            ``first.quantizer`` when packing further blocks that are to be concatenated with `first`.
-
-        Returns
-        -------
-        codes : PackedCodes of shape (n_samples, n_components)
-
-        Raises
-        ------
-        ValueError
-            If X is not as :meth:`transform` requires, `value_bits` is out of range, or `quantizer` was learned at
-            another k.
-        TypeError
-            If `quantizer` is no ValueQuantizer.
-        """
-        check_is_fitted(self)
-        self._check_encoding_parameters()
-        rows = self._check_rows(X, reset=False)
-        encoder = self._encoder()
-        k = self._effective_k(encoder.n_components)
-        if quantizer is not None and not isinstance(quantizer, ValueQuantizer):
-            raise TypeError(f"quantizer must be a ValueQuantizer or None; got {quantizer!r}.")
-        if quantizer is None:
-            sample = rows[np.unique(np.linspace(0, len(rows) - 1, _QUANTIZER_ROWS).astype(np.intp))]
-            codes = _encoding.codes_to_csr(
-                *encoder.encode(sample, k, norm=self.norm, dtype=np.float32), encoder.n_components
-            )
-            quantizer = ValueQuantizer.fit(codes, value_bits=value_bits, k=k)
-        blocks = []
-        for start, stop in row_blocks(len(rows), BLOCK_ROWS):
-            indices, values = encoder.encode(rows[start:stop], k, norm=self.norm, dtype=np.float32)
-            blocks.append(PackedCodes.from_topk(indices, values, encoder.n_components, quantizer=quantizer))
-        return PackedCodes.concatenate(blocks)
-
-    def inverse_transform(self, X: Any) -> NDArray[np.floating[Any]]:
-        """Decode codes: ``X @ components_``.
-
-        Parameters
-        ----------
-        X : sparse matrix, array-like or PackedCodes of shape (n_samples, n_components)
-            Codes, of this estimator or any other source of the right width.
-
-        Returns
-        -------
-        X_hat : ndarray of shape (n_samples, n_features)
-            float32 for float32 codes, else float64.
-
-        Raises
-        ------
-        ValueError
-            If the codes have another width than n_components, or are not finite.
-        """
-        check_is_fitted(self)
-        if isinstance(X, PackedCodes):
-            X = X.to_csr()
-        codes = check_array(X, accept_sparse="csr", dtype=[np.float64, np.float32], input_name="X", estimator=self)
-        n_components = self.components_.shape[0]
-        if codes.shape[1] != n_components:
-            raise ValueError(
-                f"X has {codes.shape[1]} columns, but the codes of this {type(self).__name__} have "
-                f"n_components={n_components}."
-            )
-        device = resolve_device(self.device)
-        # float64 codes are decoded in float64, which MPS does not have.
-        on_device = device.type == "cuda" or (device.type == "mps" and codes.dtype == np.float32)
-        encoder = self._encoder() if on_device else None
-        decoder = self.components_.astype(codes.dtype, copy=False)
-        x_hat = np.empty((codes.shape[0], decoder.shape[1]), dtype=codes.dtype)
-        for start, stop in row_blocks(codes.shape[0], BLOCK_ROWS):
-            block = codes[start:stop]
-            x_hat[start:stop] = block @ decoder if encoder is None else encoder.decode(block)
-        return x_hat
-
-    def transform_query(self, X: ArrayLike, n_nonzero: int | None = None) -> Any:
-        """Expand dense queries into code space, for engines that compute sparse dot products.
-
-        The row of a query q is ``t = D q / ||q||``. Its dot product with a code stored under ``norm="unit"`` is the
-        cosine of q and the reconstruction, exactly; the query itself is never compressed.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_queries, n_features)
-        n_nonzero : int or None, default=None
-            Entries kept per query: those with the largest ``|t_j| * sqrt(latent_rms_[j])``, between what an entry is
-            worth to the documents that have it and how many have it. None keeps all n_components.
-
-        Returns
-        -------
-        queries : CSR matrix (or array) of shape (n_queries, n_components)
-
-        Raises
-        ------
-        ValueError
-            If `n_nonzero` is not a positive integer, or X is not as :meth:`transform` requires.
-        """
-        check_is_fitted(self)
-        if n_nonzero is not None:
-            check_scalar(n_nonzero, "n_nonzero", Integral, min_val=1)
-        rows = self._check_rows(X, reset=False)
-        dtype = np.float64 if rows.dtype == np.float64 else np.float32
-        n_kept = min(n_nonzero or self.components_.shape[0], self.components_.shape[0])
-        indices = np.empty((len(rows), n_kept), dtype=np.int32)
-        values = np.empty((len(rows), n_kept), dtype=dtype)
-        importance = np.sqrt(self.latent_rms_).astype(np.float32)
-        for start, stop in row_blocks(len(rows), BLOCK_ROWS):
-            indices[start:stop], values[start:stop] = _encoding.expand_queries(
-                rows[start:stop], self.components_, importance, n_kept
-            )
-        return align_sparse_interface(_encoding.codes_to_csr(indices, values, self.components_.shape[0]))
-
-    def score(self, X: ArrayLike, y: Any = None) -> float:
-        """Return the mean cosine similarity of the rows of X and their reconstructions.
-
-        All-zero rows, which come back exactly, count as 1.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-        y : None
-            Ignored.
-
-        Returns
-        -------
-        score : float
-            At most 1; larger is better.
-        """
-        check_is_fitted(self)
-        self._check_encoding_parameters()
-        rows = self._check_rows(X, reset=False)
-        encoder = self._encoder()
-        k = self._effective_k(encoder.n_components)
-        total = 0.0
-        for start, stop in row_blocks(len(rows), BLOCK_ROWS):
-            total += float(encoder.cosines(rows[start:stop], k).sum())
-        return total / len(rows)
-
-    @property
-    def _n_features_out(self) -> int:
-        return int(self.components_.shape[0])
-
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
-
-    def _check_rows(self, X: ArrayLike, *, reset: bool) -> NDArray[Any]:
-        """Validate rows without copying them whole: dtype, shape, names at once, finiteness block by block."""
-        rows = validate_data(self, X, reset=reset, dtype=[np.float64, np.float32, np.float16], ensure_all_finite=False)
-        for start, stop in row_blocks(len(rows), BLOCK_ROWS):
-            assert_all_finite(rows[start:stop], estimator_name=type(self).__name__, input_name="X")
-        return rows
-
-    def _check_encoding_parameters(self) -> None:
-        """Validate the parameters that may change after fit; all 25 would take longer than encoding a row."""
-        validate_parameter_constraints(
-            {name: self._parameter_constraints[name] for name in _ENCODING_PARAMETERS},
-            {name: getattr(self, name) for name in _ENCODING_PARAMETERS},
-            caller_name=type(self).__name__,
-        )
 
     def _check_width_unchanged(self) -> None:
         if self.components_.shape[0] != self.n_components:
@@ -614,10 +393,6 @@ class CompresSAETransformer(
                 "model; training can only continue at the same width. Fit a clone for another width."
             )
 
-    def _resolved(self, name: str) -> Any:
-        value = getattr(self, name)
-        return getattr(RECIPES[self.recipe], name) if value == "auto" else value
-
     def _schedule(self) -> Schedule:
         return Schedule(
             float(self._resolved("learning_rate")),
@@ -625,17 +400,6 @@ class CompresSAETransformer(
             float(self._resolved("warmup_fraction")),
             int(self._resolved("max_iter")),
         )
-
-    def _effective_k(self, n_components: int, *, is_fitting: bool = False) -> int:
-        """Return `k`, clipped to n_components with a warning; fit's is not repeated afterwards."""
-        if self.k > n_components and (is_fitting or self.k_ < n_components):
-            warnings.warn(
-                f"k={self.k} is above n_components={n_components}; every latent will be in every code. "
-                f"Using k={n_components}.",
-                UserWarning,
-                stacklevel=4,
-            )
-        return int(min(self.k, n_components))
 
     def _step_settings(self, n_training_rows: int, has_mean_latent: bool) -> StepSettings:
         k = self._effective_k(self.n_components, is_fitting=True)
@@ -650,18 +414,6 @@ class CompresSAETransformer(
             precision=self.precision,
             keeps_mean_latent=has_mean_latent,
             neighborhood_weight=float(self._resolved("neighborhood_weight")),
-        )
-
-    def _weights(self) -> Weights:
-        return Weights(self.encoder_weights_, self.encoder_bias_, self.components_)
-
-    def _encoder(self) -> _encoding.Encoder:
-        return _encoding.Encoder(
-            self._weights(),
-            coding=self._resolved("coding"),
-            candidate_factor=self.candidate_factor,
-            precision=self.precision,
-            device=resolve_device(self.device),
         )
 
     def _finish(
