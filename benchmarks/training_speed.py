@@ -17,9 +17,10 @@ from _common import environment, median_seconds, write_json
 from _peers import PaperModel
 from threadpoolctl import threadpool_limits
 
+from skcompressae._core._adam import apply_adam
 from skcompressae._core._initialise import data_weights
 from skcompressae._core._rows import unit_rows
-from skcompressae._core._sparse_step import group_by_latent, reconstruction_gradients, update_latents
+from skcompressae._core._sparse_step import group_by_latent, reconstruction_gradients, sum_gradients
 from skcompressae._core._topk import top_k
 from skcompressae._torch._devices import resolve_device
 from skcompressae._torch._training import _make_engine
@@ -68,21 +69,24 @@ def parts(x, n_components, k, n_threads, n_repeats, seed):
         return reconstruction_gradients(x, weights.decoder, indices, values, k, (1.0, 0.125), n_threads=n_threads)
 
     latent_gradients, is_leading, x_gradients, _ = gradients()
-    starts, entries = group_by_latent(indices, n_components)
+    grouped = group_by_latent(indices, n_components)
+    sums = tuple(np.zeros_like(array) for array in weights.arrays)
+
+    def add_sums():
+        sum_gradients(x, values, latent_gradients, is_leading, x_gradients, *grouped, sums, n_threads=n_threads)
 
     def update():
-        update_latents(
-            x, values, latent_gradients, is_leading, x_gradients, starts, entries,
-            weights.arrays, moments.arrays, rates, n_threads=n_threads,
-        )  # fmt: skip
+        apply_adam(weights.arrays, sums, moments.arrays, rates, n_threads=n_threads)
 
     scale = len(x) / len(block)
     return {
         "unit_rows_s": median_seconds(lambda: unit_rows(x), n_repeats),
-        "top_k_s": scale * median_seconds(lambda: top_k(block, n_active, n_threads=n_threads), n_repeats),
+        "top_k_s": scale
+        * median_seconds(lambda: top_k(block, n_active, bias=weights.bias, n_threads=n_threads), n_repeats),
         "reconstruction_gradients_s": median_seconds(gradients, n_repeats),
         "group_by_latent_s": median_seconds(lambda: group_by_latent(indices, n_components), n_repeats),
-        "update_latents_s": median_seconds(update, n_repeats),
+        "sum_gradients_s": median_seconds(add_sums, n_repeats),
+        "apply_adam_s": median_seconds(update, n_repeats),
     }
 
 

@@ -48,7 +48,7 @@ class Encoder:
         self._n_threads = effective_n_threads()
         self._on_device: TorchEncoder | None = None
         if device.type == "cpu":
-            self._pre_activations = PreActivations(weights.encoder, weights.bias, precision)
+            self._pre_activations = PreActivations(weights.encoder, precision)
             self._block_rows = self._pre_activations.block_rows
         else:
             self._on_device = TorchEncoder(weights, device, precision)
@@ -134,7 +134,8 @@ class Encoder:
         n_candidates = round(self._candidate_factor * k) if self._coding == "pursuit" else k + _MARGIN
         n_candidates = min(self.n_components, max(k, n_candidates))
         if self._on_device is None:
-            candidates, _ = top_k(self._pre_activations(x, n_threads), n_candidates, n_threads=n_threads)
+            products = self._pre_activations(x, n_threads)
+            candidates, _ = top_k(products, n_candidates, bias=self._weights.bias, n_threads=n_threads)
         else:
             candidates, _ = self._on_device.top_k(x, n_candidates)
         weights = self._weights
@@ -165,7 +166,7 @@ def expand_queries(
     """
     indices = np.empty((len(rows), n_kept), dtype=np.int32)
     values = np.empty((len(rows), n_kept), dtype=np.float32)
-    products = PreActivations(decoder, np.zeros(decoder.shape[0], dtype=decoder.dtype))
+    products = PreActivations(decoder)
     for start, stop in row_blocks(len(rows), products.block_rows):
         queries, _ = unit_rows(rows[start:stop])
         expanded = products(queries, effective_n_threads())

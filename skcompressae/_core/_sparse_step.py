@@ -1,12 +1,12 @@
-"""One optimiser step of the sparse autoencoder on the CPU, by gathers over the active latents only.
+"""The gradients of a batch on the CPU, by gathers over the active latents only.
 
 Of the eight dense products of a plain implementation one remains, the encoder's. Everything else touches the
 at most 4k active latents of a row:
 
 - :func:`reconstruction_gradients` walks the rows: decode with k and with 4k latents, cosine distances, and their
   gradients with respect to the reconstructions and to the active latents.
-- :func:`update_latents` walks the latents: sum the gradient of one encoder row and one decoder row while they sit
-  in the first-level cache, apply Adam, normalise the decoder row. No gradient array is ever written to memory.
+- :func:`sum_gradients` walks the latents: the gradients of the encoder, its bias and the decoder, tile by tile of
+  columns (see `_tiles.py`). What an optimiser does with them is in `_adam.py`.
 
 Invariant: each output element is summed in a fixed order by one thread, so results do not depend on the number
 of threads.
@@ -21,11 +21,14 @@ from numpy.typing import NDArray
 from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._gathers import FAST, add_combination, dot, dots
 from skcompressae._core._threads import run_blocks
+from skcompressae._core._tiles import TILE_COLUMNS, TILE_ROWS, add_tile_rows, empty_tiles, fill_tile
 from skcompressae._core._topk import kth_largest
 
-__all__ = ["group_by_latent", "reconstruction_gradients", "update_latents"]
+__all__ = ["BATCH_ROWS", "group_by_latent", "reconstruction_gradients", "sum_gradients"]
 
-_ENTRIES_AT_ONCE = 64  # entries of one latent whose pointers and factors are laid out before the sums
+# Rows whose gradients are best summed at once: larger batches are cut into as many, so that a tile fits the cache and
+# the working memory does not grow with the batch.
+BATCH_ROWS = TILE_ROWS
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
@@ -59,6 +62,8 @@ def _reconstruction_gradients_rows(  # type: ignore[no-untyped-def]
     picks = np.empty(n_active, dtype=np.int32)
     coefficients = np.empty(n_active, dtype=x.dtype)
     products = np.empty(n_active, dtype=x.dtype)
+    gradient = np.empty(n_features, dtype=x.dtype)  # reaches the k leading latents (both loss terms)
+    gradient_wide = np.empty(n_features, dtype=x.dtype)  # reaches the others
     for i in range(start, stop):
         for a in range(n_active):
             magnitudes[a] = abs(values[i, a])
@@ -85,14 +90,18 @@ def _reconstruction_gradients_rows(  # type: ignore[no-untyped-def]
             coefficients[position] = values[i, a]
         x_hat[:] = kind(0)
         add_combination(x_hat, decoder, coefficients, picks, k)
-        # x_gradients[0] reaches the k leading latents (both loss terms), x_gradients[1] the others.
-        cosines[i, 0] = _cosine_gradient(x[i], x_hat, weights[0], x_gradients[0, i])
+        cosines[i, 0] = _cosine_gradient(x[i], x_hat, weights[0], gradient)
         add_combination(x_hat, decoder, coefficients[k:], picks[k:], n_active - k)
-        cosines[i, 1] = _cosine_gradient(x[i], x_hat, weights[1], x_gradients[1, i])
+        cosines[i, 1] = _cosine_gradient(x[i], x_hat, weights[1], gradient_wide)
         for j in range(n_features):
-            x_gradients[0, i, j] += x_gradients[1, i, j]
-        dots(x_gradients[0, i], decoder, picks, k, products)
-        dots(x_gradients[1, i], decoder, picks[k:], n_active - k, products[k:])
+            gradient[j] += gradient_wide[j]
+        dots(gradient, decoder, picks, k, products)
+        dots(gradient_wide, decoder, picks[k:], n_active - k, products[k:])
+        for tile in range(x_gradients.shape[0]):
+            first = tile * TILE_COLUMNS
+            for j in range(min(TILE_COLUMNS, n_features - first)):
+                x_gradients[tile, 0, i, j] = gradient[first + j]
+                x_gradients[tile, 1, i, j] = gradient_wide[first + j]
         for position in range(n_active):
             latent_gradients[i, order[position]] = products[position]
 
@@ -125,15 +134,16 @@ def reconstruction_gradients(
         Gradient of the loss with respect to `values`.
     is_leading : bool array of shape (n_rows, n_active)
         Whether the latent is among the k of largest magnitude.
-    x_gradients : array of shape (2, n_rows, n_features)
-        Gradient with respect to the decoded row that reaches leading (0) and other (1) latents.
+    x_gradients : array of shape (n_tiles, 2, n_rows, TILE_COLUMNS)
+        Tiles (see `_tiles.py`) of the gradient with respect to the decoded row that reaches leading (0) and other (1)
+        latents.
     cosines : array of shape (n_rows, 2)
         Cosine similarity of x with both reconstructions.
     """
     n_rows, n_active = indices.shape
     latent_gradients = np.empty_like(values)
     is_leading = np.empty((n_rows, n_active), dtype=np.bool_)
-    x_gradients = np.empty((2, *x.shape), dtype=x.dtype)
+    x_gradients = empty_tiles((2, n_rows), x.shape[1], x.dtype)
     cosines = np.empty((n_rows, 2), dtype=x.dtype)
     weights = np.asarray(loss_weights, dtype=x.dtype)
     run_blocks(
@@ -190,79 +200,45 @@ def group_by_latent(indices: IndexArray, n_components: int) -> tuple[NDArray[np.
     return starts, entries
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
-def _adam(parameter, gradient, first, second, rates):  # type: ignore[no-untyped-def]
-    """Update one row in place; `rates` is (step size, beta1, beta2, sqrt of the second bias correction, eps)."""
-    step, beta1, beta2, correction, eps = rates[0], rates[1], rates[2], rates[3], rates[4]
-    one = parameter.dtype.type(1)
-    for j in range(parameter.shape[0]):
-        first[j] = beta1 * first[j] + (one - beta1) * gradient[j]
-        second[j] = beta2 * second[j] + (one - beta2) * gradient[j] * gradient[j]
-        parameter[j] -= step * first[j] / (np.sqrt(second[j]) / correction + eps)
-
-
-@njit(cache=True, nogil=True, fastmath=FAST)
-def _update_latent_rows(  # type: ignore[no-untyped-def]
-    x, values, latent_gradients, is_leading, x_gradients, starts, entries, start, stop,
-    encoder, bias, decoder, encoder_moments, bias_moments, decoder_moments, rates, keeps_mean_latent,
+@njit(cache=True, nogil=True)
+def _lay_out_entries(  # type: ignore[no-untyped-def]
+    values, latent_gradients, is_leading, starts, entries, start, stop,
+    rows, gradient_rows, activations, slopes, bias_gradient,
 ):  # fmt: skip
-    n_features = x.shape[1]
-    n_active = values.shape[1]
-    kind = x.dtype.type
-    encoder_gradient = np.empty(n_features, dtype=x.dtype)
-    decoder_gradient = np.empty(n_features, dtype=x.dtype)
-    bias_gradient = np.empty(1, dtype=x.dtype)
-    x_picks = np.empty(_ENTRIES_AT_ONCE, dtype=np.int64)
-    g_picks = np.empty(_ENTRIES_AT_ONCE, dtype=np.int64)
-    slopes = np.empty(_ENTRIES_AT_ONCE, dtype=x.dtype)
-    activations = np.empty(_ENTRIES_AT_ONCE, dtype=x.dtype)
-    n_rows = x.shape[0]
-    flat_x_gradients = x_gradients.reshape(2 * n_rows, n_features)
+    """Write the entries of latents [start, stop) one after the other, as the sums over tiles read them."""
+    n_rows, n_active = values.shape
     for latent in range(start, stop):
-        encoder_gradient[:] = kind(0)
-        decoder_gradient[:] = kind(0)
-        bias_gradient[0] = kind(0)
-        first, last = starts[latent], starts[latent + 1]
-        for block in range(first, last, _ENTRIES_AT_ONCE):
-            n_entries = min(_ENTRIES_AT_ONCE, last - block)
-            for e in range(n_entries):
-                i = entries[block + e] // n_active
-                a = entries[block + e] - i * n_active
-                x_picks[e] = i
-                g_picks[e] = i if is_leading[i, a] else n_rows + i
-                slopes[e] = latent_gradients[i, a]
-                activations[e] = values[i, a]
-                bias_gradient[0] += slopes[e]
-            add_combination(encoder_gradient, x, slopes, x_picks, n_entries)
-            add_combination(decoder_gradient, flat_x_gradients, activations, g_picks, n_entries)
-        row = decoder[latent]
-        # The component along the row would be undone by the normalisation; Adam must not see it.
-        along = dot(decoder_gradient, row)
-        for j in range(n_features):
-            decoder_gradient[j] -= along * row[j]
-        _adam(encoder[latent], encoder_gradient, encoder_moments[0, latent], encoder_moments[1, latent], rates)
-        is_mean = keeps_mean_latent and latent == 0
-        if not is_mean:
-            _adam(row, decoder_gradient, decoder_moments[0, latent], decoder_moments[1, latent], rates)
-        _adam(
-            bias[latent : latent + 1],
-            bias_gradient,
-            bias_moments[0, latent : latent + 1],
-            bias_moments[1, latent : latent + 1],
-            rates,
-        )
-        if keeps_mean_latent and not is_mean:
-            mean_direction = decoder[0]
-            along = dot(row, mean_direction)
-            for j in range(n_features):
-                row[j] -= along * mean_direction[j]
-        norm = np.sqrt(dot(row, row))
-        if norm > 0:
-            for j in range(n_features):
-                row[j] /= norm
+        total = bias_gradient[latent]
+        for e in range(starts[latent], starts[latent + 1]):
+            i = entries[e] // n_active
+            a = entries[e] - i * n_active
+            rows[e] = i
+            gradient_rows[e] = i if is_leading[i, a] else n_rows + i
+            activations[e] = values[i, a]
+            slopes[e] = latent_gradients[i, a]
+            total += slopes[e]
+        bias_gradient[latent] = total
 
 
-def update_latents(
+@njit(cache=True, nogil=True)
+def _add_tile_sums(tile, picks, coefficients, starts, number, gradient):  # type: ignore[no-untyped-def]
+    """Add every latent's sum over one tile to its columns of `gradient`."""
+    first = number * TILE_COLUMNS
+    width = min(TILE_COLUMNS, gradient.shape[1] - first)
+    if width == TILE_COLUMNS:
+        for latent in range(gradient.shape[0]):
+            total = gradient[latent, first : first + TILE_COLUMNS]
+            add_tile_rows(total, tile, picks, coefficients, starts[latent], starts[latent + 1])
+        return
+    total = np.empty(TILE_COLUMNS, dtype=tile.dtype)
+    for latent in range(gradient.shape[0]):
+        total[:] = 0
+        add_tile_rows(total, tile, picks, coefficients, starts[latent], starts[latent + 1])
+        for j in range(width):
+            gradient[latent, first + j] += total[j]
+
+
+def sum_gradients(
     x: FloatArray,
     values: FloatArray,
     latent_gradients: FloatArray,
@@ -270,39 +246,47 @@ def update_latents(
     x_gradients: FloatArray,
     starts: NDArray[np.int64],
     entries: NDArray[np.int64],
-    parameters: tuple[FloatArray, FloatArray, FloatArray],
-    moments: tuple[FloatArray, FloatArray, FloatArray],
-    rates: FloatArray,
+    gradients: tuple[FloatArray, FloatArray, FloatArray],
     *,
-    keeps_mean_latent: bool = False,
     n_threads: int,
 ) -> None:
-    """Apply one Adam step to the encoder, its bias and the decoder, and normalise the decoder rows, in place.
+    """Add a batch's gradients of the encoder, its bias and the decoder to `gradients`.
 
     Parameters
     ----------
     x : array of shape (n_rows, n_features)
+        At most :data:`BATCH_ROWS` rows for full speed.
     values, latent_gradients, is_leading, x_gradients
         As :func:`reconstruction_gradients` takes and gives them.
     starts, entries
         As :func:`group_by_latent` gives them.
-    parameters : encoder (n_components, n_features), bias (n_components,), decoder (n_components, n_features)
-    moments : first and second moments of each, stacked on a leading axis of length 2
-    rates : array of shape (5,)
-        Step size divided by the first bias correction, beta1, beta2, square root of the second bias
-        correction, epsilon (Kingma and Ba 2015, algorithm 1, in PyTorch's arrangement).
-    keeps_mean_latent : bool, default=False
-        Leave decoder row 0 as it is and keep every other orthogonal to it.
+    gradients : encoder (n_components, n_features), bias (n_components,), decoder (n_components, n_features)
     n_threads : int
     """
-    encoder, bias, decoder = parameters
-    encoder_moments, bias_moments, decoder_moments = moments
+    encoder_gradient, bias_gradient, decoder_gradient = gradients
+    n_components = len(bias_gradient)
+    rows, gradient_rows = np.empty((2, len(entries)), dtype=np.int32)
+    activations, slopes = np.empty((2, len(entries)), dtype=x.dtype)
     run_blocks(
-        lambda start, stop: _update_latent_rows(
-            x, values, latent_gradients, is_leading, x_gradients, starts, entries, start, stop,
-            encoder, bias, decoder, encoder_moments, bias_moments, decoder_moments, rates, keeps_mean_latent,
+        lambda start, stop: _lay_out_entries(
+            values, latent_gradients, is_leading, starts, entries, start, stop,
+            rows, gradient_rows, activations, slopes, bias_gradient,
         ),
-        encoder.shape[0],
-        64,
+        n_components,
+        256,
         n_threads,
     )  # fmt: skip
+    n_tiles = len(x_gradients)
+
+    def add_tiles(start: int, stop: int) -> None:
+        tile = np.empty((len(x), TILE_COLUMNS), dtype=x.dtype)
+        for number in range(start, stop):
+            if number < n_tiles:
+                fill_tile(x, number, tile)
+                _add_tile_sums(tile, rows, slopes, starts, number, encoder_gradient)
+            else:
+                number -= n_tiles
+                tile_gradients = x_gradients[number].reshape(-1, TILE_COLUMNS)
+                _add_tile_sums(tile_gradients, gradient_rows, activations, starts, number, decoder_gradient)
+
+    run_blocks(add_tiles, 2 * n_tiles, 1, n_threads)

@@ -3,8 +3,8 @@
 Invariant: the selection is exactly that of a stable sort by descending magnitude, so ties go to the lowest
 index (as in ONNX TopK), and the selected indices come out in ascending order, ready for canonical CSR.
 
-A row is read twice by vectorised passes: one that counts entries above a guessed magnitude until between k
-and a small multiple of k pass, one that collects those. Only the survivors (a few hundred) are partitioned.
+A row is read twice by vectorised passes: one that adds the bias and counts entries above a guessed magnitude, until
+between k and a small multiple of k pass, one that collects those. Only the survivors (a few hundred) are partitioned.
 The guess starts from the row before; it changes the time only, never the result.
 """
 
@@ -15,6 +15,7 @@ from numba import njit
 
 from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._gathers import FAST, dots
+from skcompressae._core._lanes import N_LANES, lanes_at_least, lowest_lane
 from skcompressae._core._threads import run_blocks
 
 __all__ = ["activation_codes", "kth_largest", "top_k"]
@@ -23,8 +24,11 @@ __all__ = ["activation_codes", "kth_largest", "top_k"]
 # less than one more pass over the row for every (k, m) timed by benchmarks/training_speed.py.
 _SLACK = 3
 _MAX_REFINEMENTS = 24
-# Entries looked at together: one cache line of float32, skipped at once where no entry passes.
-_GROUP = 16
+# The threshold tried first for a row, as a share of the k-th magnitude of the row before: some 2k entries of a normal
+# row pass. And the factors by which it moves once where too few or too many do, before it is bisected.
+_GUESS = 0.9
+_LOWERED = 0.85
+_RAISED = 1.1
 
 
 @njit(cache=True, nogil=True)
@@ -69,61 +73,83 @@ def _count_at_least(row, threshold):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath={"nnan", "nsz", "reassoc"})
-def _max_abs(row):  # type: ignore[no-untyped-def]
+def _max_and_count(row, threshold):  # type: ignore[no-untyped-def]
+    """Return the largest magnitude and the number of magnitudes of at least `threshold`."""
     largest = row.dtype.type(0)
+    count = np.int32(0)
     for j in range(row.shape[0]):
         value = abs(row[j])
         largest = value if value > largest else largest
-    return largest
+        count += np.int32(value >= threshold)
+    return largest, count
+
+
+@njit(cache=True, nogil=True, fastmath={"nnan", "nsz", "reassoc"})
+def _add_max_and_count(row, bias, threshold):  # type: ignore[no-untyped-def]
+    """Add the bias to the row, then as :func:`_max_and_count`."""
+    largest = row.dtype.type(0)
+    count = np.int32(0)
+    for j in range(row.shape[0]):
+        total = row[j] + bias[j]
+        row[j] = total
+        value = abs(total)
+        largest = value if value > largest else largest
+        count += np.int32(value >= threshold)
+    return largest, count
 
 
 @njit(cache=True, nogil=True)
-def _candidate_threshold(row, k, guess, largest_count):  # type: ignore[no-untyped-def]
-    """Return a magnitude that at least k and, where ties allow, at most `largest_count` entries reach."""
-    zero = row.dtype.type(0)
-    threshold = guess
-    low, high = zero, _max_abs(row)  # count(low) >= k always; count(high) < k or unknown
-    best, best_count = zero, row.shape[0]
+def _candidate_threshold(row, k, threshold, count, largest, largest_count):  # type: ignore[no-untyped-def]
+    """Return a magnitude that at least k and, where ties allow, at most `largest_count` entries reach.
+
+    `count` entries reach the first `threshold` that is tried, and the largest magnitude is `largest`.
+    """
+    kind = row.dtype.type
+    low, high = kind(0), largest  # count(low) >= k always; count(high) < k or unknown
+    best = low
     if not (low < threshold < high):
-        threshold = row.dtype.type(0.5) * high
-    for _ in range(_MAX_REFINEMENTS):
+        threshold = kind(0.5) * high
         count = _count_at_least(row, threshold)
+    for _ in range(_MAX_REFINEMENTS):
         if count >= k:
-            best, best_count = threshold, count
+            best = threshold
             if count <= largest_count:
                 break
-            low = threshold
+            threshold = kind(_RAISED) * threshold if low == 0 else kind(0.5) * (threshold + high)
+            low = best
         else:
             high = threshold
-        threshold = row.dtype.type(0.5) * (low + high)
+            threshold = kind(_LOWERED) * high if low == 0 and high != largest else kind(0.5) * (low + high)
         if not (low < threshold < high):
-            break
-    return best, best_count
+            threshold = kind(0.5) * (low + high)
+            if not (low < threshold < high):
+                break
+        count = _count_at_least(row, threshold)
+    return best
 
 
 @njit(cache=True, nogil=True)
-def _top_k_rows(pre_activations, k, start, stop, indices, values):  # type: ignore[no-untyped-def]
+def _top_k_rows(pre_activations, bias, has_bias, k, start, stop, indices, values):  # type: ignore[no-untyped-def]
     n_components = pre_activations.shape[1]
     kind = pre_activations.dtype.type
     candidates = np.empty(n_components, dtype=np.int32)
     magnitudes = np.empty(n_components, dtype=pre_activations.dtype)
     guess = kind(0)
     largest_count = min(n_components, _SLACK * k)
-    n_grouped = n_components - n_components % _GROUP
+    n_grouped = n_components - n_components % N_LANES
     for i in range(start, stop):
         row = pre_activations[i]
-        threshold, _ = _candidate_threshold(row, k, guess, largest_count)
+        largest, count = _add_max_and_count(row, bias, guess) if has_bias else _max_and_count(row, guess)
+        threshold = _candidate_threshold(row, k, guess, count, largest, largest_count)
         n_candidates = 0
-        for group in range(0, n_grouped, _GROUP):
-            n_passing = np.int32(0)
-            for j in range(group, group + _GROUP):
-                n_passing += np.int32(abs(row[j]) >= threshold)
-            if n_passing:
-                for j in range(group, group + _GROUP):
-                    magnitude = abs(row[j])
-                    candidates[n_candidates] = j
-                    magnitudes[n_candidates] = magnitude
-                    n_candidates += magnitude >= threshold
+        for group in range(0, n_grouped, N_LANES):
+            lanes = lanes_at_least(row, group, threshold)
+            while lanes:
+                j = group + lowest_lane(lanes)
+                lanes &= lanes - np.int32(1)
+                candidates[n_candidates] = j
+                magnitudes[n_candidates] = abs(row[j])
+                n_candidates += 1
         for j in range(n_grouped, n_components):
             magnitude = abs(row[j])
             if magnitude >= threshold:
@@ -148,12 +174,11 @@ def _top_k_rows(pre_activations, k, start, stop, indices, values):  # type: igno
                 indices[i, position] = j
                 values[i, position] = row[j]
                 position += 1
-        # Aim the next row's first count at twice k survivors rather than at the bare minimum.
-        guess = kind(0.8) * kth
+        guess = kind(_GUESS) * kth
 
 
 def top_k(
-    pre_activations: FloatArray, k: int, *, n_threads: int, block_size: int = 64
+    pre_activations: FloatArray, k: int, *, n_threads: int, bias: FloatArray | None = None, block_size: int = 64
 ) -> tuple[IndexArray, FloatArray]:
     """Select the k entries of largest magnitude in each row, with their signs.
 
@@ -161,6 +186,8 @@ def top_k(
     ----------
     pre_activations : C-contiguous array of shape (n_rows, n_components), float32 or float64, finite
     k : int in [1, n_components]
+    bias : array of shape (n_components,), optional
+        Added to every row of `pre_activations`, in place, before the selection.
     n_threads : int
         Threads to spread blocks of rows over.
     block_size : int
@@ -174,8 +201,9 @@ def top_k(
     n_rows = pre_activations.shape[0]
     indices = np.empty((n_rows, k), dtype=np.int32)
     values = np.empty((n_rows, k), dtype=pre_activations.dtype)
+    added = np.empty(0, dtype=pre_activations.dtype) if bias is None else bias
     run_blocks(
-        lambda start, stop: _top_k_rows(pre_activations, k, start, stop, indices, values),
+        lambda start, stop: _top_k_rows(pre_activations, added, bias is not None, k, start, stop, indices, values),
         n_rows,
         block_size,
         n_threads,

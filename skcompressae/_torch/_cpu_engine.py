@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skcompressae._core._adam import apply_adam
 from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._neighborhood import neighborhood_gradients
 from skcompressae._core._rows import unit_rows
-from skcompressae._core._sparse_step import group_by_latent, reconstruction_gradients, update_latents
+from skcompressae._core._sparse_step import BATCH_ROWS, group_by_latent, reconstruction_gradients, sum_gradients
 from skcompressae._core._threads import effective_n_threads, row_blocks, run_product_blocks
 from skcompressae._core._topk import top_k
 from skcompressae._torch._weights import Moments, StepLosses, StepSettings, Weights, adam_rates
@@ -28,19 +29,17 @@ _BLOCK_BYTES = 8 * 2**20
 
 
 class PreActivations:
-    """Compute blocks of ``x @ encoder.T + bias`` into one reused buffer per thread.
+    """Compute blocks of ``x @ encoder.T`` into one reused buffer per thread; the bias is top-k's to add.
 
     Parameters
     ----------
     encoder : array of shape (n_components, n_features), float32 or float64
-    bias : array of shape (n_components,)
     precision : {"float32", "tf32", "bfloat16"}
         "bfloat16" rounds both factors to bfloat16 and accumulates in float32; "tf32" is float32 on a CPU.
     """
 
-    def __init__(self, encoder: FloatArray, bias: FloatArray, precision: str = "float32") -> None:
+    def __init__(self, encoder: FloatArray, precision: str = "float32") -> None:
         self.encoder = encoder
-        self.bias = bias
         self.block_rows = max(16, min(1024, _BLOCK_BYTES // (encoder.dtype.itemsize * encoder.shape[0])))
         self._buffers = local()  # one for each thread
         self._torch_encoder: Any = None
@@ -50,8 +49,15 @@ class PreActivations:
             # Copied rather than shared: weights that joblib memory-maps are read-only, which torch warns about.
             self._torch_encoder = torch.tensor(encoder, dtype=torch.bfloat16)
 
+    def refresh(self) -> None:
+        """Round the encoder anew after its array has changed."""
+        if self._torch_encoder is not None:
+            import torch
+
+            self._torch_encoder.copy_(torch.from_numpy(self.encoder))
+
     def __call__(self, x: FloatArray, n_threads: int) -> FloatArray:
-        """Return pre-activations of shape (n_rows, n_components), valid until this thread's next call."""
+        """Return products of shape (n_rows, n_components), valid until this thread's next call."""
         n_rows = x.shape[0]
         buffer = getattr(self._buffers, "block", None)
         if buffer is None or len(buffer) < n_rows:
@@ -69,7 +75,6 @@ class PreActivations:
                 torch.from_numpy(block).copy_(torch.mm(rounded, self._torch_encoder.T))
             finally:
                 torch.set_num_threads(before)
-        block += self.bias
         return block
 
 
@@ -94,59 +99,30 @@ class CpuEngine:
         self._settings = settings
         self._n_threads = effective_n_threads()
         self._pre_activations: PreActivations | None = None
+        encoder, bias, decoder = weights.arrays
+        self._gradients = np.empty_like(encoder), np.empty_like(bias), np.empty_like(decoder)
 
     def step(self, row_indices: NDArray[np.intp], learning_rate: float) -> StepLosses:
         """Take one optimiser step on a batch of rows."""
-        settings, weights = self._settings, self._weights
-        x, _ = unit_rows(self._rows[row_indices])
-        indices, values = self._activate(x)
-        latent_gradients, is_leading, x_gradients, cosines = reconstruction_gradients(
-            x,
-            weights.decoder,
-            indices,
-            values,
-            settings.k,
-            (settings.loss_weights[0] / len(x), settings.loss_weights[1] / len(x)),
-            n_threads=self._n_threads,
-        )
-        if settings.neighborhood_weight > 0 and len(x) > 1:
-            weight = settings.neighborhood_weight * (1 - float(cosines[:, 0].mean(dtype=np.float64)))
-            self._add_neighborhood(x, indices, values, is_leading, latent_gradients, weight)
-        starts, entries = group_by_latent(indices, weights.n_components)
+        for gradient in self._gradients:
+            gradient.fill(0)
+        losses = self._accumulate(row_indices, self._gradients)
         self._moments.n_steps += 1
-        update_latents(
-            x,
-            values,
-            latent_gradients,
-            is_leading,
-            x_gradients,
-            starts,
-            entries,
-            weights.arrays,
+        apply_adam(
+            self._weights.arrays,
+            self._gradients,
             self._moments.arrays,
-            adam_rates(learning_rate, settings, self._moments.n_steps),
-            keeps_mean_latent=settings.keeps_mean_latent,
+            adam_rates(learning_rate, self._settings, self._moments.n_steps),
+            keeps_mean_latent=self._settings.keeps_mean_latent,
             n_threads=self._n_threads,
         )
-        fired = np.bincount(indices[is_leading], minlength=weights.n_components)
-        cosine, cosine_wide = cosines.mean(axis=0, dtype=np.float64)
-        return StepLosses(float(cosine), float(cosine_wide), fired=fired)
+        if self._pre_activations is not None:
+            self._pre_activations.refresh()
+        return losses
 
     def losses(self, row_indices: NDArray[np.intp]) -> StepLosses:
         """Evaluate the two cosine similarities on rows, without training."""
-        settings, weights = self._settings, self._weights
-        totals = np.zeros(2)
-        fired = np.zeros(weights.n_components, dtype=np.int64)
-        for start, stop in row_blocks(len(row_indices), settings.batch_size):
-            x, _ = unit_rows(self._rows[row_indices[start:stop]])
-            indices, values = self._activate(x)
-            _, is_leading, _, cosines = reconstruction_gradients(
-                x, weights.decoder, indices, values, settings.k, (1.0, 1.0), n_threads=self._n_threads
-            )
-            totals += cosines.sum(axis=0, dtype=np.float64)
-            fired += np.bincount(indices[is_leading], minlength=weights.n_components)
-        cosine, cosine_wide = totals / len(row_indices)
-        return StepLosses(float(cosine), float(cosine_wide), fired=fired)
+        return self._accumulate(row_indices, None)
 
     def current_weights(self) -> Weights:
         """Return the weights as they stand (not a copy)."""
@@ -155,6 +131,40 @@ class CpuEngine:
     def current_moments(self) -> Moments:
         """Return the optimiser's moments as they stand (not a copy)."""
         return self._moments
+
+    def _accumulate(
+        self, row_indices: NDArray[np.intp], gradients: tuple[FloatArray, FloatArray, FloatArray] | None
+    ) -> StepLosses:
+        """Sum cosines and, where asked for, gradients over blocks of the batch."""
+        settings, weights = self._settings, self._weights
+        loss_weights = settings.loss_weights[0] / len(row_indices), settings.loss_weights[1] / len(row_indices)
+        totals = np.zeros(2)
+        fired = np.zeros(weights.n_components, dtype=np.int64)
+        for start, stop in row_blocks(len(row_indices), BATCH_ROWS):
+            x, _ = unit_rows(self._rows[row_indices[start:stop]])
+            indices, values = self._activate(x)
+            latent_gradients, is_leading, x_gradients, cosines = reconstruction_gradients(
+                x, weights.decoder, indices, values, settings.k, loss_weights, n_threads=self._n_threads
+            )
+            totals += cosines.sum(axis=0, dtype=np.float64)
+            fired += np.bincount(indices[is_leading], minlength=weights.n_components)
+            if gradients is None:
+                continue
+            if start == 0 and settings.neighborhood_weight > 0 and len(x) > 1:
+                weight = settings.neighborhood_weight * (1 - float(cosines[:, 0].mean(dtype=np.float64)))
+                self._add_neighborhood(x, indices, values, is_leading, latent_gradients, weight)
+            sum_gradients(
+                x,
+                values,
+                latent_gradients,
+                is_leading,
+                x_gradients,
+                *group_by_latent(indices, weights.n_components),
+                gradients,
+                n_threads=self._n_threads,
+            )
+        cosine, cosine_wide = totals / len(row_indices)
+        return StepLosses(float(cosine), float(cosine_wide), fired=fired)
 
     def _add_neighborhood(
         self,
@@ -183,15 +193,17 @@ class CpuEngine:
 
     def _activate(self, x: FloatArray) -> tuple[IndexArray, FloatArray]:
         settings, weights = self._settings, self._weights
-        if self._pre_activations is None or settings.precision == "bfloat16":  # rounded anew after every step
-            self._pre_activations = PreActivations(weights.encoder, weights.bias, settings.precision)
+        if self._pre_activations is None:
+            self._pre_activations = PreActivations(weights.encoder, settings.precision)
         pre_activations = self._pre_activations
         indices = np.empty((len(x), settings.n_active), dtype=np.int32)
         values = np.empty((len(x), settings.n_active), dtype=x.dtype)
 
         def activate(start: int, stop: int, n_threads: int) -> None:
             block = pre_activations(x[start:stop], n_threads)
-            indices[start:stop], values[start:stop] = top_k(block, settings.n_active, n_threads=n_threads)
+            indices[start:stop], values[start:stop] = top_k(
+                block, settings.n_active, bias=weights.bias, n_threads=n_threads
+            )
 
         run_product_blocks(activate, len(x), pre_activations.block_rows, self._n_threads)
         return indices, values

@@ -1,0 +1,94 @@
+"""Adam on the autoencoder's weights, fused with the normalisation of the decoder: every array is read once.
+
+Invariant: each latent is updated by one thread, from its own rows, so results do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from skcompressae._core._arrays import FloatArray
+from skcompressae._core._gathers import FAST, dot
+from skcompressae._core._threads import run_blocks
+
+__all__ = ["apply_adam"]
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _adam(parameter, gradient, first, second, rates):  # type: ignore[no-untyped-def]
+    """Update one row in place; `rates` is (step size, beta1, beta2, sqrt of the second bias correction, eps)."""
+    step, beta1, beta2, correction, eps = rates[0], rates[1], rates[2], rates[3], rates[4]
+    one = parameter.dtype.type(1)
+    for j in range(parameter.shape[0]):
+        first[j] = beta1 * first[j] + (one - beta1) * gradient[j]
+        second[j] = beta2 * second[j] + (one - beta2) * gradient[j] * gradient[j]
+        parameter[j] -= step * first[j] / (np.sqrt(second[j]) / correction + eps)
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _apply_adam_rows(  # type: ignore[no-untyped-def]
+    encoder, bias, decoder, encoder_gradient, bias_gradient, decoder_gradient,
+    encoder_moments, bias_moments, decoder_moments, rates, keeps_mean_latent, start, stop,
+):  # fmt: skip
+    n_features = encoder.shape[1]
+    for latent in range(start, stop):
+        row, gradient = decoder[latent], decoder_gradient[latent]
+        # The component along the row would be undone by the normalisation; Adam must not see it.
+        along = dot(gradient, row)
+        for j in range(n_features):
+            gradient[j] -= along * row[j]
+        _adam(encoder[latent], encoder_gradient[latent], encoder_moments[0, latent], encoder_moments[1, latent], rates)
+        is_mean = keeps_mean_latent and latent == 0
+        if not is_mean:
+            _adam(row, gradient, decoder_moments[0, latent], decoder_moments[1, latent], rates)
+        _adam(
+            bias[latent : latent + 1],
+            bias_gradient[latent : latent + 1],
+            bias_moments[0, latent : latent + 1],
+            bias_moments[1, latent : latent + 1],
+            rates,
+        )
+        if keeps_mean_latent and not is_mean:
+            mean_direction = decoder[0]
+            along = dot(row, mean_direction)
+            for j in range(n_features):
+                row[j] -= along * mean_direction[j]
+        norm = np.sqrt(dot(row, row))
+        if norm > 0:
+            for j in range(n_features):
+                row[j] /= norm
+
+
+def apply_adam(
+    parameters: tuple[FloatArray, FloatArray, FloatArray],
+    gradients: tuple[FloatArray, FloatArray, FloatArray],
+    moments: tuple[FloatArray, FloatArray, FloatArray],
+    rates: FloatArray,
+    *,
+    keeps_mean_latent: bool = False,
+    n_threads: int,
+) -> None:
+    """Apply one Adam step to the encoder, its bias and the decoder, and normalise the decoder rows, in place.
+
+    Parameters
+    ----------
+    parameters : encoder (n_components, n_features), bias (n_components,), decoder (n_components, n_features)
+    gradients : arrays of the same shapes
+        The decoder's is overwritten: it loses its component along the decoder's rows.
+    moments : first and second moments of each, stacked on a leading axis of length 2
+    rates : array of shape (5,)
+        Step size divided by the first bias correction, beta1, beta2, square root of the second bias
+        correction, epsilon (Kingma and Ba 2015, algorithm 1, in PyTorch's arrangement).
+    keeps_mean_latent : bool, default=False
+        Leave decoder row 0 as it is and keep every other orthogonal to it.
+    n_threads : int
+    """
+    run_blocks(
+        lambda start, stop: _apply_adam_rows(
+            *parameters, *gradients, *moments, rates, keeps_mean_latent, start, stop
+        ),
+        len(parameters[1]),
+        64,
+        n_threads,
+    )  # fmt: skip
