@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["atomic_write"]
+__all__ = ["atomic_write", "remove_leftovers"]
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     target = Path(path)
     # Not tempfile's: its files are private, and what is saved follows the umask like any other file. The name is cut,
     # so that what is added to it cannot make it too long.
-    temporary = target.parent / f".{target.name[:40]}.{secrets.token_hex(8)}.tmp"
+    temporary = target.parent / f"{_temporary_start(target)}{secrets.token_hex(8)}.tmp"
     stream = temporary.open("xb")
     try:
         with stream:
@@ -61,3 +61,16 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             os.fsync(folder)  # the new name
         finally:
             os.close(folder)
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Remove the temporary files that killed writers of `path` left behind; nobody may be writing it meanwhile."""
+    target = Path(path)
+    start = _temporary_start(target)
+    for entry in target.parent.iterdir():
+        if entry.name.startswith(start) and entry.name.endswith(".tmp"):
+            entry.unlink(missing_ok=True)
+
+
+def _temporary_start(target: Path) -> str:
+    return f".{target.name[:40]}."

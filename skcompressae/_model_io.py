@@ -17,14 +17,14 @@ from skcompressae._recipes import RECIPES
 from skcompressae._version import __version__
 from skcompressae.exceptions import ModelFormatError
 
-__all__ = ["FORMAT_VERSION", "ModelFileMixin", "code_digest", "library_versions"]
+__all__ = ["FORMAT_VERSION", "ModelFileMixin", "code_digest", "library_versions", "plain_parameter", "weights_digest"]
 
 # A change of what the header or an array means raises this, keeps a reader for the old version, and adds a golden file
 # to tests/data. A new parameter or a new optional entry does not: readers take what is absent at its default.
 FORMAT_VERSION = 1
 _KIND = "skcompressae model"
-# Where checkpoints go is a matter of the machine that fits, not of the model.
-_UNSAVED_PARAMETERS = ("checkpoint_dir",)
+# Where and when checkpoints are written is a matter of the machine that fits, not of the model.
+_UNSAVED_PARAMETERS = ("checkpoint_dir", "checkpoint_interval")
 _WEIGHTS = {"encoder_weights": "encoder_weights_", "encoder_bias": "encoder_bias_", "components": "components_"}
 _CURVES = {
     "loss_curve": ("loss_curve_", "float64"),
@@ -56,6 +56,11 @@ def _weights_of(model: Any) -> dict[str, NDArray[np.float32]]:
     return {name: getattr(model, attribute) for name, attribute in _WEIGHTS.items()}
 
 
+def weights_digest(model: Any) -> str:
+    """Return the SHA-256 of a fitted model's weights."""
+    return array_digest(_weights_of(model))
+
+
 def code_digest(model: Any) -> str:
     """Return the SHA-256 of all that decides a fitted model's codes, as `persistence.model_hash` documents it."""
     coding = RECIPES[model.recipe].coding if model.coding == "auto" else model.coding
@@ -69,10 +74,10 @@ def code_digest(model: Any) -> str:
     return array_digest(_weights_of(model), "skcompressae codes 1", json.dumps(decisive, sort_keys=True))
 
 
-def _plain(name: str, value: Any) -> Any:
+def plain_parameter(name: str, value: Any) -> Any:
     """Return a parameter as JSON can hold it."""
     if isinstance(value, (tuple, list)):
-        return [_plain(name, item) for item in value]
+        return [plain_parameter(name, item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     if name == "random_state" and not isinstance(value, (int, type(None))):
@@ -90,8 +95,8 @@ class ModelFileMixin:
 
         The file is in the safetensors format and replaced in one step: whatever happens, `path` is the old file or the
         new one. It holds parameters, weights, names of features, statistics of latent use and loss curves. It does not
-        hold a `random_state` that is a RandomState instance (None takes its place), `checkpoint_dir`, callbacks, nor
-        what :meth:`set_output` set.
+        hold a `random_state` that is a RandomState instance (None takes its place), `checkpoint_dir` and
+        `checkpoint_interval`, callbacks, nor what :meth:`set_output` set.
 
         Parameters
         ----------
@@ -143,7 +148,7 @@ class ModelFileMixin:
             "class": type(model).__name__,
             "versions": library_versions(),
             "parameters": {
-                name: _plain(name, value)
+                name: plain_parameter(name, value)
                 for name, value in model.get_params(deep=False).items()
                 if name not in _UNSAVED_PARAMETERS
             },
@@ -159,7 +164,7 @@ class ModelFileMixin:
                 "dead_latents_fraction": float(model.dead_latents_fraction_),
                 "moments_n_steps": None if moments is None else int(moments[3]),
             },
-            "weights_sha256": array_digest(weights),
+            "weights_sha256": weights_digest(model),
             "model_hash": code_digest(model),
         }
         write_model_file(path, _KIND, FORMAT_VERSION, header, arrays)

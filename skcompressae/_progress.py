@@ -25,15 +25,20 @@ class StepReporter:
         Passed on to callbacks.
     with_callbacks : bool, default=True
         Whether scikit-learn's fit callbacks apply to this training.
+    n_done : int, default=0
+        Steps that an earlier process took.
     """
 
-    def __init__(self, estimator: Any, n_steps: int, rows: NDArray[Any], *, with_callbacks: bool = True) -> None:
+    def __init__(
+        self, estimator: Any, n_steps: int, rows: NDArray[Any], *, with_callbacks: bool = True, n_done: int = 0
+    ) -> None:
         self._estimator = estimator
         self._n_steps = n_steps
         self._rows = rows
         self._context: Any = None
         self._with_callbacks = with_callbacks and hasattr(estimator, "_init_callback_context")
         self._bar: Any = None
+        self._n_done = n_done
         self._last_fired: NDArray[np.int64] | None = None
 
     def __enter__(self) -> StepReporter:
@@ -43,7 +48,9 @@ class StepReporter:
         if self._estimator.verbose:
             from tqdm.auto import tqdm
 
-            self._bar = tqdm(total=self._n_steps, desc=type(self._estimator).__name__, unit="step")
+            self._bar = tqdm(
+                total=self._n_steps, initial=self._n_done, desc=type(self._estimator).__name__, unit="step"
+            )
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -75,10 +82,10 @@ class StepReporter:
 
     def _show(self, step: int, losses: StepLosses) -> None:
         if self._last_fired is None:
-            self._last_fired = np.zeros(len(losses.fired), dtype=np.int64)
+            self._last_fired = np.full(len(losses.fired), self._n_done, dtype=np.int64)
         self._last_fired[losses.fired > 0] = step
         # Silent for the last 100 steps: dead as far as one can tell during training.
-        dead = np.mean(self._last_fired <= step - 100) if step >= 100 else np.mean(self._last_fired == 0)
+        dead = np.mean(self._last_fired <= max(step - 100, self._n_done))
         self._bar.update(1)
         self._bar.set_postfix(
             loss=f"{losses.loss(tuple(self._estimator.loss_weights)):.4f}",

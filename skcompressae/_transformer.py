@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
+import os
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state
 
-from skcompressae._compat import (
-    CallbackSupportMixin,
-    Interval,
-    StrOptions,
-    _fit_context,
-    with_callbacks,
-)
-from skcompressae._fitting import BLOCK_ROWS, check_loss_weights, initial_weights, measure_usage, split_rows
+from skcompressae._compat import CallbackSupportMixin, Interval, StrOptions
+from skcompressae._fit_methods import FitMethodsMixin
 from skcompressae._model_io import ModelFileMixin
-from skcompressae._progress import StepReporter
 from skcompressae._recipes import RECIPES
-from skcompressae._torch._devices import resolve_device
-from skcompressae._torch._training import Schedule, TrainingResult, train
-from skcompressae._torch._weights import Moments, StepSettings
-from skcompressae._transform_methods import TransformMethodsMixin
-from skcompressae.exceptions import DeadLatentsWarning
 
 __all__ = ["CompresSAETransformer"]
 
-logger = logging.getLogger(__name__)
 
-# Share of latents that never fire above which fit warns.
-_DEAD_SHARE_WARNED = 0.1
-
-
-class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, TransformMethodsMixin, BaseEstimator):
+class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixin, BaseEstimator):
     """Compress embeddings into sparse codes with a sparse autoencoder.
 
     Every row x of shape (n_features,) becomes a code s of shape (n_components,) with at most `k` signed nonzeros, such
@@ -132,6 +112,15 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, TransformMetho
     verbose : int, default=0
         1 shows a progress bar with loss, cosine similarity and the share of dead latents.
 
+    checkpoint_dir : path-like or None, default=None
+        Folder, made if need be, where :meth:`fit` keeps one file with the state of the training. A fit with the same
+        parameters and the same X goes on from it, on the CPU to the very weights of a fit that was never cut off; a
+        fit with others is refused. The file goes when the fit is done. It takes up to five times the size of the
+        weights. At most one fit at a time may use a folder.
+
+    checkpoint_interval : int or "auto", default="auto"
+        Optimiser steps between checkpoints; "auto" is a fiftieth of `max_iter`.
+
     Attributes
     ----------
     components_ : ndarray of shape (n_components, n_features), float32
@@ -212,6 +201,8 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, TransformMetho
         "warm_start": ["boolean"],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
+        "checkpoint_dir": [str, os.PathLike, None],
+        "checkpoint_interval": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
     }
 
     def __init__(
@@ -240,6 +231,8 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, TransformMetho
         warm_start: bool = False,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        checkpoint_interval: int | str = "auto",
     ) -> None:
         self.n_components = n_components
         self.k = k
@@ -264,205 +257,10 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, TransformMetho
         self.warm_start = warm_start
         self.random_state = random_state
         self.verbose = verbose
-
-    @with_callbacks
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: ArrayLike, y: Any = None) -> CompresSAETransformer:
-        """Train the sparse autoencoder on the rows of X.
-
-        Interrupting (Ctrl-C) keeps the weights so far, with a warning, and leaves a usable estimator.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Embeddings, float16, float32 or float64, of any scale; other types are converted to float64, whole. All-zero
-            rows are allowed and hardly matter. May be memory-mapped and larger than memory; it is never copied whole.
-        y : None
-            Ignored.
-
-        Returns
-        -------
-        self : CompresSAETransformer
-
-        Raises
-        ------
-        ValueError
-            If X is not a finite, real, dense 2-d array with at least one row, or a parameter is out of its range.
-        """
-        rows = self._check_rows(X, reset=not (self.warm_start and hasattr(self, "components_")))
-        random_state = check_random_state(self.random_state)
-        schedule = self._schedule()
-        if self.warm_start and hasattr(self, "components_"):
-            self._check_width_unchanged()
-            weights, has_mean_latent = self._weights().copy(), self.has_mean_latent_
-        else:
-            weights, has_mean_latent = initial_weights(rows, self.n_components, self._resolved("init"), random_state)
-        training, validation = split_rows(len(rows), self.validation_fraction, random_state)
-        settings = self._step_settings(len(training), has_mean_latent)
-        early_stopping = self._resolved("early_stopping") and len(validation) > 0
-        with StepReporter(self, schedule.max_iter, rows) as reporter:
-            result = train(
-                rows,
-                training,
-                validation,
-                weights,
-                Moments.zeros_like(weights),
-                settings,
-                schedule,
-                resolve_device(self.device),
-                random_state,
-                n_iter_no_change=self.n_iter_no_change if early_stopping else None,
-                on_step=reporter,
-            )
-        self._moments: tuple[Any, ...] | None = None
-        self.n_iter_ = result.n_iter
-        self.loss_curve_ = result.loss_curve
-        self.validation_loss_curve_ = result.validation_loss_curve
-        self.validation_steps_ = result.validation_steps
-        self._finish(rows, training, result, settings, random_state)
-        return self
-
-    @_fit_context(prefer_skip_nested_validation=True)
-    def partial_fit(self, X: ArrayLike, y: Any = None) -> CompresSAETransformer:
-        """Train on one more block of rows: one pass over it, at a constant learning rate.
-
-        The first call initialises the latents from its block, so make that one representative. Adam's moments are kept
-        between calls (twice the size of the weights). The statistics of latent use are those of the last block.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            As in :meth:`fit`.
-        y : None
-            Ignored.
-
-        Returns
-        -------
-        self : CompresSAETransformer
-        """
-        is_first = not hasattr(self, "components_")
-        rows = self._check_rows(X, reset=is_first)
-        random_state = check_random_state(self.random_state)
-        if is_first:
-            weights, has_mean_latent = initial_weights(rows, self.n_components, self._resolved("init"), random_state)
-            self.n_iter_ = 0
-            self.loss_curve_ = np.empty(0)
-            self.validation_loss_curve_ = np.empty(0)
-            self.validation_steps_ = np.empty(0, dtype=np.int64)
-        else:
-            self._check_width_unchanged()
-            weights, has_mean_latent = self._weights().copy(), self.has_mean_latent_
-        moments = Moments.zeros_like(weights)
-        if not is_first and self._moments is not None:
-            encoder, bias, decoder, n_steps = self._moments
-            moments = Moments(encoder.copy(), bias.copy(), decoder.copy(), n_steps)
-        training = np.arange(len(rows))
-        settings = self._step_settings(len(rows), has_mean_latent)
-        n_steps = -(-len(rows) // settings.batch_size)
-        schedule = Schedule(float(self._resolved("learning_rate")), "constant", 0.0, n_steps)
-        with StepReporter(self, n_steps, rows, with_callbacks=False) as reporter:
-            result = train(
-                rows,
-                training,
-                training[:0],
-                weights,
-                moments,
-                settings,
-                schedule,
-                resolve_device(self.device),
-                random_state,
-                n_iter_no_change=None,
-                on_step=reporter,
-                keeps_remainder=True,
-            )
-        self._moments = (*result.moments.arrays, result.moments.n_steps)
-        self.n_iter_ += result.n_iter
-        self.loss_curve_ = np.concatenate([self.loss_curve_, result.loss_curve])
-        self._finish(rows, training, result, settings, random_state, is_partial=True)
-        return self
+        self.checkpoint_dir = checkpoint_dir
+        self.checkpoint_interval = checkpoint_interval
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
-
-    def _check_width_unchanged(self) -> None:
-        if self.components_.shape[0] != self.n_components:
-            raise ValueError(
-                f"n_components={self.n_components} differs from the {self.components_.shape[0]} latents of the fitted "
-                "model; training can only continue at the same width. Fit a clone for another width."
-            )
-
-    def _schedule(self) -> Schedule:
-        return Schedule(
-            float(self._resolved("learning_rate")),
-            self._resolved("learning_rate_schedule"),
-            float(self._resolved("warmup_fraction")),
-            int(self._resolved("max_iter")),
-        )
-
-    def _step_settings(self, n_training_rows: int, has_mean_latent: bool) -> StepSettings:
-        k = self._effective_k(self.n_components, is_fitting=True)
-        batch_size = self.batch_size
-        if batch_size == "auto":
-            batch_size = RECIPES[self.recipe].batch_size_for(n_training_rows)
-        return StepSettings(
-            k=k,
-            n_active=min(4 * k, self.n_components),
-            loss_weights=check_loss_weights(self.loss_weights),
-            batch_size=min(int(batch_size), n_training_rows),
-            precision=self.precision,
-            keeps_mean_latent=has_mean_latent,
-            neighborhood_weight=float(self._resolved("neighborhood_weight")),
-        )
-
-    def _finish(
-        self,
-        rows: NDArray[Any],
-        training: NDArray[np.intp],
-        result: TrainingResult,
-        settings: StepSettings,
-        random_state: np.random.RandomState,
-        *,
-        is_partial: bool = False,
-    ) -> None:
-        """Store the fitted state and measure how the latents are used."""
-        self.encoder_weights_, self.encoder_bias_, self.components_ = result.weights.arrays
-        self.k_ = settings.k
-        self.has_mean_latent_ = settings.keeps_mean_latent
-        if result.was_interrupted:
-            warnings.warn(
-                f"fit was interrupted after {result.n_iter} step(s); the weights so far are kept.",
-                UserWarning,
-                stacklevel=3,
-            )
-        try:
-            usage = measure_usage(rows, training, self._encoder(), settings.k, random_state)
-        except KeyboardInterrupt:
-            warnings.warn(
-                "fit was interrupted while it measured how the latents are used; the statistics are those of "
-                f"{BLOCK_ROWS} rows.",
-                UserWarning,
-                stacklevel=3,
-            )
-            usage = measure_usage(rows, training[:BLOCK_ROWS], self._encoder(), settings.k, random_state)
-        self.latent_counts_ = usage.counts
-        self.latent_rms_ = usage.rms
-        self.n_rows_counted_ = usage.n_rows
-        self.dead_latents_fraction_ = usage.dead_fraction
-        logger.info(
-            "trained %d steps: loss %.4f, dead latents %.1f %%",
-            result.n_iter,
-            result.loss_curve[-1] if len(result.loss_curve) else np.nan,
-            100 * self.dead_latents_fraction_,
-        )
-        # A block of partial_fit may be too small to tell a dead latent from a rare one.
-        can_tell = not is_partial or settings.k * usage.n_rows >= 10 * self.n_components
-        if usage.dead_fraction > _DEAD_SHARE_WARNED and can_tell:
-            warnings.warn(
-                f"{usage.dead_fraction:.0%} of the {self.n_components} latents are in no code of {usage.n_rows} "
-                "training rows. Lower n_components (the data may not need as many), train on more rows, "
-                "or change learning_rate or init.",
-                DeadLatentsWarning,
-                stacklevel=3,
-            )

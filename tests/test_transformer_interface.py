@@ -122,6 +122,9 @@ def test_codes_that_cannot_be_decoded_are_refused(fitted):
         ("warm_start", "yes"),
         ("random_state", "seed"),
         ("verbose", -1),
+        ("checkpoint_dir", 3),
+        ("checkpoint_interval", 0),
+        ("checkpoint_interval", "often"),
     ],
 )
 def test_invalid_parameters_are_named(embeddings, name, value):

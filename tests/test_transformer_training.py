@@ -351,9 +351,9 @@ def test_batches_of_a_memory_mapped_file_keep_to_batch_size(tmp_path, monkeypatc
 
 
 def test_interrupting_the_usage_statistics_leaves_a_whole_estimator(embeddings, monkeypatch):
-    from skcompressae import _transformer
+    from skcompressae import _fit_methods
 
-    measure, calls = _transformer.measure_usage, []
+    measure, calls = _fit_methods.measure_usage, []
 
     def interrupted_once(*arguments):
         calls.append(arguments)
@@ -361,7 +361,7 @@ def test_interrupting_the_usage_statistics_leaves_a_whole_estimator(embeddings, 
             raise KeyboardInterrupt
         return measure(*arguments)
 
-    monkeypatch.setattr(_transformer, "measure_usage", interrupted_once)
+    monkeypatch.setattr(_fit_methods, "measure_usage", interrupted_once)
     compressor = CompresSAETransformer(n_components=32, k=4, max_iter=20, random_state=0, device="cpu")
     with pytest.warns(UserWarning, match="interrupted while it measured how the latents are used"):
         compressor.fit(embeddings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from skcompressae._torch._torch_engine import TorchEngine, is_out_of_memory
 from skcompressae._torch._weights import Engine, Moments, StepLosses, StepSettings, Weights
 from skcompressae.exceptions import DeviceMemoryWarning
 
-__all__ = ["Schedule", "TrainingResult", "train"]
+__all__ = ["Schedule", "TrainingResult", "TrainingState", "is_memory_mapped", "train"]
 
 # Rows that training visits in random order are drawn as short runs of consecutive rows where X is memory-mapped:
 # one seek then serves a whole run, and a batch still mixes dozens of places of the file.
@@ -47,6 +47,30 @@ class Schedule:
         if self.kind == "linear":
             return self.learning_rate * (1 - progress * self.max_iter / (self.max_iter + 1))
         return self.learning_rate
+
+
+@dataclass
+class TrainingState:
+    """Where training stands after a step: all that the steps to come depend on, beside the rows and the settings."""
+
+    weights: Weights
+    moments: Moments
+    loss_curve: list[float] = field(default_factory=list)
+    validation_curve: list[float] = field(default_factory=list)
+    validation_steps: list[int] = field(default_factory=list)
+    best_loss: float = math.inf
+    best_weights: Weights | None = None
+    n_without_gain: int = 0
+    batch_size: int | None = None  # halved where a device ran out of memory; None is that of the settings
+    # The random numbers before the running epoch's order was drawn (`RandomState.get_state(legacy=False)`), and the
+    # rows of it that are used up. The order itself may be many times larger than the model.
+    epoch_start: dict[str, Any] | None = None
+    epoch_position: int = 0
+
+    @property
+    def n_steps(self) -> int:
+        """Steps taken."""
+        return len(self.loss_curve)
 
 
 @dataclass
@@ -90,15 +114,26 @@ class _BatchSampler:
         self._random_state = random_state
         self._keeps_remainder = keeps_remainder
         self._order = np.empty(0, dtype=np.intp)
-        self._position = 0
+        self.epoch_start: dict[str, Any] | None = None
+        self.position = 0
+
+    def resume(self, epoch_start: dict[str, Any], position: int) -> None:
+        """Draw the order of an epoch again and go on from a position in it."""
+        self._random_state.set_state(epoch_start)
+        self._begin_epoch()
+        self.position = position
 
     def draw(self, batch_size: int) -> NDArray[np.intp]:
-        n_left = len(self._order) - self._position
+        n_left = len(self._order) - self.position
         if n_left == 0 or (n_left < batch_size and not self._keeps_remainder):
-            self._order, self._position = self._shuffle(), 0
-        picks = self._order[self._position : self._position + batch_size]
-        self._position += len(picks)
+            self._begin_epoch()
+        picks = self._order[self.position : self.position + batch_size]
+        self.position += len(picks)
         return self._row_indices[picks]
+
+    def _begin_epoch(self) -> None:
+        self.epoch_start = self._random_state.get_state(legacy=False)
+        self._order, self.position = self._shuffle(), 0
 
     def _shuffle(self) -> NDArray[np.intp]:
         n_rows = len(self._row_indices)
@@ -113,8 +148,7 @@ def train(
     rows: NDArray[Any],
     training_indices: NDArray[np.intp],
     validation_indices: NDArray[np.intp],
-    weights: Weights,
-    moments: Moments,
+    state: TrainingState,
     settings: StepSettings,
     schedule: Schedule,
     device: torch.device,
@@ -123,6 +157,8 @@ def train(
     n_iter_no_change: int | None,
     on_step: Callable[[int, StepLosses, Engine], bool],
     keeps_remainder: bool = False,
+    on_checkpoint: Callable[[TrainingState], None] | None = None,
+    checkpoint_interval: int | None = None,
 ) -> TrainingResult:
     """Train weights on rows until the schedule ends, validation stops improving, or the user interrupts.
 
@@ -130,9 +166,8 @@ def train(
     ----------
     rows : array of shape (n_samples, n_features), may be memory-mapped
     training_indices, validation_indices : arrays of row numbers; the latter may be empty
-    weights : Weights
-        Starting point; its arrays are updated in place on the CPU.
-    moments : Moments
+    state : TrainingState
+        Starting point, or where an earlier training was; its arrays are updated in place on the CPU.
     settings : StepSettings
     schedule : Schedule
     device : torch.device
@@ -144,19 +179,28 @@ def train(
         Called with the number of steps taken, the last losses and the engine; returns True to stop.
     keeps_remainder : bool, default=False
         End each epoch with a smaller batch rather than leave out rows that fill none.
+    on_checkpoint : callable or None, default=None
+        Called with the state between steps; valid until it returns. Training continued from that state ends with the
+        same bits, on the CPU.
+    checkpoint_interval : int or None, default=None
+        Steps between those calls; None calls as often as validation is looked at.
 
     Returns
     -------
     TrainingResult
     """
-    engine = _make_engine(rows, weights, moments, settings, device)
-    run_rows = _MEMMAP_RUN_ROWS if _is_memory_mapped(rows) else 1
+    if state.batch_size is not None:
+        settings = replace(settings, batch_size=state.batch_size)
+    engine = _make_engine(rows, state.weights, state.moments, settings, device)
+    run_rows = _MEMMAP_RUN_ROWS if is_memory_mapped(rows) else 1
     sampler = _BatchSampler(training_indices, run_rows, random_state, keeps_remainder=keeps_remainder)
-    loss_curve: list[float] = []
-    validation_curve: list[float] = []
-    validation_steps: list[int] = []
-    best_loss, best_weights, n_without_gain = math.inf, None, 0
+    if state.epoch_start is not None:
+        sampler.resume(state.epoch_start, state.epoch_position)
+    loss_curve, validation_curve = list(state.loss_curve), list(state.validation_curve)
+    validation_steps = list(state.validation_steps)
+    best_loss, best_weights, n_without_gain = state.best_loss, state.best_weights, state.n_without_gain
     evaluate_every = max(1, schedule.max_iter // _N_EVALUATIONS)
+    checkpoint_interval = checkpoint_interval or evaluate_every
     was_interrupted = False
 
     def shrinking(work: Callable[[], StepLosses]) -> StepLosses:
@@ -181,7 +225,7 @@ def train(
             engine = _make_engine(rows, *kept, settings, device)
 
     try:
-        for step in range(1, schedule.max_iter + 1):
+        for step in range(state.n_steps + 1, schedule.max_iter + 1):
             batch, rate = sampler.draw(settings.batch_size), schedule(step)
             # The lambda runs before the loop goes on; it reads `settings` anew after each halving.
             losses = shrinking(lambda: engine.step(batch[: settings.batch_size], rate))  # noqa: B023
@@ -199,6 +243,22 @@ def train(
                 break
             if n_iter_no_change is not None and n_without_gain >= n_iter_no_change:
                 break
+            if on_checkpoint is not None and step % checkpoint_interval == 0 and step < schedule.max_iter:
+                on_checkpoint(
+                    TrainingState(
+                        engine.current_weights(),
+                        engine.current_moments(),
+                        loss_curve,
+                        validation_curve,
+                        validation_steps,
+                        best_loss,
+                        best_weights,
+                        n_without_gain,
+                        settings.batch_size,
+                        sampler.epoch_start,
+                        sampler.position,
+                    )
+                )
     except KeyboardInterrupt:
         was_interrupted = True
     final = engine.current_weights()
@@ -215,7 +275,7 @@ def train(
     )
 
 
-def _is_memory_mapped(rows: NDArray[Any]) -> bool:
+def is_memory_mapped(rows: NDArray[Any]) -> bool:
     """Tell whether an array's memory is a mapped file, also behind views."""
     base: Any = rows
     while base is not None:

@@ -1,0 +1,281 @@
+"""The methods that train a compressor: fit, partial_fit, and what they share."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_random_state
+
+from skcompressae._checkpoint import FitCheckpoint
+from skcompressae._compat import _fit_context, with_callbacks
+from skcompressae._fitting import BLOCK_ROWS, check_loss_weights, initial_weights, measure_usage, split_rows
+from skcompressae._model_io import plain_parameter, weights_digest
+from skcompressae._progress import StepReporter
+from skcompressae._recipes import RECIPES
+from skcompressae._torch._devices import resolve_device
+from skcompressae._torch._training import Schedule, TrainingResult, TrainingState, train
+from skcompressae._torch._weights import Moments, StepSettings
+from skcompressae._transform_methods import TransformMethodsMixin
+from skcompressae.exceptions import DeadLatentsWarning
+
+__all__ = ["FitMethodsMixin"]
+
+logger = logging.getLogger(__name__)
+
+# Share of latents that never fire above which fit warns.
+_DEAD_SHARE_WARNED = 0.1
+# The parameters that decide what training does with the rows: a checkpoint goes on with the same ones only.
+_TRAINING_PARAMETERS = (
+    "n_components", "k", "recipe", "loss_weights", "neighborhood_weight", "init", "learning_rate",
+    "learning_rate_schedule", "warmup_fraction", "batch_size", "max_iter", "early_stopping", "validation_fraction",
+    "n_iter_no_change", "precision", "random_state",
+)  # fmt: skip
+
+Model = TypeVar("Model", bound="FitMethodsMixin")
+
+
+class FitMethodsMixin(TransformMethodsMixin):
+    """How a `CompresSAETransformer` learns."""
+
+    n_components: int
+    loss_weights: tuple[float, float]
+    batch_size: int | str
+    validation_fraction: float
+    n_iter_no_change: int
+    warm_start: bool
+    random_state: int | np.random.RandomState | None
+    checkpoint_dir: str | os.PathLike[str] | None
+    checkpoint_interval: int | str
+
+    @with_callbacks
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self: Model, X: ArrayLike, y: Any = None) -> Model:
+        """Train the sparse autoencoder on the rows of X.
+
+        Interrupting (Ctrl-C) keeps the weights so far, with a warning, and leaves a usable estimator. With
+        `checkpoint_dir`, calling it again after whatever ended it goes on from the last checkpoint.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Embeddings, float16, float32 or float64, of any scale; other types are converted to float64, whole. All-zero
+            rows are allowed and hardly matter. May be memory-mapped and larger than memory; it is never copied whole.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self : CompresSAETransformer
+
+        Raises
+        ------
+        ValueError
+            If X is not a finite, real, dense 2-d array with at least one row, a parameter is out of its range, or
+            `checkpoint_dir` holds the checkpoint of another fit (or a damaged one: ModelFormatError).
+        """
+        is_warm = self.warm_start and hasattr(self, "components_")
+        rows = self._check_rows(X, reset=not is_warm)
+        random_state = check_random_state(self.random_state)
+        schedule = self._schedule()
+        if is_warm:
+            self._check_width_unchanged()
+        checkpoint = self._open_checkpoint(rows, is_warm=is_warm)
+        saved = checkpoint.load() if checkpoint is not None else None
+        if saved is not None:
+            if self.random_state is None:
+                random_state = np.random.RandomState()  # NumPy's global one is not ours to set back
+            random_state.set_state(saved.split_start)
+            state, has_mean_latent = saved.state, saved.has_mean_latent
+            logger.info("fit goes on after step %d of %d", state.n_steps, schedule.max_iter)
+        else:
+            if is_warm:
+                weights, has_mean_latent = self._weights().copy(), self.has_mean_latent_
+            else:
+                init = self._resolved("init")
+                weights, has_mean_latent = initial_weights(rows, self.n_components, init, random_state)
+            state = TrainingState(weights, Moments.zeros_like(weights))
+        split_start = random_state.get_state(legacy=False)
+        training, validation = split_rows(len(rows), self.validation_fraction, random_state)
+        settings = self._step_settings(len(training), has_mean_latent)
+        early_stopping = self._resolved("early_stopping") and len(validation) > 0
+
+        def save(state: TrainingState) -> None:
+            if checkpoint is not None:
+                checkpoint.save(state, has_mean_latent, split_start)
+
+        with StepReporter(self, schedule.max_iter, rows, n_done=state.n_steps) as reporter:
+            result = train(
+                rows,
+                training,
+                validation,
+                state,
+                settings,
+                schedule,
+                resolve_device(self.device),
+                random_state,
+                n_iter_no_change=self.n_iter_no_change if early_stopping else None,
+                on_step=reporter,
+                on_checkpoint=None if checkpoint is None else save,
+                checkpoint_interval=None if self.checkpoint_interval == "auto" else int(self.checkpoint_interval),
+            )
+        self._moments: tuple[Any, ...] | None = None
+        self.n_iter_ = result.n_iter
+        self.loss_curve_ = result.loss_curve
+        self.validation_loss_curve_ = result.validation_loss_curve
+        self.validation_steps_ = result.validation_steps
+        self._finish(rows, training, result, settings, random_state)
+        if checkpoint is not None and not result.was_interrupted:
+            checkpoint.remove()
+        return self
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self: Model, X: ArrayLike, y: Any = None) -> Model:
+        """Train on one more block of rows: one pass over it, at a constant learning rate.
+
+        The first call initialises the latents from its block, so make that one representative. Adam's moments are kept
+        between calls (twice the size of the weights). The statistics of latent use are those of the last block.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            As in :meth:`fit`.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self : CompresSAETransformer
+        """
+        is_first = not hasattr(self, "components_")
+        rows = self._check_rows(X, reset=is_first)
+        random_state = check_random_state(self.random_state)
+        if is_first:
+            weights, has_mean_latent = initial_weights(rows, self.n_components, self._resolved("init"), random_state)
+            self.n_iter_ = 0
+            self.loss_curve_ = np.empty(0)
+            self.validation_loss_curve_ = np.empty(0)
+            self.validation_steps_ = np.empty(0, dtype=np.int64)
+        else:
+            self._check_width_unchanged()
+            weights, has_mean_latent = self._weights().copy(), self.has_mean_latent_
+        moments = Moments.zeros_like(weights)
+        if not is_first and self._moments is not None:
+            encoder, bias, decoder, n_steps = self._moments
+            moments = Moments(encoder.copy(), bias.copy(), decoder.copy(), n_steps)
+        training = np.arange(len(rows))
+        settings = self._step_settings(len(rows), has_mean_latent)
+        n_steps = -(-len(rows) // settings.batch_size)
+        schedule = Schedule(float(self._resolved("learning_rate")), "constant", 0.0, n_steps)
+        with StepReporter(self, n_steps, rows, with_callbacks=False) as reporter:
+            result = train(
+                rows,
+                training,
+                training[:0],
+                TrainingState(weights, moments),
+                settings,
+                schedule,
+                resolve_device(self.device),
+                random_state,
+                n_iter_no_change=None,
+                on_step=reporter,
+                keeps_remainder=True,
+            )
+        self._moments = (*result.moments.arrays, result.moments.n_steps)
+        self.n_iter_ += result.n_iter
+        self.loss_curve_ = np.concatenate([self.loss_curve_, result.loss_curve])
+        self._finish(rows, training, result, settings, random_state, is_partial=True)
+        return self
+
+    def _check_width_unchanged(self) -> None:
+        if self.components_.shape[0] != self.n_components:
+            raise ValueError(
+                f"n_components={self.n_components} differs from the {self.components_.shape[0]} latents of the fitted "
+                "model; training can only continue at the same width. Fit a clone for another width."
+            )
+
+    def _schedule(self) -> Schedule:
+        return Schedule(
+            float(self._resolved("learning_rate")),
+            self._resolved("learning_rate_schedule"),
+            float(self._resolved("warmup_fraction")),
+            int(self._resolved("max_iter")),
+        )
+
+    def _open_checkpoint(self, rows: NDArray[Any], *, is_warm: bool) -> FitCheckpoint | None:
+        if self.checkpoint_dir is None:
+            return None
+        parameters = {name: plain_parameter(name, self._resolved(name)) for name in _TRAINING_PARAMETERS}
+        parameters["device"] = resolve_device(self.device).type
+        start = weights_digest(self) if is_warm else None
+        return FitCheckpoint(self.checkpoint_dir, parameters, rows, start)
+
+    def _step_settings(self, n_training_rows: int, has_mean_latent: bool) -> StepSettings:
+        k = self._effective_k(self.n_components, is_fitting=True)
+        batch_size = self.batch_size
+        if batch_size == "auto":
+            batch_size = RECIPES[self.recipe].batch_size_for(n_training_rows)
+        return StepSettings(
+            k=k,
+            n_active=min(4 * k, self.n_components),
+            loss_weights=check_loss_weights(self.loss_weights),
+            batch_size=min(int(batch_size), n_training_rows),
+            precision=self.precision,
+            keeps_mean_latent=has_mean_latent,
+            neighborhood_weight=float(self._resolved("neighborhood_weight")),
+        )
+
+    def _finish(
+        self,
+        rows: NDArray[Any],
+        training: NDArray[np.intp],
+        result: TrainingResult,
+        settings: StepSettings,
+        random_state: np.random.RandomState,
+        *,
+        is_partial: bool = False,
+    ) -> None:
+        """Store the fitted state and measure how the latents are used."""
+        self.encoder_weights_, self.encoder_bias_, self.components_ = result.weights.arrays
+        self.k_ = settings.k
+        self.has_mean_latent_ = settings.keeps_mean_latent
+        if result.was_interrupted:
+            warnings.warn(
+                f"fit was interrupted after {result.n_iter} step(s); the weights so far are kept.",
+                UserWarning,
+                stacklevel=3,
+            )
+        try:
+            usage = measure_usage(rows, training, self._encoder(), settings.k, random_state)
+        except KeyboardInterrupt:
+            warnings.warn(
+                "fit was interrupted while it measured how the latents are used; the statistics are those of "
+                f"{BLOCK_ROWS} rows.",
+                UserWarning,
+                stacklevel=3,
+            )
+            usage = measure_usage(rows, training[:BLOCK_ROWS], self._encoder(), settings.k, random_state)
+        self.latent_counts_ = usage.counts
+        self.latent_rms_ = usage.rms
+        self.n_rows_counted_ = usage.n_rows
+        self.dead_latents_fraction_ = usage.dead_fraction
+        logger.info(
+            "trained %d steps: loss %.4f, dead latents %.1f %%",
+            result.n_iter,
+            result.loss_curve[-1] if len(result.loss_curve) else np.nan,
+            100 * self.dead_latents_fraction_,
+        )
+        # A block of partial_fit may be too small to tell a dead latent from a rare one.
+        can_tell = not is_partial or settings.k * usage.n_rows >= 10 * self.n_components
+        if usage.dead_fraction > _DEAD_SHARE_WARNED and can_tell:
+            warnings.warn(
+                f"{usage.dead_fraction:.0%} of the {self.n_components} latents are in no code of {usage.n_rows} "
+                "training rows. Lower n_components (the data may not need as many), train on more rows, "
+                "or change learning_rate or init.",
+                DeadLatentsWarning,
+                stacklevel=3,
+            )
