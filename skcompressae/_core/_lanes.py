@@ -1,4 +1,4 @@
-"""Compare sixteen entries of a row at once and visit those that pass: what compilers do not make of a loop.
+"""Sixteen entries of a row at once, where compilers do not make vector instructions of a loop.
 
 Written in LLVM's vector instructions, for any processor and for float32 and float64.
 """
@@ -11,9 +11,22 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-__all__ = ["N_LANES", "lanes_at_least", "lowest_lane"]
+__all__ = ["N_LANES", "add_multiple", "lanes_at_least", "lowest_lane"]
 
 N_LANES = 16
+
+
+def _broadcast(builder: Any, vector: Any, value: Any) -> Any:
+    undefined = ir.Constant(vector, ir.Undefined)
+    lane = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(lane, undefined, ir.Constant(ir.VectorType(ir.IntType(32), N_LANES), [0] * N_LANES))
+
+
+def _vector_at(context: Any, builder: Any, kind: Any, array: Any, start: Any) -> tuple[Any, Any, int]:
+    """Return the type of a vector, a pointer to the lanes from `start` on, and their alignment in bytes."""
+    vector = ir.VectorType(context.get_value_type(kind.dtype), N_LANES)
+    first = builder.gep(context.make_array(kind)(context, builder, array).data, [start])
+    return vector, builder.bitcast(first, vector.as_pointer()), kind.dtype.bitwidth // 8
 
 
 @intrinsic
@@ -23,25 +36,30 @@ def lanes_at_least(typing_context, row, start, threshold):  # type: ignore[no-un
 
 
 def _generate_lanes_at_least(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    kind = signature.args[0]
     row, start, threshold = arguments
-    vector = ir.VectorType(context.get_value_type(kind.dtype), N_LANES)
-    first = builder.gep(context.make_array(kind)(context, builder, row).data, [start])
-    entries = builder.load(builder.bitcast(first, vector.as_pointer()), align=kind.dtype.bitwidth // 8)
-
-    def broadcast(value: Any) -> Any:
-        undefined = ir.Constant(vector, ir.Undefined)
-        return builder.shuffle_vector(
-            builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0)),
-            undefined,
-            ir.Constant(ir.VectorType(ir.IntType(32), N_LANES), [0] * N_LANES),
-        )
-
+    vector, pointer, alignment = _vector_at(context, builder, signature.args[0], row, start)
+    entries = builder.load(pointer, align=alignment)
     passing = builder.or_(
-        builder.fcmp_ordered(">=", entries, broadcast(threshold)),
-        builder.fcmp_ordered("<=", entries, broadcast(builder.fneg(threshold))),
+        builder.fcmp_ordered(">=", entries, _broadcast(builder, vector, threshold)),
+        builder.fcmp_ordered("<=", entries, _broadcast(builder, vector, builder.fneg(threshold))),
     )
     return builder.zext(builder.bitcast(passing, ir.IntType(N_LANES)), ir.IntType(32))
+
+
+@intrinsic
+def add_multiple(typing_context, target, source, start, factor):  # type: ignore[no-untyped-def]
+    """Add ``factor * source[start + j]`` to ``target[start + j]`` for every lane j; both rows are C-contiguous."""
+    return types.void(target, source, types.intp, target.dtype), _generate_add_multiple
+
+
+def _generate_add_multiple(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    target, source, start, factor = arguments
+    vector, to, alignment = _vector_at(context, builder, signature.args[0], target, start)
+    _, of, _ = _vector_at(context, builder, signature.args[1], source, start)
+    multiple = builder.fmul(_broadcast(builder, vector, factor), builder.load(of, align=alignment), flags=("contract",))
+    total = builder.fadd(builder.load(to, align=alignment), multiple, flags=("contract",))
+    builder.store(total, to, align=alignment)
+    return context.get_dummy_value()
 
 
 @intrinsic

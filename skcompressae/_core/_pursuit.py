@@ -3,7 +3,7 @@
 For a unit-norm row x, candidates C and the decoder rows D_C, orthogonal matching pursuit (Pati et al. 1993, in the
 Cholesky form of Rubinstein et al. 2008, "Batch-OMP") picks, k times, the candidate whose decoder row correlates most
 with what is still unexplained and refits all values picked so far. With exactly k candidates there is nothing to pick
-and one Cholesky solve gives the least-squares values on the support.
+and one elimination gives the least-squares values on the support.
 
 Only the Gram matrix of the candidates' decoder rows is built, a few kilobytes per row that stay in the first-level
 cache; the sums run in a fixed order, so a row's values depend on nothing but the row and its candidates.
@@ -15,7 +15,8 @@ import numpy as np
 from numba import njit
 
 from skcompressae._core._arrays import FloatArray, IndexArray
-from skcompressae._core._gathers import FAST, dots
+from skcompressae._core._gathers import FAST, dot, dots
+from skcompressae._core._lanes import N_LANES, add_multiple
 from skcompressae._core._threads import run_blocks
 
 __all__ = ["least_squares_codes"]
@@ -26,20 +27,22 @@ _RIDGE = 1e-5
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _gram(rows, n, gram):  # type: ignore[no-untyped-def]
-    """Write ``rows[:n] @ rows[:n].T`` to `gram`, in 4 x 4 register tiles."""
+def _gram(rows, picks, n, gram):  # type: ignore[no-untyped-def]
+    """Write the inner products of ``rows[picks[:n]]`` to `gram`, in 4 x 4 register tiles."""
     kind = rows.dtype.type
     n_columns = rows.shape[1]
     n_tiled = n - n % 4
     for i in range(0, n_tiled, 4):
+        left0, left1, left2, left3 = rows[picks[i]], rows[picks[i + 1]], rows[picks[i + 2]], rows[picks[i + 3]]
         for j in range(0, i + 4, 4):
+            row0, row1, row2, row3 = rows[picks[j]], rows[picks[j + 1]], rows[picks[j + 2]], rows[picks[j + 3]]
             s00, s01, s02, s03 = kind(0), kind(0), kind(0), kind(0)
             s10, s11, s12, s13 = kind(0), kind(0), kind(0), kind(0)
             s20, s21, s22, s23 = kind(0), kind(0), kind(0), kind(0)
             s30, s31, s32, s33 = kind(0), kind(0), kind(0), kind(0)
             for c in range(n_columns):
-                a0, a1, a2, a3 = rows[i, c], rows[i + 1, c], rows[i + 2, c], rows[i + 3, c]
-                b0, b1, b2, b3 = rows[j, c], rows[j + 1, c], rows[j + 2, c], rows[j + 3, c]
+                a0, a1, a2, a3 = left0[c], left1[c], left2[c], left3[c]
+                b0, b1, b2, b3 = row0[c], row1[c], row2[c], row3[c]
                 s00 += a0 * b0
                 s01 += a0 * b1
                 s02 += a0 * b2
@@ -62,10 +65,7 @@ def _gram(rows, n, gram):  # type: ignore[no-untyped-def]
             gram[i + 3, j], gram[i + 3, j + 1], gram[i + 3, j + 2], gram[i + 3, j + 3] = s30, s31, s32, s33
     for i in range(n_tiled, n):
         for j in range(i + 1):
-            total = kind(0)
-            for c in range(n_columns):
-                total += rows[i, c] * rows[j, c]
-            gram[i, j] = total
+            gram[i, j] = dot(rows[picks[i]], rows[picks[j]])
     for i in range(n):
         for j in range(i):
             gram[j, i] = gram[i, j]
@@ -96,11 +96,9 @@ def _back_substitute(factor, forward, n, solution):  # type: ignore[no-untyped-d
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _least_squares_rows(x, decoder, candidates, k, ridge, start, stop, indices, values, norms):  # type: ignore[no-untyped-def]
+def _pursue_rows(x, decoder, candidates, k, ridge, start, stop, indices, values, norms):  # type: ignore[no-untyped-def]
     n_candidates = candidates.shape[1]
-    n_columns = x.shape[1]
     kind = x.dtype.type
-    rows = np.empty((n_candidates, n_columns), dtype=x.dtype)
     gram = np.empty((n_candidates, n_candidates), dtype=x.dtype)
     factor = np.empty((k, k), dtype=x.dtype)
     correlations = np.empty(n_candidates, dtype=x.dtype)
@@ -110,26 +108,18 @@ def _least_squares_rows(x, decoder, candidates, k, ridge, start, stop, indices, 
     picked = np.empty(k, dtype=np.int64)
     is_picked = np.empty(n_candidates, dtype=np.bool_)
     position = np.empty(n_candidates, dtype=np.int64)
-    everything = np.arange(n_candidates)
     for i in range(start, stop):
-        for c in range(n_candidates):
-            row = decoder[candidates[i, c]]
-            for j in range(n_columns):  # three times as fast as a slice assignment
-                rows[c, j] = row[j]
-        _gram(rows, n_candidates, gram)
-        dots(x[i], rows, everything, n_candidates, correlations)
+        _gram(decoder, candidates[i], n_candidates, gram)
+        dots(x[i], decoder, candidates[i], n_candidates, correlations)
         unexplained[:] = correlations
         is_picked[:] = False
         for step in range(k):
-            if n_candidates == k:
-                best = step
-            else:
-                best = -1
-                largest = kind(-1)
-                for c in range(n_candidates):
-                    if not is_picked[c] and abs(unexplained[c]) > largest:
-                        largest = abs(unexplained[c])
-                        best = c
+            best = -1
+            largest = kind(-1)
+            for c in range(n_candidates):
+                if not is_picked[c] and abs(unexplained[c]) > largest:
+                    largest = abs(unexplained[c])
+                    best = c
             picked[step] = best
             is_picked[best] = True
             _append_to_cholesky(factor, gram, picked, step, ridge)
@@ -137,7 +127,7 @@ def _least_squares_rows(x, decoder, candidates, k, ridge, start, stop, indices, 
             for b in range(step):
                 total -= factor[step, b] * forward[b]
             forward[step] = total / factor[step, step]
-            if n_candidates > k and step < k - 1:
+            if step < k - 1:
                 _back_substitute(factor, forward, step + 1, solution)
                 unexplained[:] = correlations
                 for b in range(step + 1):
@@ -159,6 +149,45 @@ def _least_squares_rows(x, decoder, candidates, k, ridge, start, stop, indices, 
                 indices[i, written] = candidates[i, c]
                 values[i, written] = solution[position[c]]
                 written += 1
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _solve(system, n, ridge, solution):  # type: ignore[no-untyped-def]
+    """Solve a positive definite system by elimination, its right side in column n, its width a multiple of N_LANES."""
+    for a in range(n):
+        upper = system[a]
+        upper[a] = max(upper[a], ridge)
+        for i in range(a + 1, n):
+            row = system[i]
+            factor = -row[a] / upper[a]
+            for lane in range(a // N_LANES * N_LANES, system.shape[1], N_LANES):
+                add_multiple(row, upper, lane, factor)
+    for a in range(n - 1, -1, -1):
+        total = system[a, n]
+        for b in range(a + 1, n):
+            total -= system[a, b] * solution[b]
+        solution[a] = total / system[a, a]
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _refit_rows(x, decoder, supports, ridge, start, stop, values, norms):  # type: ignore[no-untyped-def]
+    k = supports.shape[1]
+    kind = x.dtype.type
+    system = np.zeros((k, (k // N_LANES + 1) * N_LANES), dtype=x.dtype)
+    correlations = np.empty(k, dtype=x.dtype)
+    solution = np.empty(k, dtype=x.dtype)
+    for i in range(start, stop):
+        _gram(decoder, supports[i], k, system)
+        dots(x[i], decoder, supports[i], k, correlations)
+        for a in range(k):
+            system[a, a] += ridge
+            system[a, k] = correlations[a]
+        _solve(system, k, ridge, solution)
+        squares = kind(0)  # s G s = s (c - ridge s)
+        for a in range(k):
+            values[i, a] = solution[a]
+            squares += solution[a] * (correlations[a] - ridge * solution[a])
+        norms[i] = np.sqrt(max(squares, kind(0)))
 
 
 def least_squares_codes(
@@ -188,14 +217,20 @@ def least_squares_codes(
     Matching Pursuit", Technion CS-2008-08, algorithm 3.
     """
     n_rows = x.shape[0]
-    indices = np.empty((n_rows, k), dtype=np.int32)
     values = np.empty((n_rows, k), dtype=x.dtype)
     norms = np.empty(n_rows, dtype=x.dtype)
     ridge = x.dtype.type(_RIDGE)
-    run_blocks(
-        lambda start, stop: _least_squares_rows(x, decoder, candidates, k, ridge, start, stop, indices, values, norms),
-        n_rows,
-        64,
-        n_threads,
-    )
+    if candidates.shape[1] == k:
+
+        def refit(start: int, stop: int) -> None:
+            _refit_rows(x, decoder, candidates, ridge, start, stop, values, norms)
+
+        run_blocks(refit, n_rows, 64, n_threads)
+        return candidates, values, norms
+    indices = np.empty((n_rows, k), dtype=np.int32)
+
+    def pursue(start: int, stop: int) -> None:
+        _pursue_rows(x, decoder, candidates, k, ridge, start, stop, indices, values, norms)
+
+    run_blocks(pursue, n_rows, 64, n_threads)
     return indices, values, norms
