@@ -1,0 +1,93 @@
+"""Milvus Lite through pymilvus: split codes in, candidates out, signed order back."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from skcompressae.engines import MilvusIndex, join_signs, rerank_signed, split_signs
+
+pymilvus = pytest.importorskip("pymilvus")
+pytest.importorskip("milvus_lite")
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    client = pymilvus.MilvusClient(str(tmp_path_factory.mktemp("milvus") / "codes.db"))
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def codes(fitted, embeddings):
+    return fitted.transform(embeddings)
+
+
+@pytest.fixture(scope="module")
+def index(client, codes):
+    index = MilvusIndex(client, 48, collection="fitted")
+    index.add(split_signs(codes))
+    return index
+
+
+def test_products_of_split_rows_are_exact(index, codes):
+    queries = split_signs(codes[:20])
+    scores, ids = index.search(queries, n_neighbors=20)
+    assert len(index) == 400
+    exact = (queries @ split_signs(codes).T).toarray()
+    np.testing.assert_allclose(scores, -np.sort(-exact, axis=1)[:, :20], rtol=1e-5)
+    np.testing.assert_allclose(scores, np.take_along_axis(exact, ids, axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("source", ["codes at hand", "codes of the engine"])
+def test_rerank_restores_the_signed_order(index, codes, fitted, embeddings, source):
+    queries = fitted.transform_query(embeddings[:20], n_nonzero=16)
+    _, candidates = index.search(split_signs(queries), n_neighbors=300)
+    stored = codes if source == "codes at hand" else lambda ids: join_signs(index.fetch(ids))
+    scores, ids = rerank_signed(queries, candidates, stored, n_neighbors=10)
+    exact = (queries @ codes.T).toarray()
+    np.testing.assert_allclose(scores, -np.sort(-exact, axis=1)[:, :10], rtol=1e-4)
+    np.testing.assert_allclose(scores, np.take_along_axis(exact, ids, axis=1), rtol=1e-4)
+
+
+def test_fetched_codes_are_those_stored(index, codes):
+    np.testing.assert_array_equal(join_signs(index.fetch([7, 399, 0])).toarray(), codes[[7, 399, 0]].toarray())
+    assert index.fetch([]).shape == (0, 96)
+    with pytest.raises(ValueError, match=r"ids must be in collection 'fitted'; 2 are not: \[400, 500\]"):
+        index.fetch([400, 1, 500])
+
+
+def test_signed_codes_are_refused_with_the_way_out(index, codes):
+    for call, name in ((index.add, "codes"), (index.search, "queries")):
+        with pytest.raises(ValueError, match=rf"refuses negative values.*split_signs\({name}\), with 96 columns"):
+            call(codes)
+        with pytest.raises(ValueError, match=rf"those of split_signs\({name}\); got 48"):
+            call(abs(codes))
+        with pytest.raises(ValueError, match=f"{name} must not be negative"):
+            call(sp.hstack([codes, codes]))
+        with pytest.raises(ValueError, match="columns; got 5"):
+            call(np.ones((1, 5)))
+    assert len(index) == 400
+
+
+def test_ids_replace_and_empty_rows_are_named(client):
+    index = MilvusIndex(client, 2, collection="small")
+    index.add(split_signs(np.array([[1.0, 0.0], [-1.0, 2.0]])), ids=[5, 2**62])
+    index.add(split_signs(np.array([[3.0, 0.0]])), ids=[5])
+    assert len(MilvusIndex(client, 2, collection="small")) == 2
+    scores, ids = index.search(split_signs(np.array([[1.0, 0.0], [0.0, -1.0], [0.0, 0.0], [-1.0, 1.0]])), n_neighbors=2)
+    np.testing.assert_array_equal(ids, [[5, -1], [-1, -1], [-1, -1], [2**62, -1]])
+    np.testing.assert_array_equal(scores[[0, 3], 0], [3.0, 3.0])
+    with pytest.raises(ValueError, match=r"nonzero in every row.*leave out 2 row\(s\): 0, 2"):
+        index.add(split_signs(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 0.0]])), ids=[1, 2, 3])
+    with pytest.raises(ValueError, match=r"holds documents \(2 here\)"):
+        index.add(split_signs(np.eye(2)))
+
+
+def test_other_collections_and_clients_are_refused(client):
+    client.create_collection("dense", dimension=4)
+    with pytest.raises(ValueError, match="collection 'dense' must have the fields"):
+        MilvusIndex(client, 2, collection="dense")
+    with pytest.raises(TypeError, match=r"client must be a pymilvus\.MilvusClient; got str"):
+        MilvusIndex("codes.db", 2)
+    with pytest.raises(ValueError, match="n_neighbors must be at most 16384; got 20000"):
+        MilvusIndex(client, 2, collection="limits").search(split_signs(np.eye(2)), n_neighbors=20_000)
