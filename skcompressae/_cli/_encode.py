@@ -1,0 +1,184 @@
+"""`encode` and `decode`: a stream of rows through a model, resumed where it stopped."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skcompressae._cli._errors import CommandError, UsageError
+from skcompressae._cli._formats import check_output, output_kind
+from skcompressae._cli._models import matching_model, read_model
+from skcompressae._cli._parquet import ParquetCodes, ParquetRows
+from skcompressae._cli._progress import progress_bar
+from skcompressae._cli._sinks import write_codes_npz, write_codes_parquet, write_rows_npy, write_rows_parquet
+from skcompressae._cli._sources import RowSource, block_rows_for, fingerprint, open_codes, open_rows
+from skcompressae._cli._spool import Spool
+
+__all__ = ["decode", "encode"]
+
+# Rows whose codes teach a value quantiser, as in CompresSAETransformer.transform_packed.
+_QUANTIZER_ROWS = 4096
+
+
+def encode(arguments: argparse.Namespace) -> None:
+    """Run ``skcompressae encode``."""
+    kind = output_kind(arguments.output, ("npz", "parquet", "packed"))
+    if kind != "packed" and arguments.value_bits is not None:
+        raise UsageError("--value-bits is for packed codes, an output that ends in .skc")
+    check_output(arguments.output, force=arguments.force)
+    source = open_rows(arguments.input, arguments.column)
+    model = read_model(arguments.model, arguments)
+    if source.n_features != model.n_features_in_:
+        raise CommandError(
+            f"{source.name} has embeddings of {source.n_features} features, the model {arguments.model} encodes "
+            f"{model.n_features_in_}"
+        )
+    from skcompressae.persistence import model_hash
+
+    options = {"output": kind, "column": arguments.column, "value_bits": arguments.value_bits}
+    dtype = np.dtype(np.float32 if source.dtype in (np.float16, np.float32) or kind != "npz" else np.float64)
+    streams: dict[str, np.dtype[Any]]
+    if kind == "packed":
+        streams = {"rows": np.dtype(np.uint8), "scales": np.dtype("<u2" if (arguments.value_bits or 4) <= 8 else "<f4")}
+    else:
+        streams = {"lengths": np.dtype("<i4"), "indices": np.dtype("<i4"), "values": dtype.newbyteorder("<")}
+    identity = _identity("encode", model_hash(model), source.path, options)
+    spool = Spool(arguments.output, identity, streams, restart=arguments.restart)
+    try:
+        _report_resumed(spool, source.n_rows, arguments)
+        quantizer = _quantizer(spool, model, source, arguments.value_bits or 4) if kind == "packed" else None
+        n_block_rows = block_rows_for(source.n_features, source.dtype)
+        with progress_bar(source.n_rows, "encode", n_done=spool.n_rows, is_quiet=arguments.quiet) as bar:
+            for block in source.blocks(spool.n_rows, n_block_rows):
+                _append_codes(spool, _encoded(model, block, source, spool.n_rows), quantizer, arguments.threads)
+                bar.update(len(block))
+        shape = (spool.n_rows, int(model.components_.shape[0]))
+        if shape[0] != source.n_rows:
+            raise CommandError(f"{source.name} gave {shape[0]} rows, expected {source.n_rows}; it is damaged")
+        if kind == "packed":
+            k = min(model.k, shape[1])
+            spool.finish(arguments.output, lambda path: _write_packed(path, spool, shape[1], k, quantizer))
+        elif kind == "npz":
+            spool.finish(arguments.output, lambda path: write_codes_npz(path, spool, shape))
+        else:
+            parquet = source if isinstance(source, ParquetRows) else None
+            spool.finish(arguments.output, lambda path: write_codes_parquet(path, spool, model, parquet, arguments))
+    finally:
+        spool.close()
+    size = Path(arguments.output).stat().st_size
+    _say(arguments, f"{arguments.output}: {shape[0]} codes, {size / shape[0]:.1f} bytes each")
+
+
+def _identity(command: str, digest: str, path: Path, options: dict[str, Any]) -> dict[str, Any]:
+    from skcompressae._version import __version__
+
+    return {
+        "command": command,
+        "model": digest,
+        "input": fingerprint(path),
+        "options": options,
+        "skcompressae": __version__,
+    }
+
+
+def _report_resumed(spool: Spool, n_rows: int, arguments: argparse.Namespace) -> None:
+    if spool.n_rows > n_rows:
+        raise CommandError(f"{spool.folder} holds more rows than the input; give --restart to throw it away")
+    if spool.n_rows:
+        _say(arguments, f"continuing after row {spool.n_rows} of {n_rows}")
+
+
+def _say(arguments: argparse.Namespace, text: str) -> None:
+    if not arguments.quiet:
+        print(text, file=sys.stderr)
+
+
+def _encoded(model: Any, block: NDArray[Any], source: RowSource, first_row: int) -> Any:
+    try:
+        return model.transform(block)
+    except ValueError as error:
+        finite = np.isfinite(block).all(axis=1)
+        if finite.all():
+            raise
+        row = first_row + int(np.argmin(finite))
+        raise CommandError(f"{source.name} must hold finite numbers; row {row} has NaN or infinity") from error
+
+
+def _append_codes(spool: Spool, codes: Any, quantizer: Any, n_threads: int | None) -> None:
+    if quantizer is None:
+        arrays = {"lengths": np.diff(codes.indptr), "indices": codes.indices, "values": codes.data}
+        spool.append(codes.shape[0], arrays)
+        return
+    from skcompressae.packed import PackedCodes
+
+    k = spool.state["k"]
+    packed = PackedCodes.pack(codes, k=k, quantizer=quantizer, n_threads=n_threads or 1)
+    spool.append(codes.shape[0], {"rows": packed.rows, "scales": packed._scales})
+
+
+def _quantizer(spool: Spool, model: Any, source: RowSource, value_bits: int) -> Any:
+    """Return the quantiser of the values, learned once and kept in the journal."""
+    from skcompressae.packed import ValueQuantizer
+
+    if "levels" not in spool.state:
+        rows = np.unique(np.linspace(0, source.n_rows - 1, _QUANTIZER_ROWS).astype(np.intp))
+        k = min(model.k, int(model.components_.shape[0]))
+        codes = _encoded(model, source.take(rows), source, 0)
+        learned = ValueQuantizer.fit(codes, value_bits=value_bits, k=k)
+        spool.state.update(k=k, kind=learned.kind, levels=learned.levels.astype(np.float64).tolist())
+        spool.commit()
+    levels = np.array(spool.state["levels"], dtype=np.float32)
+    return ValueQuantizer(spool.state["kind"], value_bits, levels)
+
+
+def _write_packed(path: Path, spool: Spool, n_components: int, k: int, quantizer: Any) -> None:
+    from skcompressae.packed import PackedCodes
+
+    rows = spool.map_stream("rows").reshape(spool.n_rows, -1)
+    PackedCodes(rows, spool.map_stream("scales"), n_components=n_components, k=k, quantizer=quantizer).save(path)
+
+
+def decode(arguments: argparse.Namespace) -> None:
+    """Run ``skcompressae decode``."""
+    kind = output_kind(arguments.output, ("npy", "parquet"))
+    check_output(arguments.output, force=arguments.force)
+    source = open_codes(arguments.input, arguments.n_components)
+    model = read_model(arguments.model, arguments)
+    n_components, n_features = model.components_.shape
+    if source.n_components != n_components:
+        raise CommandError(
+            f"{source.name} has codes of {source.n_components} components, "
+            f"the model {arguments.model} has {n_components}"
+        )
+    from skcompressae.persistence import model_hash
+
+    if isinstance(source, ParquetCodes):
+        matching_model(model, source.meta, source.name)
+    dtype = np.dtype(getattr(source, "dtype", np.float32))
+    identity = _identity("decode", model_hash(model), source.path, {"output": kind})
+    spool = Spool(arguments.output, identity, {"rows": dtype.newbyteorder("<")}, restart=arguments.restart)
+    try:
+        _report_resumed(spool, source.n_rows, arguments)
+        with progress_bar(source.n_rows, "decode", n_done=spool.n_rows, is_quiet=arguments.quiet) as bar:
+            for block in source.blocks(spool.n_rows, block_rows_for(n_features, dtype)):
+                rows = model.inverse_transform(block)
+                spool.append(len(rows), {"rows": rows})
+                bar.update(len(rows))
+        if spool.n_rows != source.n_rows:
+            raise CommandError(f"{source.name} gave {spool.n_rows} rows, expected {source.n_rows}; it is damaged")
+        n_rows = spool.n_rows
+        if kind == "npy":
+            spool.finish(arguments.output, lambda path: write_rows_npy(path, spool, n_features, dtype))
+        else:
+            parquet = source if isinstance(source, ParquetCodes) else None
+            spool.finish(
+                arguments.output, lambda path: write_rows_parquet(path, spool, n_features, parquet, arguments.column)
+            )
+    finally:
+        spool.close()
+    _say(arguments, f"{arguments.output}: {n_rows} embeddings of {n_features} features")

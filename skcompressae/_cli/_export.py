@@ -1,0 +1,133 @@
+"""`export`: the same model or the same codes in another format."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from skcompressae._cli._errors import UsageError
+from skcompressae._cli._formats import check_output, kind_of, output_kind
+from skcompressae._cli._models import read_model
+from skcompressae._cli._npz import write_npz
+from skcompressae._cli._parquet import ParquetCodes, parquet_writer
+from skcompressae._cli._progress import progress_bar
+from skcompressae._cli._sources import CodeSource, PackedSource, open_codes
+from skcompressae._files import atomic_write
+
+__all__ = ["export"]
+
+_BLOCK_ROWS = 1 << 16
+# Rows whose codes teach a value quantiser: as many as ValueQuantizer.fit looks at.
+_QUANTIZER_ROWS = 4096
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Run ``skcompressae export``."""
+    kind = kind_of(arguments.input)
+    if kind == "model":
+        output_kind(arguments.output, ("model",))
+        check_output(arguments.output, force=arguments.force)
+        read_model(arguments.input, arguments).save(arguments.output, with_moments=False)
+    else:
+        to = output_kind(arguments.output, ("npz", "parquet", "packed", "archive"))
+        check_output(arguments.output, force=arguments.force)
+        source = open_codes(arguments.input, arguments.n_components)
+        if arguments.value_bits is not None and (to not in ("packed", "archive") or _has_quantizer(source)):
+            raise UsageError("--value-bits is for packing codes that are not packed yet, into .skc or .ska")
+        _WRITERS[to](source, arguments)
+    if not arguments.quiet:
+        size = Path(arguments.output).stat().st_size
+        print(f"{arguments.output}: {size} bytes", file=sys.stderr)
+
+
+def _has_quantizer(source: CodeSource) -> bool:
+    return isinstance(source, PackedSource) or (isinstance(source, ParquetCodes) and source.is_packed)
+
+
+def _blocks(source: CodeSource, what: str, arguments: argparse.Namespace) -> Any:
+    with progress_bar(source.n_rows, what, n_done=0, is_quiet=arguments.quiet) as bar:
+        for block in source.blocks(0, _BLOCK_ROWS):
+            yield sp.csr_matrix(block)
+            bar.update(block.shape[0])
+
+
+def _to_npz(source: CodeSource, arguments: argparse.Namespace) -> None:
+    """Read the codes once for each of the three arrays that follow each other in the file."""
+    nnz = sum(block.nnz for block in _blocks(source, "count", arguments))
+    dtype = np.dtype(getattr(source, "dtype", np.float32))
+    with atomic_write(arguments.output) as stream:
+        write_npz(
+            stream,
+            (source.n_rows, source.n_components),
+            nnz,
+            (np.diff(block.indptr) for block in _blocks(source, "row ends", arguments)),
+            (block.indices for block in _blocks(source, "indices", arguments)),
+            (block.data for block in _blocks(source, "values", arguments)),
+            dtype,
+        )
+
+
+def _to_packed(source: CodeSource, arguments: argparse.Namespace) -> None:
+    packed = _packed(source, arguments)
+    if output_kind(arguments.output, ("packed", "archive")) == "packed":
+        packed.save(arguments.output)
+        return
+    with atomic_write(arguments.output) as stream:
+        stream.write(packed.to_archive())
+
+
+def _packed(source: CodeSource, arguments: argparse.Namespace) -> Any:
+    """Return the codes packed: as they are where they were, else with a quantiser learned on a sample of rows."""
+    from skcompressae.packed import PackedCodes, ValueQuantizer
+
+    if isinstance(source, PackedSource):
+        return source.store
+    if isinstance(source, ParquetCodes) and source.is_packed:
+        return source.read_packed()
+    wanted = np.unique(np.linspace(0, source.n_rows - 1, _QUANTIZER_ROWS).astype(np.int64))
+    k, start, sample = 1, 0, []
+    for block in _blocks(source, "sample", arguments):
+        stop = start + block.shape[0]
+        k = max(k, int(np.diff(block.indptr).max()))
+        sample.append(block[wanted[(wanted >= start) & (wanted < stop)] - start])
+        start = stop
+    quantizer = ValueQuantizer.fit(sp.vstack(sample, format="csr"), value_bits=arguments.value_bits or 4, k=k)
+    n_threads = arguments.threads or 1
+    blocks = _blocks(source, "pack", arguments)
+    return PackedCodes.concatenate(
+        [PackedCodes.pack(block, k=k, quantizer=quantizer, n_threads=n_threads) for block in blocks]
+    )
+
+
+def _to_parquet(source: CodeSource, arguments: argparse.Namespace) -> None:
+    """Write columns of codes; packed ones carry their quantiser, so that they come back equal."""
+    import pyarrow as pa
+
+    from skcompressae._arrow_columns import compact_index_type, lists_of_csr
+
+    if isinstance(source, PackedSource):
+        parts = source.store.iter_blocks(_BLOCK_ROWS)
+        first = source.store[:0].to_arrow()
+        with atomic_write(arguments.output) as stream, parquet_writer(stream, first.schema) as writer:
+            for part in parts:
+                writer.write_table(part.to_arrow())
+        return
+    if isinstance(source, ParquetCodes):
+        raise UsageError(f"{source.name} is a Parquet file of codes already")
+    index_type = compact_index_type(source.n_components)
+    meta = {"version": 1, "n_components": source.n_components, "columns": ["indices", "values"], "layout": "compact"}
+    fields = [pa.field("indices", pa.list_(index_type)), pa.field("values", pa.list_(pa.float32()))]
+    schema = pa.schema(fields, {b"skcompressae.codes": json.dumps(meta).encode()})
+    with atomic_write(arguments.output) as stream, parquet_writer(stream, schema) as writer:
+        for block in _blocks(source, "export", arguments):
+            arrays = list(lists_of_csr(block, index_type, pa.float32()))
+            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+
+
+_WRITERS = {"npz": _to_npz, "parquet": _to_parquet, "packed": _to_packed, "archive": _to_packed}

@@ -1,0 +1,95 @@
+"""`fit`: train a model on a file of embeddings."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from skcompressae._cli._errors import UsageError
+from skcompressae._cli._formats import check_output, output_kind
+from skcompressae._cli._npy import NpyRows
+from skcompressae._cli._progress import progress_bar, wants_progress
+from skcompressae._cli._sources import RowSource, block_rows_for, open_rows
+
+__all__ = ["fit"]
+
+_INTERRUPTED = 130
+
+
+def fit(arguments: argparse.Namespace) -> int:
+    """Run ``skcompressae fit``; return 130 where Ctrl-C ended it early, with the weights so far saved."""
+    output_kind(arguments.output, ("model",))
+    check_output(arguments.output, force=arguments.force)
+    source = open_rows(arguments.input, arguments.column)
+    model = _make_model(arguments)
+    with _whole(source, arguments) as rows, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        model.fit(rows)
+    was_interrupted = False
+    for warning in caught:
+        was_interrupted |= "fit was interrupted" in str(warning.message)
+        warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
+    model.set_params(verbose=0).save(arguments.output)
+    if not arguments.quiet:
+        print(
+            f"{arguments.output}: {model.n_iter_} steps on {source.n_rows} rows, "
+            f"{model.dead_latents_fraction_:.1%} of {len(model.components_)} latents unused",
+            file=sys.stderr,
+        )
+    return _INTERRUPTED if was_interrupted else 0
+
+
+def _make_model(arguments: argparse.Namespace) -> Any:
+    """Return the estimator that the options and ``--param`` describe."""
+    from skcompressae import CompresSAETransformer
+
+    model = CompresSAETransformer()
+    known = model.get_params()
+    given: dict[str, Any] = {}
+    for text in arguments.param:
+        name, equals, value = text.partition("=")
+        if not equals or name not in known:
+            raise UsageError(f"--param takes NAME=VALUE with one of the names {', '.join(sorted(known))}; got {text!r}")
+        try:
+            given[name] = json.loads(value)
+        except ValueError:
+            given[name] = value  # a word, such as data in init=data
+    options = {name: value for name in known if (value := getattr(arguments, name, None)) is not None}
+    if twice := sorted(set(given) & set(options)):
+        raise UsageError(f"{twice[0]} is given twice, by --param and by an option of its own")
+    given.update(options)
+    if given.get("norm") == "none":
+        given["norm"] = None
+    if isinstance(given.get("loss_weights"), list):
+        given["loss_weights"] = tuple(given["loss_weights"])
+    return model.set_params(**{"verbose": int(wants_progress(arguments.quiet)), **given})
+
+
+@contextlib.contextmanager
+def _whole(source: RowSource, arguments: argparse.Namespace) -> Iterator[Any]:
+    """Give the rows as one array on disk: the file itself, or a temporary .npy beside the output."""
+    if isinstance(source, NpyRows):
+        yield source.map_rows()
+        return
+    folder = Path(arguments.output).resolve().parent
+    with tempfile.TemporaryDirectory(prefix=".fit-", dir=folder) as scratch:
+        path = Path(scratch) / "rows.npy"
+        rows: Any = np.lib.format.open_memmap(path, "w+", dtype=source.dtype, shape=(source.n_rows, source.n_features))
+        start = 0
+        with progress_bar(source.n_rows, "read", n_done=0, is_quiet=arguments.quiet) as bar:
+            for block in source.blocks(0, block_rows_for(source.n_features, source.dtype)):
+                rows[start : start + len(block)] = block
+                start += len(block)
+                bar.update(len(block))
+        rows.flush()
+        yield rows
+        del rows

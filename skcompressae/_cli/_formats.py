@@ -1,0 +1,113 @@
+"""Kinds of files: what is read is recognised by its content, what is written is named by its suffix."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+
+from skcompressae._cli._errors import CommandError, UsageError
+
+__all__ = ["check_output", "kind_of", "output_kind"]
+
+_MAGICS = (
+    (b"\x93NUMPY", "npy"),
+    (b"PK\x03\x04", "zip"),
+    (b"PAR1", "parquet"),
+    (b"SKCPACK", "packed"),
+    (b"SKCAENNI", "index"),
+)
+_SUFFIXES = {
+    ".npy": "npy",
+    ".npz": "npz",
+    ".parquet": "parquet",
+    ".skc": "packed",
+    ".ska": "archive",
+    ".safetensors": "model",
+    ".pt": "reference",
+    ".onnx": "onnx",
+    ".tsv": "tsv",
+    ".json": "json",
+    ".png": "png",
+    ".svg": "svg",
+    ".pdf": "pdf",
+}
+# What pickles of the protocols in use begin with.
+_PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+def kind_of(path: str | os.PathLike[str]) -> str:
+    """Return what a file holds by its first bytes.
+
+    Returns
+    -------
+    kind : {"npy", "npz", "parquet", "packed", "index", "model", "reference"}
+        "packed" stands for packed codes and for their archives, "reference" for a checkpoint of PyTorch.
+
+    Raises
+    ------
+    CommandError
+        If it is none of these.
+    OSError
+        If it cannot be read.
+    """
+    with open(path, "rb") as stream:
+        head = stream.read(16)
+    for magic, kind in _MAGICS:
+        if head.startswith(magic):
+            return _kind_of_zip(path) if kind == "zip" else kind
+    if len(head) >= 9 and head[8:9] == b"{":
+        return "model"
+    if head.startswith(_PICKLES):
+        raise CommandError(
+            f"{path} is a pickle, which runs code when it is opened; save the model with its save() method instead"
+        )
+    raise CommandError(
+        f"{path} is no file that this command knows: .npy, .npz (SciPy), Parquet, packed codes, a search index or a "
+        f"model; it begins with {head[:8]!r}"
+    )
+
+
+def _kind_of_zip(path: str | os.PathLike[str]) -> str:
+    """Tell a checkpoint of PyTorch from the arrays of SciPy: both are zip archives."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError):
+        return "npz"  # its reader says what is wrong
+    return "reference" if any(name.endswith("data.pkl") for name in names) else "npz"
+
+
+def output_kind(path: str | os.PathLike[str], allowed: tuple[str, ...]) -> str:
+    """Return the kind of file that the suffix of an output names.
+
+    Raises
+    ------
+    UsageError
+        If the suffix names none of the kinds in `allowed`.
+    """
+    suffix = Path(path).suffix.lower()
+    kind = _SUFFIXES.get(suffix)
+    if kind not in allowed:
+        known = ", ".join(suffix for suffix, known in _SUFFIXES.items() if known in allowed)
+        raise UsageError(f"the output {path} must end in one of {known}; got {suffix or 'no suffix'}")
+    return kind
+
+
+def check_output(path: str | os.PathLike[str], *, force: bool) -> None:
+    """Refuse an output before any work is done: one that exists, or whose folder does not.
+
+    Raises
+    ------
+    CommandError
+        If there is a file and not `force`, the folder is missing or may not be written to.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise CommandError(f"the output {path} is a folder")
+    if target.exists() and not force:
+        raise CommandError(f"the output {path} exists; give --force to replace it, or another name")
+    if not target.parent.is_dir():
+        raise CommandError(f"the folder of the output {path} does not exist")
+    if not os.access(target.parent, os.W_OK):
+        raise CommandError(f"the folder of the output {path} may not be written to")

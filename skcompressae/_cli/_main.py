@@ -1,0 +1,150 @@
+"""`skcompressae`: the parser of the command line, and what becomes of errors."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from skcompressae._cli._errors import CommandError
+from skcompressae._cli._options import COMMANDS
+from skcompressae._version import __version__
+
+__all__ = ["main", "make_parser"]
+
+_DESCRIPTION = """\
+Compress embeddings into sparse codes, and search the codes.
+
+  skcompressae fit embeddings.npy model.safetensors --n-components 4096 --k 32
+  skcompressae encode model.safetensors embeddings.npy codes.npz
+  skcompressae search codes.npz queries.npy --model model.safetensors -n 10
+"""
+_EPILOG = """\
+Files are recognised by their content when they are read, and by their suffix when they are written:
+
+  .npy          embeddings, a matrix of floats, one row each
+  .parquet      embeddings, a column of lists of floats; or codes, columns "indices" and "values"
+  .npz          codes, a CSR matrix of scipy.sparse.save_npz
+  .skc .ska     codes, packed into about two bytes a nonzero (searchable) or archived (smallest)
+  .safetensors  a model
+
+Exit codes: 0 done; 1 the data, a model or a file is not as it must be; 2 the arguments are not; 130 interrupted by
+Ctrl-C; 141 nobody reads the output any more. Errors are one line on stderr, "skcompressae: error: ...".
+"skcompressae COMMAND --help" explains a command by examples.
+"""
+# What the API raises about data, models and parameters; anything else is a defect and shows its traceback.
+_REFUSALS = (CommandError, OSError, ValueError, ImportError, MemoryError)
+_INTERRUPTED, _BROKEN_PIPE = 130, 141
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all subcommands; importing neither torch nor scikit-learn."""
+    common = argparse.ArgumentParser(add_help=False)
+    group = common.add_argument_group("common options")
+    group.add_argument("-q", "--quiet", action="store_true", help="no progress and no messages on stderr but errors")
+    group.add_argument("--threads", type=_positive, metavar="N", help="threads to use; all cores if not given")
+    group.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    parser = argparse.ArgumentParser(
+        prog="skcompressae",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"skcompressae {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, (summary, examples, declare) in COMMANDS.items():
+        subparser = subparsers.add_parser(
+            name,
+            parents=[common],
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog="examples:\n" + textwrap.indent(textwrap.dedent(examples).strip("\n"), "  "),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        subparser.set_defaults(run=declare(subparser))
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str or None, default=None
+        Arguments; None takes those of the process.
+
+    Returns
+    -------
+    exit_code : int
+    """
+    try:
+        arguments = make_parser().parse_args(argv)
+    except SystemExit as stop:  # argparse: help, version and usage errors
+        return int(stop.code or 0)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(warnings.catch_warnings())
+            _show_warnings_in_one_line(arguments.quiet)
+            if arguments.threads:
+                _limit_threads(arguments.threads, stack)
+            exit_code = arguments.run(arguments)
+            sys.stdout.flush()
+        return int(exit_code or 0)
+    except KeyboardInterrupt:
+        print("skcompressae: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # or Python complains once more when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except _REFUSALS as error:
+        if arguments.traceback:
+            raise
+        print(f"skcompressae: error: {_one_line(error)}", file=sys.stderr)
+        return error.exit_code if isinstance(error, CommandError) else 1
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return f"not enough memory: {text or 'an allocation failed'}"
+    return text or type(error).__name__
+
+
+def _show_warnings_in_one_line(is_quiet: bool) -> None:
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        if not is_quiet:
+            print(f"skcompressae: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    warnings.simplefilter("default")
+    for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+        warnings.simplefilter("ignore", category)
+    show_warning: Callable[..., None] = show
+    warnings.showwarning = show_warning
+
+
+def _limit_threads(n_threads: int, stack: ExitStack) -> None:
+    import numpy  # noqa: F401 - the library that is limited has to be loaded
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    stack.callback(torch.set_num_threads, before)
+    stack.enter_context(threadpool_limits(n_threads))

@@ -1,0 +1,72 @@
+"""The model that a command works with, and the parameters that may change after fitting."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from skcompressae._cli._errors import CommandError
+from skcompressae._cli._formats import kind_of
+
+__all__ = ["add_encoding_options", "matching_model", "read_model"]
+
+
+def add_encoding_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the parameters of a fitted model that may be set anew."""
+    group = parser.add_argument_group("parameters of the model, as it was saved where they are not given")
+    group.add_argument("--k", type=int, help="nonzeros per code; a model serves smaller k than it was fitted with")
+    group.add_argument(
+        "--coding", choices=["auto", "least_squares", "pursuit", "activations"], help="how values are found"
+    )
+    group.add_argument("--norm", choices=["input", "unit", "none"], help="scale of a code")
+    group.add_argument("--precision", choices=["float32", "tf32", "bfloat16"], help="of the encoder's product")
+    group.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps")
+
+
+def read_model(path: str | os.PathLike[str], arguments: argparse.Namespace) -> Any:
+    """Load a model and set what the arguments say.
+
+    Raises
+    ------
+    CommandError
+        If the file is no model.
+    """
+    if kind_of(path) != "model":
+        raise CommandError(f"{path} must be a model as skcompressae fit writes it (.safetensors)")
+    from skcompressae.persistence import load_model
+
+    model = load_model(path)
+    names = ("k", "coding", "norm", "precision", "device")
+    given = {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
+    if given.get("norm") == "none":
+        given["norm"] = None
+    # the file says where the model was fitted, which may be another machine
+    model.set_params(**{"device": "auto", **given})
+    return model.set_params(verbose=0, sparse_output=True)
+
+
+def matching_model(model: Any, meta: dict[str, Any], name: str) -> None:
+    """Refuse codes that say they were made by another model; its `k`, coding, norm and precision may differ.
+
+    Raises
+    ------
+    CommandError
+        If no setting of this model has the hash that came with the codes.
+    """
+    from skcompressae.persistence import model_hash
+
+    wanted = meta.get("model_hash")
+    if wanted is None:
+        return
+    saved = model.get_params()
+    try:
+        for precision in dict.fromkeys([model.precision, "float32", "tf32", "bfloat16"]):
+            for coding in ("least_squares", "activations", "pursuit"):
+                k = meta.get("k", model.k)
+                model.set_params(k=k, norm=meta.get("norm", model.norm), coding=coding, precision=precision)
+                if model_hash(model) == wanted:
+                    return
+    finally:
+        model.set_params(**saved)
+    raise CommandError(f"{name} was encoded by another model, whose hash is {wanted}")

@@ -1,0 +1,144 @@
+"""`search`: the nearest codes of queries, as a table of numbers."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skcompressae._cli._errors import CommandError, UsageError
+from skcompressae._cli._formats import check_output, kind_of, output_kind
+from skcompressae._cli._models import read_model
+from skcompressae._cli._parquet import open_parquet, parquet_writer
+from skcompressae._cli._progress import progress_bar
+from skcompressae._cli._sources import CodeSource, PackedSource, RowSource, open_codes, open_rows
+from skcompressae._files import atomic_write
+
+__all__ = ["search"]
+
+_QUERY_BLOCK = 1024
+_BLOCK_ROWS = 1 << 16
+
+Found = tuple[NDArray[Any], NDArray[np.int64]]
+
+
+def search(arguments: argparse.Namespace) -> None:
+    """Run ``skcompressae search``."""
+    kind = "tsv" if arguments.output is None else output_kind(arguments.output, ("tsv", "npz", "parquet"))
+    for output in (arguments.output, arguments.save_index):
+        if output is not None:
+            check_output(output, force=arguments.force)
+    queries = _open_queries(arguments)
+    model = None if arguments.model is None else read_model(arguments.model, arguments)
+    if model is None and hasattr(queries, "n_features") and kind_of(arguments.codes) != "index":
+        raise UsageError(f"{queries.name} holds embeddings; name the model that compresses them with --model")
+    index = _open_index(arguments, model)
+    if arguments.n_neighbors > index.n_samples_fit_:
+        raise UsageError(f"-n {arguments.n_neighbors} is more than the {index.n_samples_fit_} documents")
+    if arguments.save_index is not None:
+        index.save(arguments.save_index)
+    found = _found(index, queries, arguments)
+    if arguments.output is None:
+        for start, part in _numbered(found):
+            sys.stdout.write(_table(start, part))
+        return
+    if kind == "tsv":
+        with atomic_write(arguments.output) as stream:
+            for start, part in _numbered(found):
+                stream.write(_table(start, part).encode())
+    elif kind == "npz":
+        distances, indices = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        with atomic_write(arguments.output) as stream:
+            np.savez(stream, distances=distances, indices=indices)
+    else:
+        _write_parquet(Path(arguments.output), found, arguments.n_neighbors)
+
+
+def _open_queries(arguments: argparse.Namespace) -> RowSource | CodeSource:
+    kind = kind_of(arguments.queries)
+    if kind == "parquet" and arguments.column is None:
+        names = open_parquet(arguments.queries).schema_arrow.names
+        if {"indices", "values"} <= set(names):
+            return open_codes(arguments.queries)
+    return (
+        open_rows(arguments.queries, arguments.column) if kind in ("npy", "parquet") else open_codes(arguments.queries)
+    )
+
+
+def _open_index(arguments: argparse.Namespace, model: Any) -> Any:
+    """Return a fitted search over the codes: a saved one, or one made of them."""
+    from skcompressae import CodeNearestNeighbors
+
+    n_jobs = arguments.threads or -1
+    if kind_of(arguments.codes) == "index":
+        given = [name for name in ("mode", "metric", "rerank") if getattr(arguments, name) is not None]
+        if given:
+            raise UsageError(f"--{given[0]} is part of a saved index; build one from codes for another")
+        return CodeNearestNeighbors.load(arguments.codes, compressor=model).set_params(n_jobs=n_jobs)
+    source = open_codes(arguments.codes, None if model is None else len(model.components_))
+    index = CodeNearestNeighbors(
+        compressor=model,
+        mode=arguments.mode or "auto",
+        metric=arguments.metric or "cosine",
+        rerank=arguments.rerank,
+        n_jobs=n_jobs,
+        device=arguments.device or "cpu",
+    )
+    if isinstance(source, PackedSource):
+        return index.fit(source.store)
+    if arguments.rerank is not None:
+        raise UsageError("--rerank needs packed codes with residual codes")
+    with progress_bar(source.n_rows, "index", n_done=0, is_quiet=arguments.quiet) as bar:
+        for block in source.blocks(0, _BLOCK_ROWS):
+            index.partial_fit(block)
+            bar.update(block.shape[0])
+    return index
+
+
+def _found(index: Any, queries: RowSource | CodeSource, arguments: argparse.Namespace) -> Iterator[Found]:
+    """Yield distances and indices, block by block."""
+    with progress_bar(queries.n_rows, "search", n_done=0, is_quiet=arguments.quiet) as bar:
+        for block in queries.blocks(0, _QUERY_BLOCK):
+            if isinstance(block, np.ndarray) and not np.isfinite(block).all():
+                raise CommandError(f"{queries.name} must hold finite numbers; it has NaN or infinity")
+            yield index.kneighbors(block, n_neighbors=arguments.n_neighbors)
+            bar.update(block.shape[0])
+
+
+def _numbered(found: Iterator[Found]) -> Iterator[tuple[int, Found]]:
+    start = 0
+    for part in found:
+        yield start, part
+        start += len(part[0])
+
+
+def _table(start: int, found: Found) -> str:
+    """Return lines of query, rank, document and distance; the first block begins with their names."""
+    lines = ["query\trank\tdocument\tdistance\n"] if start == 0 else []
+    for query, (distances, indices) in enumerate(zip(*found, strict=True), start):
+        lines += [
+            f"{query}\t{rank}\t{document}\t{distance:.6g}\n"
+            for rank, (distance, document) in enumerate(zip(distances.tolist(), indices.tolist(), strict=True), 1)
+        ]
+    return "".join(lines)
+
+
+def _write_parquet(path: Path, found: Iterator[Found], n_neighbors: int) -> None:
+    import pyarrow as pa
+
+    fields = [pa.field("query", pa.int64())]
+    fields += [pa.field("documents", pa.list_(pa.int64(), n_neighbors))]
+    fields += [pa.field("distances", pa.list_(pa.float32(), n_neighbors))]
+    schema = pa.schema(fields)
+    with atomic_write(path) as stream, parquet_writer(stream, schema) as writer:
+        for start, (distances, indices) in _numbered(found):
+            numbers = pa.array(np.arange(start, start + len(indices)))
+            documents = pa.FixedSizeListArray.from_arrays(pa.array(indices.reshape(-1)), n_neighbors)
+            flat = pa.array(distances.astype(np.float32, copy=False).reshape(-1))
+            columns = [numbers, documents, pa.FixedSizeListArray.from_arrays(flat, n_neighbors)]
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))

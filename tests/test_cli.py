@@ -1,0 +1,512 @@
+"""The command line: what it writes is what the API gives, and what it says about everything else."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import scipy.sparse as sp
+from conftest import make_embeddings
+
+from skcompressae import CodeNearestNeighbors, CompresSAETransformer, PackedCodes
+from skcompressae._cli import _sources
+from skcompressae._cli._main import main
+from skcompressae._cli._spool import Spool
+from skcompressae.arrow import codes_from_arrow
+from skcompressae.persistence import model_hash
+
+COMMAND = Path(sys.executable).with_name("skcompressae")
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch, fitted, embeddings):
+    """A folder with a model and embeddings in every form, as the working directory."""
+    monkeypatch.chdir(tmp_path)
+    fitted.save("model.safetensors")
+    np.save("x.npy", embeddings)
+    np.save("queries.npy", make_embeddings(15, seed=1))
+    columns = {"id": pa.array(range(len(embeddings))), "vector": pa.array(list(embeddings))}
+    pq.write_table(pa.table(columns), "x.parquet", row_group_size=150)
+    return tmp_path
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of 100 rows, so that 400 rows take several steps."""
+    monkeypatch.setattr(_sources, "_MAX_BLOCK_ROWS", 100)
+
+
+def refuses(capsys, *arguments, code=1):
+    """Run a command that must fail; return its one line."""
+    assert main([str(argument) for argument in arguments]) == code
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("skcompressae: error: ")]
+    if code == 1:
+        assert error.splitlines() == lines
+    assert len(lines) == 1
+    return lines[0].removeprefix("skcompressae: error: ")
+
+
+def same_matrix(found, expected):
+    assert found.shape == expected.shape
+    assert found.dtype == expected.dtype
+    assert (found != expected).nnz == 0
+
+
+# ------------------------------------------------------------------------------------------------- encode, decode
+def test_encode_writes_what_transform_gives(files, small_blocks, fitted, embeddings):
+    expected = fitted.transform(embeddings)
+    assert main(["encode", "model.safetensors", "x.npy", "codes.npz", "-q"]) == 0
+    same_matrix(sp.load_npz("codes.npz"), expected)
+
+    assert main(["encode", "model.safetensors", "x.npy", "codes.skc", "-q", "--value-bits", "6"]) == 0
+    assert PackedCodes.load("codes.skc") == fitted.transform_packed(embeddings, value_bits=6)
+
+    assert main(["encode", "model.safetensors", "x.parquet", "codes.parquet", "-q"]) == 0
+    table = pq.read_table("codes.parquet")
+    assert table.schema.names == ["id", "indices", "values"]
+    assert table["id"].to_pylist() == list(range(400))
+    same_matrix(codes_from_arrow(table), expected)
+    assert not list(files.glob("*.partial"))
+
+
+def test_encode_takes_the_parameters_of_a_fitted_model(files, fitted, embeddings):
+    import copy
+
+    other = copy.deepcopy(fitted).set_params(k=3, coding="activations", norm=None)
+    options = ["--k", "3", "--coding", "activations", "--norm", "none"]
+    assert main(["encode", "model.safetensors", "x.npy", "codes.npz", "-q", *options]) == 0
+    same_matrix(sp.load_npz("codes.npz"), other.transform(embeddings))
+    assert main(["encode", "model.safetensors", "x.parquet", "c.parquet", "-q", *options, "--layout", "struct"]) == 0
+    same_matrix(codes_from_arrow(pq.read_table("c.parquet")), other.transform(embeddings))
+    # another k of the same model is no other model
+    assert main(["decode", "model.safetensors", "c.parquet", "back.npy", "-q"]) == 0
+    np.testing.assert_array_equal(np.load("back.npy"), other.inverse_transform(other.transform(embeddings)))
+
+
+@pytest.mark.parametrize("dtype", ["<f2", ">f4", "<f8", "<i4"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_every_kind_of_array_is_encoded(files, small_blocks, fitted, embeddings, dtype, order):
+    array = np.asarray(embeddings * 50, dtype=dtype, order=order)
+    np.save("other.npy", array)
+    assert main(["encode", "model.safetensors", "other.npy", "codes.npz", "-q"]) == 0
+    same_matrix(
+        sp.load_npz("codes.npz"),
+        fitted.transform(np.ascontiguousarray(array).astype(np.dtype(dtype).newbyteorder("="))),
+    )
+
+
+@pytest.mark.parametrize("kind", ["fixed", "large", "float64"])
+def test_every_kind_of_embedding_column_is_encoded(files, fitted, embeddings, kind):
+    flat = pa.array(embeddings.ravel().astype(np.float64 if kind == "float64" else np.float32))
+    if kind == "large":
+        column = pa.LargeListArray.from_arrays(pa.array(np.arange(0, 9601, 24)), flat)
+    else:
+        column = pa.FixedSizeListArray.from_arrays(flat, 24)
+    ragged = pa.array([[1.0]] * 400)
+    pq.write_table(pa.table({"other": ragged, "vector": column}), "y.parquet", row_group_size=90)
+    assert main(["encode", "model.safetensors", "y.parquet", "codes.npz", "-q", "--column", "vector"]) == 0
+    expected = fitted.transform(embeddings.astype(flat.type.to_pandas_dtype()))
+    same_matrix(sp.load_npz("codes.npz"), expected)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "parquet", "skc", "ska"])
+def test_decode_gives_what_inverse_transform_gives(files, small_blocks, fitted, embeddings, suffix):
+    codes = fitted.transform(embeddings)
+    if suffix in ("npz", "parquet"):
+        assert main(["encode", "model.safetensors", "x.parquet", f"codes.{suffix}", "-q"]) == 0
+    else:
+        packed = fitted.transform_packed(embeddings)
+        codes = packed.to_csr()
+        packed.save("codes.skc")
+        Path("codes.ska").write_bytes(packed.to_archive())
+    expected = fitted.inverse_transform(codes)
+    assert main(["decode", "model.safetensors", f"codes.{suffix}", "back.npy", "-q"]) == 0
+    np.testing.assert_array_equal(np.load("back.npy"), expected)
+    assert main(["decode", "model.safetensors", f"codes.{suffix}", "back.parquet", "-q", "--column", "v"]) == 0
+    table = pq.read_table("back.parquet")
+    np.testing.assert_array_equal(np.array(table["v"].to_pylist(), np.float32), expected)
+    assert table.schema.names == (["id", "v"] if suffix == "parquet" else ["v"])
+
+
+# ------------------------------------------------------------------------------------------------- resuming
+@pytest.mark.parametrize(
+    ("output", "when"),
+    [
+        ("codes.npz", "before a step"),
+        ("codes.npz", "at the end"),
+        ("codes.skc", "within a step"),
+        ("codes.skc", "at the end"),
+        ("codes.parquet", "within a step"),
+        ("back.npy", "within a step"),
+    ],
+)
+def test_an_interrupted_run_continues_to_the_same_bytes(files, small_blocks, monkeypatch, capsys, output, when):
+    main(["encode", "model.safetensors", "x.npy", "source.npz", "-q"])
+    command = ["encode", "model.safetensors", "x.npy"]
+    if output == "back.npy":
+        command = ["decode", "model.safetensors", "source.npz"]
+    assert main([*command, "whole-" + output, "-q"]) == 0
+
+    append, finish, n_steps = Spool.append, Spool.finish, 0
+
+    def interrupted_append(self, n_rows, arrays):
+        nonlocal n_steps
+        n_steps += 1
+        if n_steps == 3:
+            if when == "within a step":  # bytes are on the disk, the journal does not count them
+                for name, array in arrays.items():
+                    self._files[name].write(np.ascontiguousarray(array).tobytes()[:77])
+            raise KeyboardInterrupt
+        append(self, n_rows, arrays)
+
+    def interrupted_finish(self, path, write):
+        def half(result):
+            result.write_bytes(b"half a file")
+            raise KeyboardInterrupt
+
+        finish(self, path, half)
+
+    with monkeypatch.context() as patch:
+        if when == "at the end":
+            patch.setattr(Spool, "finish", interrupted_finish)
+        else:
+            patch.setattr(Spool, "append", interrupted_append)
+        assert main([*command, output]) == 130
+    assert not Path(output).exists()
+    assert capsys.readouterr().err.splitlines()[-1].startswith("skcompressae: interrupted")
+
+    assert main([*command, output]) == 0
+    assert f"continuing after row {400 if when == 'at the end' else 200} of 400" in capsys.readouterr().err
+    assert Path(output).read_bytes() == Path("whole-" + output).read_bytes()
+    assert not list(files.glob("*.partial"))
+
+
+@pytest.fixture
+def leftover(files, small_blocks, monkeypatch):
+    """Unfinished work of an encode."""
+    steps = []
+    append = Spool.append
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Spool,
+            "append",
+            lambda self, *step: steps.append(step) or (append(self, *step) if len(steps) < 3 else 1 / 0),
+        )
+        with pytest.raises(ZeroDivisionError):
+            main(["encode", "model.safetensors", "x.npy", "codes.npz", "-q"])
+    return files / "codes.npz.partial"
+
+
+@pytest.mark.parametrize("changed", ["model", "input", "options"])
+def test_the_leftover_of_other_work_is_refused(leftover, fitted, embeddings, capsys, changed):
+    command = ["encode", "model.safetensors", "x.npy", "codes.npz", "-q"]
+    if changed == "model":
+        command += ["--k", "2"]
+    elif changed == "input":
+        np.save("x.npy", embeddings[::-1])
+    else:
+        command += ["--column", "vector"]
+    assert f"unfinished work with another {changed}; give --restart" in refuses(capsys, *command)
+    assert (leftover / "journal").exists()
+    assert main([*command, "--restart"]) == 0
+    assert not leftover.exists()
+
+
+@pytest.mark.parametrize("damage", ["journal", "stream", "stranger"])
+def test_a_damaged_leftover_is_refused(leftover, capsys, damage):
+    if damage == "stranger":
+        (leftover / "thesis.txt").write_text("mine")
+    else:
+        path = leftover / ("journal" if damage == "journal" else "values.bin")
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    expected = {"journal": "journal is damaged", "stream": "values.bin is damaged", "stranger": "is left alone"}[damage]
+    assert expected in refuses(capsys, "encode", "model.safetensors", "x.npy", "codes.npz", "-q")
+    restarted = main(["encode", "model.safetensors", "x.npy", "codes.npz", "-q", "--restart"])
+    assert restarted == (1 if damage == "stranger" else 0)
+    assert damage != "stranger" or (leftover / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no flock")
+def test_two_processes_do_not_write_one_output(leftover, capsys):
+    import fcntl
+
+    with open(leftover / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        message = refuses(capsys, "encode", "model.safetensors", "x.npy", "codes.npz", "-q")
+    assert "another process is at work" in message
+
+
+# The process kills itself, without a chance to clean up, in the place of a call of os.fsync: within a step (three
+# streams, the journal, its folder), or where the output is whole but has not taken its name.
+KILLED = """
+import os, signal, sys
+from skcompressae._cli import _sources
+from skcompressae._cli._main import main
+
+n_left, fsync = int(sys.argv[1]), os.fsync
+
+def fsync_or_die(descriptor):
+    global n_left
+    n_left -= 1
+    if n_left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    fsync(descriptor)
+
+os.fsync = fsync_or_die
+_sources._MAX_BLOCK_ROWS = 100
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+@pytest.mark.parametrize(("n_calls", "n_rows"), [(5 * 2 + 2, 200), (5 * 2 + 4, 200), (5 * 4 + 1, 400)])
+def test_a_killed_encode_continues_to_the_same_bytes(files, small_blocks, capsys, n_calls, n_rows):
+    command = ["encode", "model.safetensors", "x.npy", "codes.npz"]
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(n_calls), *command], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not Path("codes.npz").exists()
+    assert (files / "codes.npz.partial").is_dir()
+    assert main(command) == 0
+    assert f"continuing after row {n_rows} of 400" in capsys.readouterr().err
+    assert main([*command[:3], "whole.npz", "-q"]) == 0
+    assert Path("codes.npz").read_bytes() == Path("whole.npz").read_bytes()
+    assert not list(files.glob("*.partial"))
+
+
+# ------------------------------------------------------------------------------------------------- the other commands
+@pytest.mark.parametrize("source", ["x.npy", "x.parquet"])
+def test_fit_saves_the_model_that_the_api_fits(files, source):
+    options = ["--n-components", "32", "--k", "4", "--max-iter", "12", "--random-state", "3", "--device", "cpu"]
+    command = ["fit", source, "new.safetensors", "-q", *options, "--param", "init=kaiming", "--param", "norm=null"]
+    assert main(command) == 0
+    expected = CompresSAETransformer(
+        n_components=32, k=4, max_iter=12, random_state=3, init="kaiming", norm=None, device="cpu"
+    ).fit(np.load("x.npy", mmap_mode="r"))
+    assert model_hash(CompresSAETransformer.load("new.safetensors")) == model_hash(expected)
+    assert sorted(path.name for path in files.iterdir() if path.name.startswith(".")) == []
+
+
+def test_an_interrupted_fit_saves_what_it_has(files, monkeypatch, capsys):
+    from skcompressae._progress import StepReporter
+
+    def stop(self, step, *_):
+        if step >= 3:
+            raise KeyboardInterrupt
+        return False
+
+    monkeypatch.setattr(StepReporter, "__call__", stop)
+    options = ["--n-components", "32", "--k", "4", "--device", "cpu"]
+    assert main(["fit", "x.npy", "new.safetensors", *options]) == 130
+    assert "skcompressae: warning: fit was interrupted after" in capsys.readouterr().err
+    assert 0 < CompresSAETransformer.load("new.safetensors").n_iter_ < 10
+
+
+def test_search_finds_what_the_api_finds(files, fitted, embeddings, capsys):
+    queries = np.load("queries.npy")
+    codes = fitted.transform(embeddings)
+    sp.save_npz("codes.npz", codes)
+    index = CodeNearestNeighbors(4, compressor=fitted).fit(codes)
+    distances, indices = index.kneighbors(queries)
+    search = ["search", "codes.npz", "queries.npy", "--model", "model.safetensors", "-n", "4", "-q"]
+    assert main([*search, "--save-index", "codes.index"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "query\trank\tdocument\tdistance"
+    table = np.array([line.split("\t") for line in lines[1:]], dtype=float)
+    np.testing.assert_array_equal(table[:, :2], [(query, rank) for query in range(15) for rank in range(1, 5)])
+    np.testing.assert_array_equal(table[:, 2].reshape(15, 4), indices)
+    np.testing.assert_allclose(table[:, 3].reshape(15, 4), distances, rtol=1e-5, atol=1e-6)
+
+    assert main(["search", "codes.index", "queries.npy", "found.npz", "-n", "4", "-q"]) == 0
+    found = np.load("found.npz")
+    np.testing.assert_array_equal(found["indices"], indices)
+    np.testing.assert_array_equal(found["distances"], distances)
+
+    assert main([*search[:2], "x.parquet", "found.parquet", *search[3:], "--mode", "sparse"]) == 0
+    expected = CodeNearestNeighbors(4).fit(codes).kneighbors(codes)[1]
+    np.testing.assert_array_equal(np.array(pq.read_table("found.parquet")["documents"].to_pylist()), expected)
+
+
+def test_packed_codes_are_searched_as_they_are(files, fitted, embeddings, capsys):
+    packed = fitted.transform_packed(embeddings)
+    packed.save("codes.skc")
+    assert main(["search", "codes.skc", "codes.skc", "found.npz", "-n", "2", "-q"]) == 0
+    expected = CodeNearestNeighbors(2).fit(packed).kneighbors(packed)[1]
+    np.testing.assert_array_equal(np.load("found.npz")["indices"], expected)
+
+
+def test_evaluate_measures_held_out_queries(files, capsys):
+    command = ["evaluate", "model.safetensors", "x.npy", "-n", "10", "--nonzeros", "2", "6", "-q"]
+    assert main([*command, "--json", "recall.json", "--picture", "recall.png"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["bytes", "times", "smaller", "recall@10", "setting", "method"]
+    record = json.loads(Path("recall.json").read_text())
+    assert len(table) == 1 + len(record["results"])
+    assert (record["n_queries"], record["n_documents"]) == (80, 320)
+    recall = {(point["series"], point["label"]): point["recall"] for point in record["results"]}
+    packed, dense = (recall[f"CompresSAE, asymmetric{kind}", "k=6"] for kind in (", packed", ""))
+    assert abs(packed - dense) < 0.1
+    assert dense > recall["CompresSAE, asymmetric", "k=2"] > 0.1
+    assert Path("recall.png").read_bytes().startswith(b"\x89PNG")
+    # queries that are documents would all find themselves first
+    assert main([*command, "--queries", "queries.npy", "--json", "other.json"]) == 0
+    other = json.loads(Path("other.json").read_text())
+    assert (other["n_queries"], other["n_documents"], other["queries"]) == (15, 400, "queries.npy")
+
+
+def test_export_there_and_back_is_the_same(files, fitted, embeddings):
+    packed = fitted.transform_packed(embeddings)
+    packed.save("codes.skc")
+    for source, target in (
+        ("codes.skc", "a.npz"),
+        ("codes.skc", "b.ska"),
+        ("b.ska", "c.parquet"),
+        ("c.parquet", "d.skc"),
+        ("a.npz", "e.parquet"),
+        ("e.parquet", "f.npz"),
+        ("a.npz", "g.skc"),
+    ):
+        assert main(["export", source, target, "-q"]) == 0
+    same_matrix(sp.load_npz("a.npz"), packed.to_csr())
+    assert Path("d.skc").read_bytes() == Path("codes.skc").read_bytes()
+    assert Path("f.npz").read_bytes() == Path("a.npz").read_bytes()
+    assert PackedCodes.load("g.skc") == PackedCodes.pack(packed.to_csr(), value_bits=4)
+    assert main(["export", "model.safetensors", "small.safetensors", "--k", "2", "-q"]) == 0
+    assert CompresSAETransformer.load("small.safetensors").k == 2
+
+
+def test_info_describes_every_kind_of_file(files, fitted, embeddings, capsys):
+    codes = fitted.transform(embeddings)
+    sp.save_npz("codes.npz", codes)
+    CodeNearestNeighbors(compressor=fitted).fit(codes).save("codes.index")
+    fitted.transform_packed(embeddings).save("codes.skc")
+    assert main(["encode", "model.safetensors", "x.parquet", "codes.parquet", "-q"]) == 0
+    paths = ["model.safetensors", "x.npy", "x.parquet", "codes.npz", "codes.skc", "codes.parquet", "codes.index"]
+    assert main(["info", "--json", *paths]) == 0
+    records = {record["file"]: record for record in json.loads(capsys.readouterr().out)}
+    assert records["model.safetensors"]["model_hash"] == model_hash(fitted) == records["codes.parquet"]["model_hash"]
+    assert {records[path]["n_rows"] for path in paths[1:6]} == {400}
+    assert {records[path].get("n_components") for path in paths if path[0] in "cm"} == {48}
+    assert main(["info", *paths]) == 0
+    assert "nonzeros_per_row  6" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------- refusals
+def test_outputs_are_not_overwritten_unasked(files, capsys):
+    Path("codes.npz").write_text("precious")
+    command = ["encode", "model.safetensors", "x.npy", "codes.npz", "-q"]
+    assert "codes.npz exists; give --force" in refuses(capsys, *command)
+    assert Path("codes.npz").read_text() == "precious"
+    assert main([*command, "--force"]) == 0
+    assert zipfile.is_zipfile("codes.npz")
+    assert "does not exist" in refuses(capsys, *command[:3], "nowhere/codes.npz")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["encode", "nothing.safetensors", "x.npy", "c.npz"], "nothing.safetensors: No such file or directory"),
+        (["encode", "model.safetensors", "nan.npy", "c.npz"], "nan.npy must hold finite numbers; row 7 has NaN"),
+        (["encode", "model.safetensors", "wide.npy", "c.npz"], "embeddings of 25 features, the model model.safet"),
+        (["encode", "model.safetensors", "cut.npy", "c.npz"], "it is truncated or damaged"),
+        (["encode", "model.safetensors", "objects.npy", "c.npz"], "must hold plain numbers; its dtype is object"),
+        (["encode", "model.safetensors", "text.txt", "c.npz"], "text.txt is no file that this command knows"),
+        (["encode", "pickle.pkl", "x.npy", "c.npz"], "is a pickle, which runs code when it is opened"),
+        (["encode", "x.npy", "x.npy", "c.npz"], "x.npy must be a model"),
+        (["encode", "cut.safetensors", "x.npy", "c.npz"], "cut.safetensors"),
+        (
+            ["encode", "model.safetensors", "nulls.parquet", "c.npz"],
+            "nulls.parquet: column 'v' holds a null in its first row",
+        ),
+        (["decode", "model.safetensors", "x.npy", "back.npy"], "x.npy must hold codes"),
+        (["decode", "model.safetensors", "other.npz", "back.npy"], "codes of 9 components, the model"),
+        (["decode", "model.safetensors", "dense.npz", "back.npy"], "format is missing"),
+        (["decode", "model.safetensors", "foreign.parquet", "back.npy"], "was encoded by another model"),
+        (["search", "other.npz", "other.npz", "--metric", "dot"], None),
+        (["evaluate", "model.safetensors", "text.txt"], "text.txt is no file"),
+        (["info", "text.txt"], "text.txt is no file"),
+        (["fit", "x.npy", "new.safetensors", "--param", "init=3"], "The 'init' parameter"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_1(files, fitted, embeddings, capsys, command, message):
+    spoiled = embeddings.copy()
+    spoiled[7, 3] = np.nan
+    np.save("nan.npy", spoiled)
+    np.save("wide.npy", np.zeros((5, 25)))
+    np.save("objects.npy", np.array([[None]]), allow_pickle=True)
+    Path("cut.npy").write_bytes(Path("x.npy").read_bytes()[:-4])
+    Path("cut.safetensors").write_bytes(Path("model.safetensors").read_bytes()[:-4])
+    Path("text.txt").write_text("hello, world")
+    Path("pickle.pkl").write_bytes(b"\x80\x04.")
+    pq.write_table(pa.table({"v": pa.array([None, [1.0] * 24])}), "nulls.parquet")
+    sp.save_npz("other.npz", sp.csr_matrix(np.eye(9)))
+    np.savez("dense.npz", x=embeddings)
+    import copy
+
+    foreign = copy.deepcopy(fitted)
+    foreign.encoder_bias_ = foreign.encoder_bias_ + 1
+    foreign.save("foreign.safetensors")
+    main(["encode", "foreign.safetensors", "x.npy", "foreign.parquet", "-q"])
+    if message is None:
+        command = [*command, "-n", "10"]
+        assert "-n 10 is more than the 9 documents" in refuses(capsys, *command, code=2)
+        return
+    assert message in refuses(capsys, *command, "-q")
+    assert not Path(command[-1]).exists() or command[0] in ("evaluate", "info", "fit")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["encode", "model.safetensors", "x.npy", "codes.csv"], "must end in one of .npz, .parquet, .skc; got .csv"),
+        (["encode", "model.safetensors", "x.npy", "c.npz", "--value-bits", "4"], "--value-bits is for packed codes"),
+        (["encode", "model.safetensors", "x.npy", "c.npz", "--threads", "0"], "0 is not positive"),
+        (["encode", "model.safetensors", "x.parquet", "c.npz", "--column", "id"], "no column 'id' of float lists"),
+        (["fit", "x.npy", "new.safetensors", "--param", "width=3"], "--param takes NAME=VALUE with one of the names"),
+        (["search", "codes.npz", "queries.npy"], "name the model that compresses them with --model"),
+        (["export", "codes.npz", "model.safetensors"], "must end in one of .npz, .parquet, .skc, .ska"),
+    ],
+)
+def test_bad_arguments_are_exit_code_2(files, fitted, embeddings, capsys, command, message):
+    sp.save_npz("codes.npz", fitted.transform(embeddings))
+    assert main(command) == 2
+    assert message in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------- as installed
+def test_the_installed_command_starts_fast_and_teaches():
+    run = {"capture_output": True, "text": True, "check": True, "env": {**os.environ, "COLUMNS": "100"}}
+    assert subprocess.run([COMMAND, "--version"], **run).stdout.startswith("skcompressae 0.")
+    code = "import sys; from skcompressae._cli._main import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    listing = subprocess.run([sys.executable, "-c", code], **run).stdout
+    for command in ("fit", "encode", "decode", "evaluate", "search", "info", "export"):
+        assert f"\n    {command} " in listing
+    assert "Exit codes: 0 done" in listing
+
+
+@pytest.mark.parametrize("command", ["fit", "encode", "decode", "evaluate", "search", "info", "export"])
+def test_every_command_is_taught_by_examples(capsys, command):
+    assert main([command, "--help"]) == 0
+    assert f"examples:\n  skcompressae {command} " in capsys.readouterr().out
+
+
+def test_a_closed_pipe_ends_the_command_quietly(files, fitted, embeddings):
+    sp.save_npz("codes.npz", fitted.transform(np.tile(embeddings, (8, 1))))
+    search = subprocess.Popen(
+        [COMMAND, "search", "codes.npz", "codes.npz", "-n", "300"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    search.stdout.read(100)
+    search.stdout.close()
+    assert search.stderr.read() == b""
+    search.stderr.close()
+    assert search.wait() == 141
