@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +77,18 @@ def peak_memory_bytes() -> int:
 
 
 @contextmanager
-def stopwatch() -> Iterator[Callable[[], float]]:
+def stopwatch(clock: Callable[[], float] = time.perf_counter) -> Iterator[Callable[[], float]]:
     """Yield a function that gives the seconds since entry, and stops counting on exit."""
-    start, stopped = time.perf_counter(), []
+    start, stopped = clock(), []
     try:
-        yield lambda: (stopped[0] if stopped else time.perf_counter()) - start
+        yield lambda: (stopped[0] if stopped else clock()) - start
     finally:
-        stopped.append(time.perf_counter())
+        stopped.append(clock())
+
+
+def cpu_stopwatch() -> AbstractContextManager[Callable[[], float]]:
+    """Count CPU seconds of all threads instead: what a fair share of work is, also beside other programs."""
+    return stopwatch(time.process_time)
 
 
 def median_seconds(work: Callable[[], Any], n_repeats: int) -> float:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 import torch
-from _common import cosine_neighbors, stopwatch, unit_rows
+from _common import cosine_neighbors, cpu_stopwatch, unit_rows
 from sklearn.decomposition import PCA, MiniBatchDictionaryLearning
 from sklearn.exceptions import ConvergenceWarning
 
@@ -60,9 +60,9 @@ def pca(documents: Array, size_bytes: int, seed: int, is_int8: bool = False) -> 
     if rank < 1 or rank > min(documents.shape):
         return None
     X = unit_rows(documents)
-    with stopwatch() as fit_s:
+    with cpu_stopwatch() as fit_s:
         model = PCA(rank, random_state=seed).fit(X)
-    with stopwatch() as encode_s:
+    with cpu_stopwatch() as encode_s:
         Z = model.transform(X)
         Z = _int8(Z) if is_int8 else Z
     name = "pca_int8" if is_int8 else "pca"
@@ -77,7 +77,7 @@ def truncation(documents: Array, size_bytes: int, seed: int, is_int8: bool = Fal
     if rank < 1 or rank > documents.shape[1]:
         return None
     X_hat = np.zeros_like(documents)
-    with stopwatch() as encode_s:
+    with cpu_stopwatch() as encode_s:
         kept = unit_rows(documents)[:, :rank]
         X_hat[:, :rank] = _int8(kept) if is_int8 else kept
     name = "truncation_int8" if is_int8 else "truncation"
@@ -99,9 +99,9 @@ def product_quantization(documents: Array, size_bytes: int, seed: int) -> Compre
     X = _padded(unit_rows(documents), size_bytes)
     quantizer = faiss.ProductQuantizer(X.shape[1], size_bytes, 8)
     quantizer.cp.seed = 1234 + seed
-    with stopwatch() as fit_s:
+    with cpu_stopwatch() as fit_s:
         quantizer.train(X)
-    with stopwatch() as encode_s:
+    with cpu_stopwatch() as encode_s:
         codes = quantizer.compute_codes(X)
     return _from_reconstruction(
         "pq", {"M": size_bytes}, size_bytes, fit_s(), encode_s(), quantizer.decode(codes)[:, :n_features]
@@ -120,12 +120,12 @@ def optimized_product_quantization(documents: Array, size_bytes: int, seed: int)
     rotation = faiss.OPQMatrix(n_features, size_bytes, width)
     quantizer = faiss.ProductQuantizer(width, size_bytes, 8)
     quantizer.cp.seed = 1234 + seed
-    with stopwatch() as fit_s:
+    with cpu_stopwatch() as fit_s:
         # the rotation needs fewer rows than the codebooks; FAISS's own default caps them at 65,536
         rotation.train(X)
         rotated = rotation.apply(X)
         quantizer.train(rotated)
-    with stopwatch() as encode_s:
+    with cpu_stopwatch() as encode_s:
         codes = quantizer.compute_codes(rotation.apply(X))
     X_hat = rotation.reverse_transform(quantizer.decode(codes))
     return _from_reconstruction("opq", {"M": size_bytes}, size_bytes, fit_s(), encode_s(), X_hat)
@@ -137,9 +137,9 @@ def scalar_quantization(documents: Array, n_bits: int, seed: int) -> Compressed:
 
     X = unit_rows(documents)
     quantizer = faiss.ScalarQuantizer(X.shape[1], getattr(faiss.ScalarQuantizer, f"QT_{n_bits}bit"))
-    with stopwatch() as fit_s:
+    with cpu_stopwatch() as fit_s:
         quantizer.train(X)
-    with stopwatch() as encode_s:
+    with cpu_stopwatch() as encode_s:
         codes = quantizer.compute_codes(X)
     return _from_reconstruction(
         f"sq{n_bits}", {"n_bits": n_bits}, quantizer.code_size, fit_s(), encode_s(), quantizer.decode(codes)
@@ -162,13 +162,13 @@ def rabitq(documents: Array, size_bytes: int | None, seed: int, n_bits: int = 1)
             return None
     inner = faiss.IndexRaBitQ(width, faiss.METRIC_INNER_PRODUCT, n_bits)
     inner.qb = 8  # measured: same recall as with float queries, a hundred times faster
-    with stopwatch() as fit_s:
+    with cpu_stopwatch() as fit_s:
         model = PCA(width, random_state=seed).fit(X) if width < X.shape[1] else None
         reduced = _reduced(model, X)
         rotation = faiss.RandomRotationMatrix(width, width)
         rotation.init(1234 + seed)
         inner.train(rotation.apply(reduced))
-    with stopwatch() as encode_s:
+    with cpu_stopwatch() as encode_s:
         inner.add(rotation.apply(_reduced(model, X)))
 
     def neighbors(queries: Array, n_neighbors: int) -> Array:
@@ -190,11 +190,11 @@ def rotated_signs(documents: Array, seed: int) -> Compressed:
     """One sign bit a dimension of the centred rows after a random rotation; the query stays dense."""
     X = unit_rows(documents)
     rng = np.random.default_rng(seed)
-    with stopwatch() as fit_s:
+    with cpu_stopwatch() as fit_s:
         rotation = np.linalg.qr(rng.standard_normal((X.shape[1], X.shape[1])))[0].astype(np.float32)
         mean = X.mean(axis=0)
         scale = np.abs((X - mean) @ rotation.T).mean()  # of least squared error, one for all
-    with stopwatch() as encode_s:
+    with cpu_stopwatch() as encode_s:
         signs = np.where((X - mean) @ rotation.T >= 0, scale, -scale)
     return _from_reconstruction("signs", {}, math.ceil(X.shape[1] / 8), fit_s(), encode_s(), mean + signs @ rotation)
 
@@ -258,7 +258,7 @@ def paper_recipe(
     generator = torch.Generator().manual_seed(seed)
     X = torch.from_numpy(np.ascontiguousarray(documents, dtype=np.float32))
     batch_size = min(batch_size, len(X))
-    with stopwatch() as fit_s:
+    with cpu_stopwatch() as fit_s:
         model = PaperModel(X.shape[1], n_components, generator)
         optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
         order = torch.randperm(len(X), generator=generator)
@@ -288,7 +288,7 @@ def paper_recipe(
             blocks.append(sp.csr_matrix((values.numpy().ravel(), indices.numpy().ravel(), indptr), shape=shape))
         return sp.vstack(blocks, format="csr")
 
-    with stopwatch() as encode_s:
+    with cpu_stopwatch() as encode_s:
         codes = encode(documents)
     is_used = np.bincount(codes.indices, minlength=n_components) > 0
     decoder = model.decoder_weight.detach().numpy().copy()
@@ -308,7 +308,7 @@ def dictionary_learning(documents: Array, k: int, n_components: int, seed: int, 
         transform_n_nonzero_coefs=k,
         random_state=seed,
     )
-    with stopwatch() as fit_s, warnings.catch_warnings():
+    with cpu_stopwatch() as fit_s, warnings.catch_warnings():
         # its inner coordinate descent says at almost every batch that it stopped early: two passes are the budget
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(X[:n_rows])
@@ -320,7 +320,7 @@ def dictionary_learning(documents: Array, k: int, n_components: int, seed: int, 
             format="csr",
         ).astype(np.float32)
 
-    with stopwatch() as encode_s:
+    with cpu_stopwatch() as encode_s:
         codes = encode(documents)
     is_used = np.bincount(codes.indices, minlength=n_components) > 0
     decoder = model.components_.astype(np.float32)

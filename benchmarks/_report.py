@@ -70,7 +70,7 @@ def write_table(contents: list[dict[str, Any]], path: Path) -> None:
             f"{record['cpu']}, {record['n_threads']} thread(s), commit {record['commit']}. "
             "Mean over the seeds that were run, ± standard deviation where there are several.",
             "",
-            "| bytes | method | mode | setting | recall@10 | recall@100 | cosine | fit s | encode s |",
+            "| bytes | method | mode | setting | recall@10 | recall@100 | cosine | fit CPU s | encode CPU s |",
             "|---:|---|---|---|---:|---:|---:|---:|---:|",
         ]
         ordered = sorted(summarize(content).items(), key=lambda item: (item[0][3], -item[1]["recall_at_100"]))

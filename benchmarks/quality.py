@@ -1,8 +1,8 @@
 """Which method keeps most of the true neighbours, for how many bytes?
 
 Held-out queries, exact dense neighbours, then every method on the same rows: recall@10 and @100, mean
-cosine, bytes per vector, fit and encode time. One JSON per data set; ``--report DIR`` turns all of them into
-a picture and a table.
+cosine, bytes per vector, fit and encode time in CPU seconds of all threads. One JSON per data set; ``--report DIR``
+turns all of them into a picture and a table.
 
     python benchmarks/quality.py --data docstring_lsa my_embeddings.npy --out results --report docs/results
 """
@@ -25,6 +25,7 @@ import _peers as peers
 from _common import (
     code_neighbors,
     cosine_neighbors,
+    cpu_stopwatch,
     csr_size_bytes,
     environment,
     mean_cosine,
@@ -33,7 +34,6 @@ from _common import (
     quantized_values,
     recall,
     scale_rows,
-    stopwatch,
     top_of_blocks,
     unit_codes,
     write_json,
@@ -83,7 +83,7 @@ def our_coders(data: Split, ks: list[int], seed: int, options: argparse.Namespac
         params.setdefault("max_iter", options.steps)
 
     def fit(k: int) -> tuple[Any, float]:
-        with stopwatch() as fit_s:
+        with cpu_stopwatch() as fit_s:
             model = CompresSAETransformer(k=k, random_state=seed, **params).fit(data.documents)
         return model, fit_s()
 
@@ -94,7 +94,7 @@ def our_coders(data: Split, ks: list[int], seed: int, options: argparse.Namespac
     for k in ks:
         model, fit_s = shared if is_once else fit(k)
         model.set_params(k=k)
-        with stopwatch() as encode_s:
+        with cpu_stopwatch() as encode_s:
             codes = sp.csr_matrix(model.transform(data.documents))
         yield Coder(
             "ours_once" if is_once else "ours",

@@ -192,3 +192,39 @@ def test_speed_benchmark_writes_its_measurements(benchmark, name, tmp_path, caps
     times = {key: value for key, value in result["rows"][0].items() if key.endswith("_s")}
     assert len(times) >= 6
     assert min(times.values()) > 0
+
+
+def test_query_expansion_draws_its_curve(benchmark, tmp_path):
+    arguments = ["--data", "tiny", "--n-components", "48", "--k", "4", "--steps", "20", "--n-nonzeros", "4", "16", "64"]
+    arguments += ["--max-documents", "300", "--max-queries", "50", "--out", str(tmp_path)]
+    benchmark("query_expansion").main([*arguments, "--figure", str(tmp_path / "curve.png")])
+    result = json.loads((tmp_path / "query_expansion.json").read_text())["results"][0]
+    at = {(row["rule"], row["n_nonzero"]): row["recall_at_100"] for row in result["rows"]}
+    assert {n for _, n in at} == {4, 16, 48}
+    assert at["|t|", 48] == pytest.approx(result["complete"], abs=1e-3)
+    assert at["|t| sqrt(rms)", 48] >= at["|t| sqrt(rms)", 16] > at["|t| sqrt(rms)", 4]
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_sparse_mode_study_compares_weights_and_codings(benchmark, tmp_path):
+    out = tmp_path / "study.json"
+    arguments = [
+        "tiny",
+        "--out",
+        str(out),
+        "--n-documents",
+        "300",
+        "--n-queries",
+        "50",
+        "--n-components",
+        "48",
+        "--k",
+        "4",
+    ]
+    arguments += ["--max-iter", "20", "--batch-size", "128", "--weights", "0", "1", "--n-nonzeros", "8"]
+    benchmark("sparse_mode_study").main(arguments)
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["weight"], row["coding"]) for row in rows] == [
+        (weight, coding) for weight in (0.0, 1.0) for coding in ("activations", "least_squares")
+    ]
+    assert all(0 < row["sparse"] <= 1 for row in rows)
