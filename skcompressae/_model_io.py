@@ -161,7 +161,7 @@ class ModelFileMixin:
                 "loss": _last_finite(model.loss_curve_),
                 "validation_loss": _last_finite(model.validation_loss_curve_),
                 "n_rows_counted": int(model.n_rows_counted_),
-                "dead_latents_fraction": float(model.dead_latents_fraction_),
+                "dead_latents_fraction": float(model.dead_latents_fraction_) if model.n_rows_counted_ else None,
                 "moments_n_steps": None if moments is None else int(moments[3]),
             },
             "weights_sha256": weights_digest(model),
@@ -250,7 +250,8 @@ def _build(
     model.has_mean_latent_ = bool(training["has_mean_latent"])
     model.n_iter_ = count(training["n_iter"], 0)
     model.n_rows_counted_ = count(training["n_rows_counted"], 0)
-    model.dead_latents_fraction_ = float(training["dead_latents_fraction"])
+    dead_fraction = training["dead_latents_fraction"]
+    model.dead_latents_fraction_ = float("nan") if dead_fraction is None else float(dead_fraction)
     model.latent_counts_ = check_array(path, arrays, "latent_counts", "int64", (n_components,))
     model.latent_rms_ = check_array(path, arrays, "latent_rms", "float64", (n_components,))
     if model.latent_counts_.min() < 0 or model.latent_rms_.min() < 0:

@@ -1,4 +1,4 @@
-"""Fitted models in files that execute nothing when they are loaded."""
+"""Fitted models in files that execute nothing when they are loaded, and the paper's reference checkpoints."""
 
 from __future__ import annotations
 
@@ -7,9 +7,17 @@ import os
 from sklearn.utils.validation import check_is_fitted
 
 from skcompressae._model_io import FORMAT_VERSION, code_digest
+from skcompressae._reference_checkpoints import from_reference_checkpoint, to_reference_checkpoint
 from skcompressae._transformer import CompresSAETransformer
 
-__all__ = ["FORMAT_VERSION", "load_model", "model_hash", "save_model"]
+__all__ = [
+    "FORMAT_VERSION",
+    "from_reference_checkpoint",
+    "load_model",
+    "model_hash",
+    "save_model",
+    "to_reference_checkpoint",
+]
 
 
 def save_model(model: CompresSAETransformer, path: str | os.PathLike[str], *, with_moments: bool = True) -> None:

@@ -81,17 +81,21 @@ class LatentUsageDisplay:
         NotFittedError
             If `estimator` is not fitted.
         ValueError
-            If `X` has no rows.
+            If `X` has no rows, or is None where the training rows were not counted.
         """
         require_matplotlib(f"{cls.__name__}.from_estimator")
         if X is not None:
             codes = estimator.transform(X)
             if codes.shape[0] == 0:
                 raise ValueError("X must have at least one row, got 0.")
-            usage = np.bincount(codes.indices, minlength=codes.shape[1]) / codes.shape[0]
+            # dense where the compressor has sparse_output=False
+            latents = codes.nonzero()[1]
+            usage = np.bincount(latents, minlength=codes.shape[1]) / codes.shape[0]
         else:
             compressor = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
             check_is_fitted(compressor, "latent_counts_")
+            if compressor.n_rows_counted_ == 0:
+                raise ValueError("X must be given: the model comes from a checkpoint that counts no training rows.")
             counts = np.asarray(compressor.latent_counts_, dtype=np.float64)
             usage = counts / compressor.n_rows_counted_
         return cls(usage=usage).plot(ax, **kwargs)
