@@ -8,6 +8,7 @@ from threadpoolctl import threadpool_limits
 
 from skcompressae._core._threads import (
     effective_n_threads,
+    exactly_n_threads,
     run_blocks,
     run_product_blocks,
     single_threaded_blas,
@@ -64,4 +65,28 @@ def test_overlapping_holders_share_and_restore_the_blas_limit():
             assert effective_n_threads() == before  # what the user allowed, not what is held for the moment
         leave.set()
         other.join()
+        assert effective_n_threads() == before
+
+
+def test_a_choice_of_threads_is_that_of_one_thread():
+    with threadpool_limits(2, user_api="blas"):
+        before = effective_n_threads()
+        entered, leave = threading.Event(), threading.Event()
+        seen = []
+
+        def choose():
+            with exactly_n_threads(5):
+                entered.set()
+                leave.wait(10)
+                seen.append(effective_n_threads())
+
+        other = threading.Thread(target=choose)
+        other.start()
+        assert entered.wait(10)
+        assert effective_n_threads() == before
+        with exactly_n_threads(1):
+            leave.set()
+            other.join()
+            assert effective_n_threads() == 1
+        assert seen == [5]
         assert effective_n_threads() == before

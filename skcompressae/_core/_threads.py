@@ -6,17 +6,29 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from threading import Lock
 from typing import Any
 
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["effective_n_threads", "row_blocks", "run_blocks", "run_product_blocks", "single_threaded_blas"]
+__all__ = [
+    "effective_n_threads",
+    "exactly_n_threads",
+    "row_blocks",
+    "run_blocks",
+    "run_product_blocks",
+    "single_threaded_blas",
+]
 
 # Rows per thread below which one product over all threads beats one product in each: a product of few rows spends its
 # time on rearranging the other factor.
 _MIN_ROWS_PER_THREAD = 96
+
+
+# Per thread, so that tasks that run at the same time do not see one another's choice.
+_chosen: ContextVar[int | None] = ContextVar("skcompressae_n_threads", default=None)
 
 
 @lru_cache(maxsize=1)
@@ -29,8 +41,11 @@ def effective_n_threads() -> int:
     """Count the threads that kernels may use now: what the BLAS library is allowed to use.
 
     So one setting governs products and kernels alike: ``OMP_NUM_THREADS`` and its kin, ``threadpoolctl`` limits, and
-    the limits that joblib sets in its worker processes.
+    the limits that joblib sets in its worker processes. :func:`exactly_n_threads` overrides it.
     """
+    chosen = _chosen.get()
+    if chosen is not None:
+        return chosen
     if _held.limit is not None:
         return _held.limit
     limits = [library.num_threads for library in _blas_controller(os.getpid()).lib_controllers]
@@ -75,6 +90,21 @@ def single_threaded_blas() -> Iterator[None]:
             if _held.n_holders == 0:
                 _held.limiter.restore_original_limits()
                 _held.limit = _held.limiter = None
+
+
+@contextmanager
+def exactly_n_threads(n_threads: int) -> Iterator[None]:
+    """Let the calling thread use `n_threads`, itself included, and the BLAS library none of its own.
+
+    For tasks that run beside one another in one process, where the BLAS library's limit, which is the process's, would
+    count for all of them together.
+    """
+    with single_threaded_blas():  # first: what it restores is the process's limit, not this one
+        token = _chosen.set(n_threads)
+        try:
+            yield
+        finally:
+            _chosen.reset(token)
 
 
 def row_blocks(n_rows: int, block_size: int) -> Iterator[tuple[int, int]]:

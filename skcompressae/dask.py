@@ -1,0 +1,200 @@
+"""Encode Dask arrays and data frames, in threads, processes or on a cluster; Dask schedules, this module only maps."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+from sklearn.utils import check_scalar
+
+from skcompressae._core._threads import exactly_n_threads
+from skcompressae._transformer import CompresSAETransformer
+from skcompressae._worker_model import bare_model, encode_rows
+from skcompressae.arrow import ArrowEncoder
+
+__all__ = ["encode_array", "encode_dataframe"]
+
+
+def encode_array(model: CompresSAETransformer, X: Any, *, client: Any = None, n_threads: int = 1) -> Any:
+    """Encode the rows of a Dask array, lazily.
+
+    Parameters
+    ----------
+    model : CompresSAETransformer
+        Fitted. Its state of now is used, whatever happens to it before the result is computed.
+    X : dask.array.Array of shape (n_samples, n_features)
+        float16, float32 or float64; row chunks of any size, known or not. Columns in several chunks are merged.
+    client : distributed.Client or None, default=None
+        The cluster to send the model to, once to each worker. None means the current client; where there is none, the
+        model becomes part of the graph.
+    n_threads : int, default=1
+        Threads of one task. Dask runs as many tasks at a time as its workers have threads, so 1 fills every core.
+
+    Returns
+    -------
+    codes : dask.array.Array of shape (n_samples, n_components)
+        Chunks are SciPy CSR matrices (or arrays, as scikit-learn is configured), float32 for float32 and float16 rows,
+        else float64. ``compute()`` stacks them.
+
+    Raises
+    ------
+    TypeError
+        If `model` is no CompresSAETransformer or `X` no Dask array of floats.
+    ValueError
+        If `X` is not two-dimensional or has another width than the model. NaN or infinity in `X` raise one when
+        computed.
+
+    Examples
+    --------
+    >>> import dask.array as da, numpy as np
+    >>> from skcompressae import CompresSAETransformer
+    >>> from skcompressae.dask import encode_array
+    >>> X = np.random.RandomState(0).standard_normal((200, 8)).astype(np.float32)
+    >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+    >>> codes = encode_array(compressor, da.from_array(X, chunks=(50, 8)))
+    >>> codes
+    dask.array<..., shape=(200, 16), dtype=float32, chunksize=(50, 16), chunktype=scipy.csr_matrix>
+    >>> bool((codes.compute(scheduler="synchronous") != compressor.transform(X)).nnz == 0)
+    True
+    """
+    da = _import_dask("array")
+    model = bare_model(model)
+    check_scalar(n_threads, "n_threads", Integral, min_val=1)
+    if not isinstance(X, da.Array) or X.dtype not in (np.float16, np.float32, np.float64):
+        what = f"a Dask array of {X.dtype}" if isinstance(X, da.Array) else type(X).__name__
+        raise TypeError(f"X must be a dask.array.Array of float16, float32 or float64; got {what}.")
+    if X.ndim != 2 or X.shape[1] != model.n_features_in_:
+        raise ValueError(f"X must have shape (n_samples, {model.n_features_in_}), as the model; got {X.shape}.")
+    if X.numblocks[1] > 1:
+        X = X.rechunk({1: -1})
+    n_components = model.components_.shape[0]
+    meta = encode_rows(model, np.empty((0, model.n_features_in_), dtype=X.dtype), "X")
+    return da.map_blocks(
+        _encode_block,
+        X,
+        _shared(model, client),
+        n_threads,
+        meta=meta,
+        dtype=meta.dtype,
+        chunks=(X.chunks[0], (n_components,)),
+        name=None,
+    )
+
+
+def encode_dataframe(
+    model: CompresSAETransformer,
+    df: Any,
+    column: str = "embedding",
+    *,
+    client: Any = None,
+    n_threads: int = 1,
+    **options: Any,
+) -> Any:
+    """Encode the embedding column of a Dask data frame, lazily; index, partitions and other columns stay.
+
+    Parameters
+    ----------
+    model : CompresSAETransformer
+        Fitted. Its state of now is used, whatever happens to it before the result is computed.
+    df : dask.dataframe.DataFrame
+        Its embedding column holds Arrow lists, or NumPy arrays or lists of floats as objects.
+    column : str, default="embedding"
+    client : distributed.Client or None, default=None
+        As in :func:`encode_array`.
+    n_threads : int, default=1
+        As in :func:`encode_array`.
+    **options
+        `layout`, `value_type`, `split_signs`, `code_columns` and `keep_embedding` of
+        :class:`~skcompressae.arrow.ArrowEncoder`.
+
+    Returns
+    -------
+    codes : dask.dataframe.DataFrame
+        The other columns and Arrow-backed columns of the codes. What the codes are is in ``ArrowEncoder(model,
+        column, **options).metadata``: pass it to ``to_parquet`` as `custom_metadata`, and
+        :func:`~skcompressae.arrow.codes_from_arrow` reads the files without being told.
+
+    Raises
+    ------
+    TypeError
+        If `model` is no CompresSAETransformer, `df` no Dask data frame, or its column holds strings.
+    KeyError
+        If there is no such column.
+    ValueError
+        If an option has no such value or a column that is kept has the name of a new one. Embeddings that are null,
+        of another width or not finite raise one when computed.
+    """
+    dd = _import_dask("dataframe")
+    import pandas as pd
+    import pyarrow as pa
+
+    encoder = ArrowEncoder(model, column, **options)
+    check_scalar(n_threads, "n_threads", Integral, min_val=1)
+    if not isinstance(df, dd.DataFrame):
+        raise TypeError(f"df must be a dask.dataframe.DataFrame; got {type(df).__name__}.")
+    encoder.output_schema(pa.schema([(str(name), pa.null()) for name in df.columns]))
+    if isinstance(df.dtypes[column], pd.StringDtype):
+        raise TypeError(
+            f"column {column!r} must hold lists of floats; got {df.dtypes[column]}. Dask turns columns of objects into "
+            "strings unless dask.config.set({'dataframe.convert-string': False}); columns of Arrow lists it leaves."
+        )
+    empty = df._meta.iloc[:0]
+    return df.map_partitions(
+        _encode_partition, _shared(encoder, client), n_threads, meta=_encode_partition(empty, encoder, 1)
+    )
+
+
+def _encode_block(rows: Any, model: CompresSAETransformer, n_threads: int) -> Any:
+    with exactly_n_threads(n_threads):
+        return encode_rows(model, np.asarray(rows), "X")
+
+
+def _encode_partition(part: Any, encoder: ArrowEncoder, n_threads: int) -> Any:
+    import pandas as pd
+    import pyarrow as pa
+
+    series = part[encoder.column]
+    # no rows, no type: a partition of objects may be empty
+    column = pa.array(series, from_pandas=True) if len(series) else pa.array([], pa.list_(pa.float32()))
+    with exactly_n_threads(n_threads):
+        arrays = encoder.encode_column(column)
+    kept = part if encoder.keep_embedding else part.drop(columns=encoder.column)
+    new = {
+        name: pd.Series(pd.arrays.ArrowExtensionArray(array), index=part.index)
+        for name, array in zip(encoder.code_columns, arrays, strict=True)
+    }
+    return kept.assign(**new)
+
+
+def _shared(value: Any, client: Any) -> Any:
+    """Return a stand-in for a value in a graph: on every worker already, or one task that all others depend on."""
+    import dask
+
+    if client is None:
+        client = _current_client()
+    if client is None:
+        return dask.delayed(value, pure=True, traverse=False)
+    return dask.delayed(client.scatter(value, broadcast=True))
+
+
+def _current_client() -> Any:
+    try:
+        from distributed import default_client
+    except ImportError:  # a single-machine scheduler then
+        return None
+    try:
+        return default_client()
+    except ValueError:
+        return None
+
+
+def _import_dask(part: str) -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module(f"dask.{part}")
+    except ImportError as error:
+        raise ImportError(
+            f"skcompressae.dask needs dask.{part}: install it with pip install 'skcompressae[dask]'"
+        ) from error

@@ -1,0 +1,166 @@
+"""Encode Spark data frames and Parquet files; Spark reads, schedules, retries and writes, this module only maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from numbers import Integral
+from typing import Any
+
+from sklearn.utils import check_scalar
+
+from skcompressae._arrow_columns import import_pyarrow
+from skcompressae._core._threads import exactly_n_threads
+from skcompressae._transformer import CompresSAETransformer
+from skcompressae.arrow import ArrowEncoder
+
+__all__ = ["encode_dataframe", "encode_parquet"]
+
+
+def encode_dataframe(
+    model: CompresSAETransformer,
+    df: Any,
+    column: str = "embedding",
+    *,
+    n_threads: int = 1,
+    split_signs: bool = False,
+    code_columns: tuple[str, str] | None = None,
+    keep_embedding: bool = False,
+) -> Any:
+    """Encode the embedding column of a Spark data frame, lazily; rows and other columns stay as they are.
+
+    The model is broadcast: every executor fetches it once, every Python worker process reads it once and keeps it.
+
+    Parameters
+    ----------
+    model : CompresSAETransformer
+        Fitted. Its state of now is used, whatever happens to it before the result is computed.
+    df : pyspark.sql.DataFrame
+        Of a classic session (Spark Connect has no broadcast variables). Its embedding column is an ``array<float>`` or
+        ``array<double>`` without nulls.
+    column : str, default="embedding"
+    n_threads : int, default=1
+        Threads of one task. Spark runs a task per core (``spark.task.cpus``), so 1 fills every core.
+    split_signs : bool, default=False
+        As in :class:`~skcompressae.arrow.ArrowEncoder`.
+    code_columns : tuple of two str or None, default=None
+        Names of the new columns; None means ``("indices", "values")``.
+    keep_embedding : bool, default=False
+        Whether the embedding column stays too.
+
+    Returns
+    -------
+    codes : pyspark.sql.DataFrame
+        The other columns, ``indices: array<int>`` and ``values: array<float>``. What the codes are stands in the
+        metadata of the first, which Spark writes to Parquet and :func:`~skcompressae.arrow.codes_from_arrow` finds.
+
+    Raises
+    ------
+    TypeError
+        If `model` is no CompresSAETransformer, `df` no data frame of a classic session, or its column no array of
+        floats.
+    KeyError
+        If there is no such column.
+    ValueError
+        If an option has no such value or a column that is kept has the name of a new one. Embeddings that are null,
+        of another width or not finite fail the job, with a message that says which.
+
+    Examples
+    --------
+    >>> from skcompressae.spark import encode_dataframe
+    >>> codes = encode_dataframe(compressor, spark.read.parquet("embeddings"))  # doctest: +SKIP
+    >>> codes.write.parquet("codes")  # doctest: +SKIP
+    """
+    sql = _import_spark()
+    pa = import_pyarrow("Spark data frames of codes")
+    encoder = ArrowEncoder(
+        model,
+        column,
+        layout="int32",
+        split_signs=split_signs,
+        code_columns=code_columns,
+        keep_embedding=keep_embedding,
+    )
+    check_scalar(n_threads, "n_threads", Integral, min_val=1)
+    if not isinstance(df, sql.DataFrame):
+        raise TypeError(f"df must be a pyspark.sql.DataFrame; got {type(df).__name__}.")
+    context = getattr(df.sparkSession, "sparkContext", None)
+    if context is None:
+        raise TypeError("df must belong to a classic Spark session; Spark Connect has no broadcast variables.")
+    encoder.output_schema(pa.schema([(name, pa.null()) for name in df.columns]))
+    types = sql.types
+    kind = df.schema[column].dataType
+    if not isinstance(kind, types.ArrayType) or not isinstance(kind.elementType, (types.FloatType, types.DoubleType)):
+        raise TypeError(
+            f"column {column!r} must be an array<float> or array<double>; got {kind.simpleString()}. Cast it first, a "
+            "vector of pyspark.ml by pyspark.ml.functions.vector_to_array."
+        )
+    schema = types.StructType(
+        [
+            *(field for field in df.schema.fields if keep_embedding or field.name != column),
+            types.StructField(encoder.code_columns[0], types.ArrayType(types.IntegerType())),
+            types.StructField(encoder.code_columns[1], types.ArrayType(types.FloatType())),
+        ]
+    )
+    shared = context.broadcast(encoder)
+
+    def encode(batches: Iterable[Any]) -> Iterator[Any]:
+        for batch in batches:
+            with exactly_n_threads(n_threads):
+                encoded = shared.value(batch)
+            yield encoded
+
+    metadata = {key.decode(): text.decode() for key, text in encoder.metadata.items()}
+    return df.mapInArrow(encode, schema).withMetadata(encoder.code_columns[0], metadata)
+
+
+def encode_parquet(
+    model: CompresSAETransformer,
+    spark: Any,
+    source: str,
+    target: str,
+    column: str = "embedding",
+    *,
+    mode: str = "error",
+    **options: Any,
+) -> None:
+    """Encode Parquet files into Parquet files.
+
+    Parameters
+    ----------
+    model : CompresSAETransformer
+        Fitted.
+    spark : pyspark.sql.SparkSession
+    source : str
+        File or folder, local or of any file system that the session knows, with an embedding column of float32 or
+        float64 lists.
+    target : str
+        Folder to write. It has a file ``_SUCCESS`` once all of it is there.
+    column : str, default="embedding"
+    mode : {"error", "overwrite", "append", "ignore"}, default="error"
+        What to do where `target` exists, as in ``DataFrameWriter.mode``.
+    **options
+        Further parameters of :func:`encode_dataframe`.
+
+    Raises
+    ------
+    pyspark.errors.PySparkException
+        If Spark cannot read, encode or write.
+    TypeError, KeyError, ValueError
+        As in :func:`encode_dataframe`.
+
+    Examples
+    --------
+    >>> from skcompressae.spark import encode_parquet
+    >>> encode_parquet(compressor, spark, "s3a://lake/embeddings", "s3a://lake/codes")  # doctest: +SKIP
+    """
+    encode_dataframe(model, spark.read.parquet(str(source)), column, **options).write.mode(mode).parquet(str(target))
+
+
+def _import_spark() -> Any:
+    try:
+        import pyspark.sql.types
+    except ImportError as error:
+        raise ImportError(
+            "skcompressae.spark needs pyspark: install it with pip install 'skcompressae[spark]'"
+        ) from error
+    return pyspark.sql
