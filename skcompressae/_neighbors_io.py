@@ -1,9 +1,10 @@
 """One-file container of named arrays: a magic, a JSON header, then the raw arrays, each on a 64-byte
 boundary.
 
-Layout, little-endian: 8 bytes ``SKCAENNI``; uint64 length of the header; the header, UTF-8 JSON with
-``format_version``, ``data_bytes``, ``meta`` and ``arrays`` (name -> dtype, shape, offset); zero padding; the
-arrays in C order. Nothing is pickled, so a file from elsewhere can do no more than fail to validate.
+Layout, little-endian: 8 bytes ``SKCAENNI``; uint64 length of the header; uint64 CRC-32 of these 16 bytes and of the
+header; the header, UTF-8 JSON with ``format_version``, ``data_bytes``, ``meta`` and ``arrays`` (name -> dtype, shape,
+offset, crc32); zero padding; the arrays in C order. Nothing is pickled, so a file from elsewhere can do no more than
+fail to validate.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import zlib
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
@@ -29,16 +31,30 @@ from skcompressae.packed._files import from_parts, to_parts
 __all__ = ["IndexFileMixin", "dump_chunks", "load_chunks", "read_arrays", "write_arrays"]
 
 _MAGIC = b"SKCAENNI"
-_FORMAT_VERSION = 1
-_PREFIX = struct.Struct("<8sQ")
+# Version 1 had no checksums and was in no release.
+_FORMAT_VERSION = 2
+_PREFIX = struct.Struct("<8sQQ")
 _ALIGNMENT = 64
 _SAVED_PARAMETERS = ("n_neighbors", "mode", "metric", "radius", "n_jobs", "device", "batch_size", "rerank")
 _DTYPES = ("<f4", "<f8", "|u1", "<u2", "<i4", "<i8")
 _LARGEST_HEADER = 1 << 26
+_CHUNK = 1 << 24
 
 
 def _aligned(offset: int) -> int:
     return -(-offset // _ALIGNMENT) * _ALIGNMENT
+
+
+def _checksum(array: NDArray[Any]) -> int:
+    flat = array.reshape(-1).view(np.uint8)
+    checksum = 0
+    for start in range(0, flat.size, _CHUNK):
+        checksum = zlib.crc32(flat[start : start + _CHUNK].data, checksum)
+    return checksum
+
+
+def _header_checksum(length: int, encoded: bytes) -> int:
+    return zlib.crc32(encoded, zlib.crc32(_MAGIC + length.to_bytes(8, "little")))
 
 
 def write_arrays(path: str | os.PathLike[str], meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
@@ -50,12 +66,13 @@ def write_arrays(path: str | os.PathLike[str], meta: dict[str, Any], arrays: dic
     offset = 0
     for name, array in stored.items():
         offset = _aligned(offset)
-        entries[name] = {"dtype": array.dtype.str, "shape": list(array.shape), "offset": offset}
+        shape, checksum = list(array.shape), _checksum(array)
+        entries[name] = {"dtype": array.dtype.str, "shape": shape, "offset": offset, "crc32": checksum}
         offset += array.nbytes
     header = {"format_version": _FORMAT_VERSION, "data_bytes": offset, "meta": meta, "arrays": entries}
     encoded = json.dumps(header).encode()
     with atomic_write(path) as file:
-        file.write(_PREFIX.pack(_MAGIC, len(encoded)))
+        file.write(_PREFIX.pack(_MAGIC, len(encoded), _header_checksum(len(encoded), encoded)))
         file.write(encoded)
         base = _aligned(file.tell())
         for name, array in stored.items():
@@ -69,12 +86,15 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
         prefix = file.read(_PREFIX.size)
         if len(prefix) < _PREFIX.size or prefix[:8] != _MAGIC:
             raise CodesFormatError(f"{path} is not a saved search index: it does not begin with {_MAGIC!r}")
-        length = _PREFIX.unpack(prefix)[1]
+        length, checksum = _PREFIX.unpack(prefix)[1:]
         if length > min(_LARGEST_HEADER, size - _PREFIX.size):
             raise CodesFormatError(f"{path} is truncated: its header should have {length} bytes")
+        encoded = file.read(length)
+        if _header_checksum(length, encoded) != checksum:
+            raise CodesFormatError(f"{path} has a damaged header: its checksum does not match")
         try:
-            header = json.loads(file.read(length))
-        except ValueError as error:
+            header = json.loads(encoded)
+        except (ValueError, RecursionError) as error:
             raise CodesFormatError(f"{path} has a damaged header: {error}") from error
     if not isinstance(header, dict) or not isinstance(header.get("format_version"), int):
         raise CodesFormatError(f"{path} has a damaged header: no format_version")
@@ -85,10 +105,13 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     return header, _aligned(_PREFIX.size + length)
 
 
-def read_arrays(path: str | os.PathLike[str], *, mmap: bool) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+def read_arrays(
+    path: str | os.PathLike[str], *, mmap: bool, verify: bool
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Read or map the arrays of a file written by `write_arrays`.
 
-    Mapped arrays are private (copy on write): the file never changes.
+    Mapped arrays are private (copy on write): the file never changes. `verify` compares the checksums of the arrays,
+    which reads all of them.
 
     Raises
     ------
@@ -103,15 +126,20 @@ def read_arrays(path: str | os.PathLike[str], *, mmap: bool) -> tuple[dict[str, 
         meta = dict(header["meta"])
         expected = base + int(header["data_bytes"])
         layout = {
-            name: (str(entry["dtype"]), tuple(int(n) for n in entry["shape"]), base + int(entry["offset"]))
+            name: (
+                str(entry["dtype"]),
+                tuple(int(n) for n in entry["shape"]),
+                base + int(entry["offset"]),
+                int(entry["crc32"]),
+            )
             for name, entry in entries.items()
         }
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CodesFormatError(f"{path} has a damaged header: {error!r}") from error
     if layout and size != expected:
         raise CodesFormatError(f"{path} is truncated or damaged: {size} bytes, its header says {expected}")
     arrays: dict[str, NDArray[Any]] = {}
-    for name, (dtype, shape, offset) in layout.items():
+    for name, (dtype, shape, offset, checksum) in layout.items():
         if dtype not in _DTYPES or any(n < 0 for n in shape):
             raise CodesFormatError(f"{path}: array {name!r} has dtype {dtype!r} and shape {shape}")
         length = prod(shape) * np.dtype(dtype).itemsize
@@ -123,6 +151,8 @@ def read_arrays(path: str | os.PathLike[str], *, mmap: bool) -> tuple[dict[str, 
             arrays[name] = np.memmap(path, dtype, "c", offset, shape).view(np.ndarray)
         else:
             arrays[name] = np.fromfile(path, dtype, prod(shape), offset=offset).reshape(shape)
+        if verify and _checksum(arrays[name]) != checksum:
+            raise CodesFormatError(f"{path} is damaged: the checksum of array {name!r} does not match")
     return meta, arrays
 
 
@@ -232,7 +262,14 @@ class IndexFileMixin:
         write_arrays(path, meta, arrays)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, mmap: bool = True, compressor: Any = None) -> Any:
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        mmap: bool = True,
+        verify: bool | None = None,
+        compressor: Any = None,
+    ) -> Any:
         """Read an index written by `save`.
 
         Parameters
@@ -242,6 +279,9 @@ class IndexFileMixin:
         mmap : bool, default=True
             Whether to map the arrays into memory, shared among processes and read as needed, or to read them.
             The mapped file must stay in place, and is never written to.
+        verify : bool, default=None
+            Whether to compare the checksums of the arrays, which reads all of them; None is ``not mmap``. That of the
+            header is always compared.
         compressor : fitted transformer, default=None
             The compressor of the index; needed only to compress dense queries. Without it, the saved
             `components_` serve.
@@ -258,7 +298,7 @@ class IndexFileMixin:
         ValueError
             If `compressor` has other components than the index.
         """
-        meta, arrays = read_arrays(path, mmap=mmap)
+        meta, arrays = read_arrays(path, mmap=mmap, verify=not mmap if verify is None else verify)
         try:
             index: Any = cls(**meta["params"])
             index.n_features_in_ = int(meta["n_features_in"])
@@ -277,7 +317,7 @@ class IndexFileMixin:
                     if refined.dtype != np.float32 or refined.shape != (chunk.store.n_rows,):
                         raise CodesFormatError(f"chunk {i} has arrays that do not fit each other")
                     index._refined.append(refined)
-        except (KeyError, TypeError, IndexError, ValueError) as error:
+        except (KeyError, TypeError, IndexError, ValueError, OverflowError, AttributeError) as error:
             if isinstance(error, CodesFormatError):
                 raise CodesFormatError(f"{path} is damaged: {error}") from error
             raise CodesFormatError(f"{path} has a damaged header: {error!r}") from error

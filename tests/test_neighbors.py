@@ -7,6 +7,7 @@ import json
 import pickle
 import struct
 import tracemalloc
+import zlib
 from itertools import pairwise
 from pathlib import Path
 
@@ -534,19 +535,21 @@ def rewrite(path, change):
     """Apply `change` to the header and write the file anew, header padded to its old length."""
     content = path.read_bytes()
     length = struct.unpack("<Q", content[8:16])[0]
-    header = json.loads(content[16 : 16 + length])
+    header = json.loads(content[24 : 24 + length])
     change(header)
     encoded = json.dumps(header, separators=(",", ":")).encode()
     assert len(encoded) <= length
-    path.write_bytes(content[:16] + encoded.ljust(length) + content[16 + length :])
+    encoded = encoded.ljust(length)
+    checksum = struct.pack("<Q", zlib.crc32(content[:16] + encoded))
+    path.write_bytes(content[:16] + checksum + encoded + content[24 + length :])
 
 
 def set_first_column(value):
     def change(path):
         content = bytearray(path.read_bytes())
         length = struct.unpack("<Q", content[8:16])[0]
-        header = json.loads(content[16 : 16 + length])
-        base = -(-(16 + length) // 64) * 64
+        header = json.loads(content[24 : 24 + length])
+        base = -(-(24 + length) // 64) * 64
         struct.pack_into("<H", content, base + header["arrays"]["0.indices"]["offset"], value)
         path.write_bytes(content)
 
@@ -561,7 +564,7 @@ def set_first_column(value):
         (lambda p: p.write_bytes(p.read_bytes()[:100]), "is truncated: its header should have"),
         (lambda p: p.write_bytes(p.read_bytes()[:-8]), "is truncated or damaged"),
         (lambda p: p.write_bytes(p.read_bytes()[:16] + b"\xff" + p.read_bytes()[17:]), "has a damaged header"),
-        (lambda p: rewrite(p, lambda h: h.update(format_version=2)), "has format version 2; this release reads 1"),
+        (lambda p: rewrite(p, lambda h: h.update(format_version=9)), "has format version 9; this release reads 2"),
         (lambda p: rewrite(p, lambda h: h.pop("arrays")), "has a damaged header: KeyError"),
         (lambda p: rewrite(p, lambda h: h["arrays"].pop("0.scale")), "has a damaged header: KeyError"),
         (lambda p: rewrite(p, lambda h: h["arrays"]["0.scale"].update(dtype="|O")), "has dtype '|O'"),
@@ -578,6 +581,20 @@ def test_damaged_files_are_refused(saved, damage, message):
     damage(path)
     with pytest.raises(CodesFormatError, match=message.replace("|O", r"\|O")):
         CodeNearestNeighbors.load(path)
+
+
+@pytest.mark.parametrize("name", ["0.values", "0.scale", "components"])
+def test_a_changed_bit_is_noticed_where_checksums_are_compared(saved, name):
+    path = saved[2]
+    content = bytearray(path.read_bytes())
+    length = struct.unpack("<Q", content[8:16])[0]
+    header = json.loads(content[24 : 24 + length])
+    content[-(-(24 + length) // 64) * 64 + header["arrays"][name]["offset"]] ^= 1
+    path.write_bytes(content)
+    for options in ({"mmap": False}, {"verify": True}):
+        with pytest.raises(CodesFormatError, match=f"checksum of array '{name}' does not match"):
+            CodeNearestNeighbors.load(path, **options)
+    assert CodeNearestNeighbors.load(path).n_samples_fit_ == 40
 
 
 # ------------------------------------------------------------------------------------------------- devices

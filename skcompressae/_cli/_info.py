@@ -97,7 +97,7 @@ def _packed(path: str) -> dict[str, Any]:
 def _index(path: str) -> dict[str, Any]:
     from skcompressae import CodeNearestNeighbors
 
-    index = CodeNearestNeighbors.load(path)
+    index = CodeNearestNeighbors.load(path, verify=True)
     return {
         "kind": "search index",
         "n_documents": index.n_samples_fit_,

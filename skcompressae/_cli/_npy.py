@@ -128,7 +128,18 @@ class NpyRows:
 
     def take(self, rows: NDArray[np.intp]) -> NDArray[Any]:
         """Return the chosen rows."""
-        return np.ascontiguousarray(self.map_rows()[rows], dtype=self.dtype)
+        if self._header.is_fortran:
+            return np.ascontiguousarray(self.map_rows()[rows], dtype=self.dtype)
+        taken = np.empty((len(rows), self.n_features), self._header.dtype)
+        with self.path.open("rb", buffering=0) as stream:
+            for i, row in enumerate(rows.tolist()):
+                stream.seek(self._offset + row * self._row_bytes)
+                _read_into(stream, taken[i], self.name)
+        return taken.astype(self.dtype, copy=False)
+
+    @property
+    def _row_bytes(self) -> int:
+        return self.n_features * self._header.dtype.itemsize
 
     def blocks(self, start: int, n_block_rows: int) -> Iterator[NDArray[Any]]:
         """Yield consecutive rows from `start` on, at most `n_block_rows` at a time."""
@@ -138,9 +149,8 @@ class NpyRows:
             for first in range(start, self.n_rows, n_block_rows):
                 yield np.ascontiguousarray(mapped[first : first + n_block_rows], dtype=self.dtype)
             return
-        row_bytes = self.n_features * self._header.dtype.itemsize
         with self.path.open("rb", buffering=0) as stream:
-            stream.seek(self._offset + start * row_bytes)
+            stream.seek(self._offset + start * self._row_bytes)
             for first in range(start, self.n_rows, n_block_rows):
                 block = np.empty((min(n_block_rows, self.n_rows - first), self.n_features), self._header.dtype)
                 _read_into(stream, block, self.name)

@@ -79,7 +79,7 @@ def _open_index(arguments: argparse.Namespace, model: Any) -> Any:
         given = [name for name in ("mode", "metric", "rerank") if getattr(arguments, name) is not None]
         if given:
             raise UsageError(f"--{given[0]} is part of a saved index; build one from codes for another")
-        return CodeNearestNeighbors.load(arguments.codes, compressor=model).set_params(n_jobs=n_jobs)
+        return CodeNearestNeighbors.load(arguments.codes, verify=True, compressor=model).set_params(n_jobs=n_jobs)
     source = open_codes(arguments.codes, None if model is None else len(model.components_))
     index = CodeNearestNeighbors(
         compressor=model,
