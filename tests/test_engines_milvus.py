@@ -36,6 +36,8 @@ def test_products_of_split_rows_are_exact(index, codes):
     exact = (queries @ split_signs(codes).T).toarray()
     np.testing.assert_allclose(scores, -np.sort(-exact, axis=1)[:, :20], rtol=1e-5)
     np.testing.assert_allclose(scores, np.take_along_axis(exact, ids, axis=1), rtol=1e-5)
+    index.optimize()
+    np.testing.assert_allclose(index.search(queries, n_neighbors=20)[0], scores, rtol=1e-5)
 
 
 @pytest.mark.parametrize("source", ["codes at hand", "codes of the engine"])

@@ -143,6 +143,14 @@ class MilvusIndex:
             scores[rows], ids[rows] = to_arrays(hits, len(rows), n_neighbors)
         return scores, ids
 
+    def optimize(self) -> None:
+        """Seal what was added, so that it is indexed at once.
+
+        Milvus Lite scans rows that are not sealed, slowly; call this after a load. A server seals by itself, and
+        limits how often it may be asked to.
+        """
+        self.client.flush(self.collection)
+
     def fetch(self, ids: ArrayLike) -> csr_matrix:
         """Return the split codes of documents, for :func:`~skcompressae.engines.rerank_signed`.
 
