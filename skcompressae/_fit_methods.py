@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 _DEAD_SHARE_WARNED = 0.1
 # The parameters that decide what training does with the rows: a checkpoint goes on with the same ones only.
 _TRAINING_PARAMETERS = (
-    "n_components", "k", "recipe", "loss_weights", "neighborhood_weight", "init", "learning_rate",
+    "n_components", "k", "recipe", "loss_weights", "neighborhood_weight", "nested", "init", "learning_rate",
     "learning_rate_schedule", "warmup_fraction", "batch_size", "max_iter", "early_stopping", "validation_fraction",
     "n_iter_no_change", "precision", "random_state",
 )  # fmt: skip
@@ -44,6 +44,7 @@ class FitMethodsMixin(TransformMethodsMixin):
 
     n_components: int
     loss_weights: tuple[float, float]
+    nested: bool
     batch_size: int | str
     validation_fraction: float
     n_iter_no_change: int
@@ -71,6 +72,7 @@ class FitMethodsMixin(TransformMethodsMixin):
         Returns
         -------
         self : CompresSAETransformer
+            The fitted estimator.
 
         Raises
         ------
@@ -150,6 +152,7 @@ class FitMethodsMixin(TransformMethodsMixin):
         Returns
         -------
         self : CompresSAETransformer
+            The estimator, trained on one more block.
         """
         is_first = not hasattr(self, "components_")
         rows = self._check_rows(X, reset=is_first)
@@ -227,6 +230,7 @@ class FitMethodsMixin(TransformMethodsMixin):
             precision=self.precision,
             keeps_mean_latent=has_mean_latent,
             neighborhood_weight=float(self._resolved("neighborhood_weight")),
+            is_nested=self.nested,
         )
 
     def _finish(

@@ -62,6 +62,11 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         codes rank rows as cosines of rows do (`docs/recipes.md`), for better recall of code-to-code search. 0 leaves
         it out, as the paper's recipe does.
 
+    nested : bool, default=False
+        Train for `k`, `k` / 2, `k` / 4 and `k` / 8 in turn, one of them each step, so that one model serves them all
+        (``set_params(k=8)``) nearly as well as models fitted at each. Costs a little recall at `k` itself, most of it
+        in code-to-code search (`docs/recipes.md`). The entries of `loss_curve_` then belong to these k in turn.
+
     init : {"auto", "data", "kaiming"}, default="auto"
         Start of training: latents seeded with training rows blended with noise and a tied encoder, or the paper's
         random untied weights.
@@ -143,7 +148,7 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         Training rows (at most 100,000, drawn at random) behind the two statistics.
     dead_latents_fraction_ : float
         Share of latents that no counted row uses.
-    loss_curve_ : ndarray of shape (n_iter_,)
+    loss_curve_ : ndarray of shape (`n_iter_`,)
         Training loss at every step.
     validation_loss_curve_, validation_steps_ : ndarray
         Validation loss, and the steps after which it was measured.
@@ -151,7 +156,7 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         Optimiser steps taken.
     n_features_in_ : int
         Width of the input.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the input's columns, where it has names that are all strings.
 
     See Also
@@ -186,6 +191,7 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         "norm": [StrOptions({"input", "unit"}), None],
         "loss_weights": [tuple, list],
         "neighborhood_weight": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
+        "nested": ["boolean"],
         "init": [StrOptions({"auto", "data", "kaiming"})],
         "learning_rate": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
         "learning_rate_schedule": [StrOptions({"auto", "cosine", "linear", "constant"})],
@@ -216,6 +222,7 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         norm: str | None = "input",
         loss_weights: tuple[float, float] = (1.0, 0.125),
         neighborhood_weight: float | str = "auto",
+        nested: bool = False,
         init: str = "auto",
         learning_rate: float | str = "auto",
         learning_rate_schedule: str = "auto",
@@ -242,6 +249,7 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         self.norm = norm
         self.loss_weights = loss_weights
         self.neighborhood_weight = neighborhood_weight
+        self.nested = nested
         self.init = init
         self.learning_rate = learning_rate
         self.learning_rate_schedule = learning_rate_schedule

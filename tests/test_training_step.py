@@ -264,9 +264,9 @@ def run_engine(engine_type, rows, weights, n_steps, settings, *device):
 
 
 @pytest.mark.parametrize("start", ["data", "kaiming"])
-@pytest.mark.parametrize("neighborhood_weight", [0.0, 0.1])
-def test_torch_engine_agrees_with_the_cpu_engine(device, start, neighborhood_weight):
-    settings = replace(SETTINGS, neighborhood_weight=neighborhood_weight, neighborhood_rows=100)
+@pytest.mark.parametrize(("neighborhood_weight", "is_nested"), [(0.0, False), (0.1, False), (0.1, True)])
+def test_torch_engine_agrees_with_the_cpu_engine(device, start, neighborhood_weight, is_nested):
+    settings = replace(SETTINGS, neighborhood_weight=neighborhood_weight, neighborhood_rows=100, is_nested=is_nested)
     rows = make_embeddings(n_rows=500)
     if start == "data":
         weights = Weights(*data_weights(unit_rows(rows)[0], 64, 0.5, np.random.RandomState(1)))
@@ -288,6 +288,18 @@ def test_torch_engine_agrees_with_the_cpu_engine(device, start, neighborhood_wei
     evaluated = [engine.losses(np.arange(len(rows))) for engine in (cpu, other)]
     assert evaluated[0].cosine == pytest.approx(evaluated[1].cosine, abs=2e-5)
     assert cpu.current_moments().n_steps == other.current_moments().n_steps == 6
+
+
+def test_nested_training_visits_smaller_k_in_turn():
+    settings = replace(SETTINGS, k=8, n_active=30, is_nested=True)
+    assert [(s.k, s.n_active) for s in map(settings.of_step, range(5))] == [(8, 30), (4, 16), (2, 8), (1, 4), (8, 30)]
+    assert replace(settings, k=2).of_step(3).k == 1
+    assert SETTINGS.of_step(3) is SETTINGS
+    rows = make_embeddings(n_rows=300)
+    weights = Weights(*kaiming_weights(rows.shape[1], 32, np.random.RandomState(1)))
+    engine, losses = run_engine(CpuEngine, rows, weights, 4, replace(settings, k=4, n_active=16))
+    assert [loss.fired.sum() / settings.batch_size for loss in losses] == [4, 2, 1, 1]
+    assert engine.losses(np.arange(300)).fired.sum() == 300 * 4
 
 
 def test_torch_engine_does_not_write_to_the_arrays_it_is_given():

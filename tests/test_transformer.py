@@ -347,3 +347,12 @@ def test_blocks_of_rows_join_without_seams(fitted):
     dense = variant(fitted, sparse_output=False).transform(rows)
     np.testing.assert_array_equal(dense, codes.toarray())
     np.testing.assert_allclose(fitted.inverse_transform(codes), dense @ fitted.components_, atol=1e-4)
+
+
+def test_nested_model_serves_an_eighth_of_its_k_better(embeddings):
+    parameters = {"n_components": 64, "k": 16, "max_iter": 150, "random_state": 0, "early_stopping": False}
+    plain, nested = (
+        CompresSAETransformer(nested=nested, **parameters).fit(embeddings).set_params(k=2).score(embeddings)
+        for nested in (False, True)
+    )
+    assert nested > plain + 0.02

@@ -26,6 +26,9 @@ __all__ = ["CpuEngine", "PreActivations"]
 # Bytes of one block of pre-activations. Small enough to be in the cache still when top-k reads it, large enough for
 # the product to run at full speed: 256 to 1,024 rows of 4,096 are within 3 % of one another.
 _BLOCK_BYTES = 8 * 2**20
+# Rows below which rounding the encoder to bfloat16 takes longer than the faster product saves: 1 ms against 17 us a row
+# at 4,096 x 768, see the profile in benchmarks/results.
+_MIN_ROUNDED_ROWS = 64
 
 
 class PreActivations:
@@ -42,12 +45,16 @@ class PreActivations:
         self.encoder = encoder
         self.block_rows = max(16, min(1024, _BLOCK_BYTES // (encoder.dtype.itemsize * encoder.shape[0])))
         self._buffers = local()  # one for each thread
+        self._is_rounded = precision == "bfloat16"
         self._torch_encoder: Any = None
-        if precision == "bfloat16":
+
+    def round_for(self, n_rows: int) -> None:
+        """Round the encoder, if `precision` says so and it pays for this many rows; to be called before products."""
+        if self._is_rounded and self._torch_encoder is None and n_rows >= _MIN_ROUNDED_ROWS:
             import torch
 
             # Copied rather than shared: weights that joblib memory-maps are read-only, which torch warns about.
-            self._torch_encoder = torch.tensor(encoder, dtype=torch.bfloat16)
+            self._torch_encoder = torch.tensor(self.encoder, dtype=torch.bfloat16)
 
     def refresh(self) -> None:
         """Round the encoder anew after its array has changed."""
@@ -106,7 +113,7 @@ class CpuEngine:
         """Take one optimiser step on a batch of rows."""
         for gradient in self._gradients:
             gradient.fill(0)
-        losses = self._accumulate(row_indices, self._gradients)
+        losses = self._accumulate(row_indices, self._gradients, self._settings.of_step(self._moments.n_steps))
         self._moments.n_steps += 1
         apply_adam(
             self._weights.arrays,
@@ -122,7 +129,7 @@ class CpuEngine:
 
     def losses(self, row_indices: NDArray[np.intp]) -> StepLosses:
         """Evaluate the two cosine similarities on rows, without training."""
-        return self._accumulate(row_indices, None)
+        return self._accumulate(row_indices, None, self._settings)
 
     def current_weights(self) -> Weights:
         """Return the weights as they stand (not a copy)."""
@@ -133,16 +140,19 @@ class CpuEngine:
         return self._moments
 
     def _accumulate(
-        self, row_indices: NDArray[np.intp], gradients: tuple[FloatArray, FloatArray, FloatArray] | None
+        self,
+        row_indices: NDArray[np.intp],
+        gradients: tuple[FloatArray, FloatArray, FloatArray] | None,
+        settings: StepSettings,
     ) -> StepLosses:
         """Sum cosines and, where asked for, gradients over blocks of the batch."""
-        settings, weights = self._settings, self._weights
+        weights = self._weights
         loss_weights = settings.loss_weights[0] / len(row_indices), settings.loss_weights[1] / len(row_indices)
         totals = np.zeros(2)
         fired = np.zeros(weights.n_components, dtype=np.int64)
         for start, stop in row_blocks(len(row_indices), BATCH_ROWS):
             x, _ = unit_rows(self._rows[row_indices[start:stop]])
-            indices, values = self._activate(x)
+            indices, values = self._activate(x, settings)
             latent_gradients, is_leading, x_gradients, cosines = reconstruction_gradients(
                 x, weights.decoder, indices, values, settings.k, loss_weights, n_threads=self._n_threads
             )
@@ -152,7 +162,7 @@ class CpuEngine:
                 continue
             if start == 0 and settings.neighborhood_weight > 0 and len(x) > 1:
                 weight = settings.neighborhood_weight * (1 - float(cosines[:, 0].mean(dtype=np.float64)))
-                self._add_neighborhood(x, indices, values, is_leading, latent_gradients, weight)
+                self._add_neighborhood(x, indices, values, is_leading, latent_gradients, weight, settings)
             sum_gradients(
                 x,
                 values,
@@ -174,9 +184,9 @@ class CpuEngine:
         is_leading: NDArray[np.bool_],
         latent_gradients: FloatArray,
         weight: float,
+        settings: StepSettings,
     ) -> None:
         """Add the neighbourhood term of the batch's first rows to the gradients of their leading latents."""
-        settings = self._settings
         n_rows = min(settings.neighborhood_rows, len(x))
         leading = is_leading[:n_rows]
         shape = (n_rows, settings.k)
@@ -191,11 +201,12 @@ class CpuEngine:
         )
         latent_gradients[:n_rows][leading] += gradients.reshape(-1)
 
-    def _activate(self, x: FloatArray) -> tuple[IndexArray, FloatArray]:
-        settings, weights = self._settings, self._weights
+    def _activate(self, x: FloatArray, settings: StepSettings) -> tuple[IndexArray, FloatArray]:
+        weights = self._weights
         if self._pre_activations is None:
             self._pre_activations = PreActivations(weights.encoder, settings.precision)
         pre_activations = self._pre_activations
+        pre_activations.round_for(len(x))
         indices = np.empty((len(x), settings.n_active), dtype=np.int32)
         values = np.empty((len(x), settings.n_active), dtype=x.dtype)
 

@@ -136,7 +136,7 @@ class TorchEngine:
         """Take one optimiser step on a batch of rows."""
         decoder = self._parameters[2]
         gradients = [torch.zeros_like(parameter) for parameter in self._parameters]
-        losses = self._accumulate(row_indices, gradients)
+        losses = self._accumulate(row_indices, gradients, self._settings.of_step(self._n_steps))
         gradients[2] -= (gradients[2] * decoder).sum(dim=1, keepdim=True) * decoder
         settings = self._settings
         correction1 = 1 - settings.beta1 ** (self._n_steps + 1)
@@ -157,7 +157,7 @@ class TorchEngine:
 
     def losses(self, row_indices: NDArray[np.intp]) -> StepLosses:
         """Evaluate rows without training."""
-        return self._accumulate(row_indices, None)
+        return self._accumulate(row_indices, None, self._settings)
 
     def current_weights(self) -> Weights:
         """Return a NumPy copy of the weights."""
@@ -180,9 +180,10 @@ class TorchEngine:
             return unit.pin_memory().to(self._device, non_blocking=True)
         return unit.to(self._device)
 
-    def _accumulate(self, row_indices: NDArray[np.intp], gradients: list[torch.Tensor] | None) -> StepLosses:
+    def _accumulate(
+        self, row_indices: NDArray[np.intp], gradients: list[torch.Tensor] | None, settings: StepSettings
+    ) -> StepLosses:
         """Sum cosines and, where asked for, gradients over blocks of the batch."""
-        settings = self._settings
         encoder, bias, decoder = self._parameters
         n_components = decoder.shape[0]
         totals = torch.zeros(2, dtype=torch.float64 if self._device.type != "mps" else torch.float32)

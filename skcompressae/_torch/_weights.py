@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -57,6 +57,10 @@ class Moments:
         return self.encoder, self.bias, self.decoder
 
 
+# Nested training visits k, k/2, k/4 and k/8.
+_N_NESTED = 4
+
+
 @dataclass(frozen=True)
 class StepSettings:
     """What one optimiser step needs to know beside the rows and the learning rate."""
@@ -80,6 +84,15 @@ class StepSettings:
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
+    # Train for k, k/2, k/4 and k/8 in turn, one of them each step.
+    is_nested: bool = False
+
+    def of_step(self, n_steps: int) -> StepSettings:
+        """Return the settings of the step that follows `n_steps` others."""
+        if not self.is_nested:
+            return self
+        k = max(1, self.k >> n_steps % _N_NESTED)
+        return replace(self, k=k, n_active=min(4 * k, self.n_active), is_nested=False)
 
 
 @dataclass(frozen=True)
