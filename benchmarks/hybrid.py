@@ -19,7 +19,7 @@ from typing import Any
 
 import _peers as peers
 import numpy as np
-from _common import cosine_neighbors, environment, peak_memory_bytes, recall, stopwatch, unit_rows, write_json
+from _common import cosine_neighbors, cpu_stopwatch, environment, peak_memory_bytes, recall, unit_rows, write_json
 from _data import DEFAULT_CACHE_DIR, N_QUERIES, checksum, load, split
 
 from skcompressae import CompresSAETransformer
@@ -49,16 +49,16 @@ def ours(
     """Encode and search one budget."""
     k, n_residual = plans["k"], plans["residual_bytes"]
     model.set_params(k=k)
-    with stopwatch() as encode_s:
+    with cpu_stopwatch() as encode_s:
         packed = PackedCodes.pack(model.transform(documents), value_bits=VALUE_BITS, k=k)
-    with stopwatch() as residual_s:
+    with cpu_stopwatch() as residual_s:
         if n_residual:
             packed = packed.with_residual_of(documents, model.components_, n_bytes=n_residual)
     index = CodeNearestNeighbors(
         N_NEIGHBORS, compressor=model.components_, mode="asymmetric", rerank=rerank if n_residual else None
     ).fit(packed)
     n_neighbors = min(N_NEIGHBORS, len(documents))
-    with stopwatch() as search_s:
+    with cpu_stopwatch() as search_s:
         found = index.kneighbors(queries, n_neighbors, return_distance=False)
     return {
         "method": "hybrid" if n_residual else "sparse",
@@ -66,7 +66,7 @@ def ours(
         "size_bytes": packed.bytes_per_row,
         "encode_s": encode_s(),
         "residual_s": residual_s(),
-        "ms_per_query": 1e3 * search_s() / len(queries),
+        "cpu_ms_per_query": 1e3 * search_s() / len(queries),
         "recall_at_10": recall(found, true, 10),
         "recall_at_100": recall(found, true, 100),
     }
@@ -112,7 +112,7 @@ def run_study(name: str, X: np.ndarray, options: argparse.Namespace) -> dict[str
             **parameters,
             **options.ours,
         )
-        with stopwatch() as fit_s:
+        with cpu_stopwatch() as fit_s:
             model.fit(documents)
         for size in options.sizes:
             mine = {
