@@ -46,6 +46,8 @@ TRANSFORM_STAGES = {
     "product": (_cpu_engine.PreActivations, "__call__"),
     "top_k": (_encoding, "top_k"),
     "activation_codes": (_encoding, "activation_codes"),
+    "rounding_margin": (_encoding, "rounding_margin"),
+    "supports": (_encoding, "supports"),
     "decode_norms": (_encoding, "decode_norms"),
     "least_squares_codes": (_encoding, "least_squares_codes"),
     "codes_to_csr": (_encoding, "codes_to_csr"),

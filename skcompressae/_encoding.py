@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,9 @@ from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._pursuit import least_squares_codes
 from skcompressae._core._rows import codes_to_csr, decode_norms, unit_rows
 from skcompressae._core._sparse_step import reconstruction_gradients
+from skcompressae._core._supports import activation_codes, rounding_margin, supports
 from skcompressae._core._threads import effective_n_threads, row_blocks, run_product_blocks
-from skcompressae._core._topk import activation_codes, top_k
+from skcompressae._core._topk import top_k
 from skcompressae._torch._cpu_engine import PreActivations
 from skcompressae._torch._torch_engine import TorchEncoder
 from skcompressae._torch._weights import Weights
@@ -23,6 +23,8 @@ __all__ = ["Encoder", "codes_to_csr", "expand_queries"]
 
 # Candidates beyond k whose activations are recomputed: reduced precision may order neighbours of the k-th wrongly.
 _MARGIN = 8
+# Rows from which the bound of the rounding errors, which takes a pass over the encoder, saves more than it costs.
+_MIN_BOUNDED_ROWS = 512
 
 
 class Encoder:
@@ -47,6 +49,9 @@ class Encoder:
         self._candidate_factor = candidate_factor
         self._n_threads = effective_n_threads()
         self._on_device: TorchEncoder | None = None
+        self._has_exact_products = device.type == "cpu" and precision != "bfloat16"
+        self._margin: float | None = None
+        self._unit = np.empty((0, weights.encoder.shape[1]), dtype=np.float32)
         if device.type == "cpu":
             self._pre_activations = PreActivations(weights.encoder, precision)
             self._block_rows = self._pre_activations.block_rows
@@ -76,42 +81,30 @@ class Encoder:
         indices : int32 array of shape (n_rows, k), ascending in each row
         values : array of shape (n_rows, k); all zero for an all-zero row
         """
-        indices = np.empty((len(rows), k), dtype=np.int32)
+        x, norms, indices, raw, decoded = self._encode_unit_rows(rows, k)
+        scale = np.ones(len(x))
+        if norm is not None:
+            np.divide(norms if norm == "input" else 1.0, decoded, out=scale, where=decoded > 0)
+        scale[norms == 0] = 0.0
         values = np.empty((len(rows), k), dtype=dtype)
-
-        def encode_block(start: int, stop: int, n_threads: int) -> None:
-            x, norms = unit_rows(rows[start:stop])
-            block_indices, raw, decoded = self._encode_unit_rows(x, k, n_threads)
-            scale = np.ones(len(x))
-            if norm is not None:
-                np.divide(norms if norm == "input" else 1.0, decoded, out=scale, where=decoded > 0)
-            scale[norms == 0] = 0.0
-            indices[start:stop] = block_indices
-            with np.errstate(over="ignore"):
-                np.multiply(raw, scale[:, None], out=values[start:stop], casting="same_kind")
-            if not np.isfinite(values[start:stop]).all():
-                largest = norms.max()
-                raise ValueError(
-                    f"norm='input' scales codes to the rows' L2 norms, but X has a row of norm {largest:.3g}, beyond "
-                    f"{np.dtype(dtype).name}. Scale X down, or use norm='unit'."
-                )
-
-        self._run(encode_block, len(rows))
+        with np.errstate(over="ignore"):
+            np.multiply(raw, scale[:, None], out=values, casting="same_kind")
+        if not np.isfinite(values).all():
+            largest = norms.max()
+            raise ValueError(
+                f"norm='input' scales codes to the rows' L2 norms, but X has a row of norm {largest:.3g}, beyond "
+                f"{np.dtype(dtype).name}. Scale X down, or use norm='unit'."
+            )
         return indices, values
 
     def cosines(self, rows: NDArray[Any], k: int) -> NDArray[np.float64]:
         """Return the cosine similarity of each row with its reconstruction; 1 for an all-zero row."""
+        x, norms, indices, values, _ = self._encode_unit_rows(rows, k)
+        _, _, _, found = reconstruction_gradients(
+            x, self._weights.decoder, indices, values, k, (1.0, 0.0), n_threads=self._n_threads
+        )
         cosines = np.ones(len(rows))
-
-        def measure_block(start: int, stop: int, n_threads: int) -> None:
-            x, norms = unit_rows(rows[start:stop])
-            indices, values, _ = self._encode_unit_rows(x, k, n_threads)
-            _, _, _, block = reconstruction_gradients(
-                x, self._weights.decoder, indices, values, k, (1.0, 0.0), n_threads=n_threads
-            )
-            cosines[start:stop][norms > 0] = np.clip(block[norms > 0, 0], -1, 1)
-
-        self._run(measure_block, len(rows))
+        cosines[norms > 0] = np.clip(found[norms > 0, 0], -1, 1)
         return cosines
 
     def decode(self, codes: Any) -> FloatArray:
@@ -120,31 +113,60 @@ class Encoder:
             return codes @ self._weights.decoder
         return self._on_device.decode(codes if isinstance(codes, np.ndarray) else codes.toarray())
 
-    def _run(self, work: Callable[[int, int, int], None], n_rows: int) -> None:
-        """Call the work for all blocks: on the CPU from several threads, on a device one after the other."""
-        if self._on_device is None:
-            run_product_blocks(work, n_rows, self._block_rows, self._n_threads)
-            return
-        for start, stop in row_blocks(n_rows, self._block_rows):
-            work(start, stop, self._n_threads)
+    def _encode_unit_rows(
+        self, rows: NDArray[Any], k: int
+    ) -> tuple[FloatArray, NDArray[np.float64], IndexArray, FloatArray, FloatArray]:
+        """Return unit rows and norms, indices and values for the unit rows, and the norms of the reconstructions.
 
-    def _encode_unit_rows(self, x: FloatArray, k: int, n_threads: int) -> tuple[IndexArray, FloatArray, FloatArray]:
-        """Return indices, values and the norms of the reconstructions."""
-        # More candidates than k: the product only proposes, see `activation_codes`.
+        All rows pass one stage before any passes the next, so that each stage finds its weights in the cache.
+        """
+        weights, n_threads = self._weights, self._n_threads
+        x, norms, candidates, proposed = self._candidates(rows, k)
+        if self._coding == "pursuit":
+            return x, norms, *least_squares_codes(x, weights.decoder, candidates, k, n_threads=n_threads)
+        if self._coding == "least_squares" and self._has_exact_products and len(rows) >= _MIN_BOUNDED_ROWS:
+            if self._margin is None:
+                self._margin = rounding_margin(weights.encoder, weights.bias)
+            indices = supports(
+                x, weights.encoder, weights.bias, candidates, proposed, self._margin, k, n_threads=n_threads
+            )
+        else:
+            codes = activation_codes(x, weights.encoder, weights.bias, candidates, k, n_threads=n_threads)
+            if self._coding == "activations":
+                return x, norms, *codes, decode_norms(weights.decoder, *codes, n_threads=n_threads)
+            indices = codes[0]
+        return x, norms, *least_squares_codes(x, weights.decoder, indices, k, n_threads=n_threads)
+
+    def _candidates(self, rows: NDArray[Any], k: int) -> tuple[FloatArray, NDArray[np.float64], IndexArray, FloatArray]:
+        """Return unit rows, norms and, for each row, latents that may be in its code and their proposed activations.
+
+        The unit rows are valid until the next call.
+        """
+        # More candidates than k: the product only proposes, see `_core/_supports.py`.
         n_candidates = round(self._candidate_factor * k) if self._coding == "pursuit" else k + _MARGIN
         n_candidates = min(self.n_components, max(k, n_candidates))
-        if self._on_device is None:
-            products = self._pre_activations(x, n_threads)
-            candidates, _ = top_k(products, n_candidates, bias=self._weights.bias, n_threads=n_threads)
-        else:
-            candidates, _ = self._on_device.top_k(x, n_candidates)
-        weights = self._weights
-        if self._coding != "pursuit":
-            codes = activation_codes(x, weights.encoder, weights.bias, candidates, k, n_threads=n_threads)
-            candidates = codes[0]
-        if self._coding == "activations":
-            return *codes, decode_norms(weights.decoder, *codes, n_threads=n_threads)
-        return least_squares_codes(x, weights.decoder, candidates, k, n_threads=n_threads)
+        if len(self._unit) < len(rows):
+            self._unit = np.empty(rows.shape, dtype=np.float32)
+        x = self._unit[: len(rows)]
+        norms = np.empty(len(rows))
+        candidates = np.empty((len(rows), n_candidates), dtype=np.int32)
+        proposed = np.empty((len(rows), n_candidates), dtype=np.float32)
+        if self._on_device is not None:
+            for start, stop in row_blocks(len(rows), self._block_rows):
+                _, norms[start:stop] = unit_rows(rows[start:stop], out=x[start:stop])
+                candidates[start:stop], proposed[start:stop] = self._on_device.top_k(x[start:stop], n_candidates)
+            return x, norms, candidates, proposed
+        multiply = self._pre_activations
+        multiply.round_for(len(rows))
+
+        def propose(start: int, stop: int, n_threads: int) -> None:
+            _, norms[start:stop] = unit_rows(rows[start:stop], out=x[start:stop])
+            candidates[start:stop], proposed[start:stop] = top_k(
+                multiply(x[start:stop], n_threads), n_candidates, bias=self._weights.bias, n_threads=n_threads
+            )
+
+        run_product_blocks(propose, len(rows), self._block_rows, self._n_threads)
+        return x, norms, candidates, proposed
 
 
 def expand_queries(

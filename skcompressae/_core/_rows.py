@@ -51,13 +51,17 @@ def _unit_rows(x, unit, norms):  # type: ignore[no-untyped-def]
                 unit[i, j] = np.float64(x[i, j]) / divisor / root
 
 
-def unit_rows(x: NDArray[np.generic], dtype: type[np.floating] = np.float32) -> tuple[FloatArray, NDArray[np.float64]]:
+def unit_rows(
+    x: NDArray[np.generic], dtype: type[np.floating] = np.float32, out: FloatArray | None = None
+) -> tuple[FloatArray, NDArray[np.float64]]:
     """Divide each row by its L2 norm.
 
     Parameters
     ----------
     x : array of shape (n_rows, n_features), any real dtype, finite
     dtype : float32 or float64, the dtype of the unit rows
+    out : C-contiguous array of the shape of `x`, optional
+        Where the unit rows go; `dtype` is then its own.
 
     Returns
     -------
@@ -67,7 +71,7 @@ def unit_rows(x: NDArray[np.generic], dtype: type[np.floating] = np.float32) -> 
     if x.dtype not in (np.float32, np.float64):
         x = np.asarray(x, dtype=np.float32 if x.dtype == np.float16 else np.float64)
     block = np.ascontiguousarray(x)
-    unit = np.empty(block.shape, dtype=dtype)
+    unit = np.empty(block.shape, dtype=dtype) if out is None else out
     norms = np.empty(block.shape[0], dtype=np.float64)
     _unit_rows(block, unit, norms)
     return unit, norms

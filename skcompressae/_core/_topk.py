@@ -14,11 +14,10 @@ import numpy as np
 from numba import njit
 
 from skcompressae._core._arrays import FloatArray, IndexArray
-from skcompressae._core._gathers import FAST, dots
 from skcompressae._core._lanes import N_LANES, lanes_at_least, lowest_lane
 from skcompressae._core._threads import run_blocks
 
-__all__ = ["activation_codes", "kth_largest", "top_k"]
+__all__ = ["kth_largest", "top_k"]
 
 # Survivors allowed per selected entry before the threshold is refined again: quickselect on 3k entries costs
 # less than one more pass over the row for every (k, m) timed by benchmarks/training_speed.py.
@@ -206,63 +205,6 @@ def top_k(
         lambda start, stop: _top_k_rows(pre_activations, added, bias is not None, k, start, stop, indices, values),
         n_rows,
         block_size,
-        n_threads,
-    )
-    return indices, values
-
-
-@njit(cache=True, nogil=True, fastmath=FAST)
-def _activation_codes(x, encoder, bias, candidates, k, start, stop, indices, values):  # type: ignore[no-untyped-def]
-    n_candidates = candidates.shape[1]
-    activations = np.empty(n_candidates, dtype=x.dtype)
-    magnitudes = np.empty(n_candidates, dtype=x.dtype)
-    for i in range(start, stop):
-        dots(x[i], encoder, candidates[i], n_candidates, activations)
-        for c in range(n_candidates):
-            activations[c] += bias[candidates[i, c]]
-            magnitudes[c] = abs(activations[c])
-        kth = kth_largest(magnitudes, n_candidates, k)
-        n_ties = k
-        for c in range(n_candidates):
-            n_ties -= abs(activations[c]) > kth
-        written = 0
-        for c in range(n_candidates):
-            magnitude = abs(activations[c])
-            if magnitude > kth or (magnitude == kth and n_ties > 0):
-                n_ties -= magnitude == kth
-                indices[i, written] = candidates[i, c]
-                values[i, written] = activations[c]
-                written += 1
-
-
-def activation_codes(
-    x: FloatArray, encoder: FloatArray, bias: FloatArray, candidates: IndexArray, k: int, *, n_threads: int
-) -> tuple[IndexArray, FloatArray]:
-    """Recompute the pre-activations of each row's candidates, in a fixed order, and keep the k largest magnitudes.
-
-    A matrix product rounds a row differently in batches of different sizes, and more so in reduced precision. It
-    proposes; this decides, so that a code depends on its row alone.
-
-    Parameters
-    ----------
-    x : array of shape (n_rows, n_features), unit-norm rows
-    encoder : array of shape (n_components, n_features)
-    bias : array of shape (n_components,)
-    candidates : int32 array of shape (n_rows, n_candidates), ascending in each row
-    k : int in [1, n_candidates]
-    n_threads : int
-
-    Returns
-    -------
-    indices : array of shape (n_rows, k), int32, ascending in each row
-    values : array of shape (n_rows, k)
-    """
-    indices = np.empty((len(x), k), dtype=np.int32)
-    values = np.empty((len(x), k), dtype=x.dtype)
-    run_blocks(
-        lambda start, stop: _activation_codes(x, encoder, bias, candidates, k, start, stop, indices, values),
-        len(x),
-        64,
         n_threads,
     )
     return indices, values

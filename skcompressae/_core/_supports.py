@@ -1,0 +1,172 @@
+"""Decide which candidate latents are in a row's code, so that a code depends on its row alone.
+
+A matrix product rounds a row differently in batches of different sizes, and more so in reduced precision. It proposes;
+activations recomputed in a fixed order decide. Where only the support is wanted, no candidate needs to be recomputed
+whose place among the k largest no rounding error could change, and in float32 those are nearly all.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._gathers import FAST, dot, dots
+from skcompressae._core._threads import run_blocks
+from skcompressae._core._topk import kth_largest
+
+__all__ = ["activation_codes", "rounding_margin", "supports"]
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _activation_codes(x, encoder, bias, candidates, k, start, stop, indices, values):  # type: ignore[no-untyped-def]
+    n_candidates = candidates.shape[1]
+    activations = np.empty(n_candidates, dtype=x.dtype)
+    magnitudes = np.empty(n_candidates, dtype=x.dtype)
+    for i in range(start, stop):
+        dots(x[i], encoder, candidates[i], n_candidates, activations)
+        for c in range(n_candidates):
+            activations[c] += bias[candidates[i, c]]
+            magnitudes[c] = abs(activations[c])
+        kth = kth_largest(magnitudes, n_candidates, k)
+        n_ties = k
+        for c in range(n_candidates):
+            n_ties -= abs(activations[c]) > kth
+        written = 0
+        for c in range(n_candidates):
+            magnitude = abs(activations[c])
+            if magnitude > kth or (magnitude == kth and n_ties > 0):
+                n_ties -= magnitude == kth
+                indices[i, written] = candidates[i, c]
+                values[i, written] = activations[c]
+                written += 1
+
+
+def activation_codes(
+    x: FloatArray, encoder: FloatArray, bias: FloatArray, candidates: IndexArray, k: int, *, n_threads: int
+) -> tuple[IndexArray, FloatArray]:
+    """Recompute the pre-activations of each row's candidates, in a fixed order, and keep the k largest magnitudes.
+
+    Parameters
+    ----------
+    x : array of shape (n_rows, n_features), unit-norm rows
+    encoder : array of shape (n_components, n_features)
+    bias : array of shape (n_components,)
+    candidates : int32 array of shape (n_rows, n_candidates), ascending in each row
+    k : int in [1, n_candidates]
+    n_threads : int
+
+    Returns
+    -------
+    indices : array of shape (n_rows, k), int32, ascending in each row
+    values : array of shape (n_rows, k)
+    """
+    indices = np.empty((len(x), k), dtype=np.int32)
+    values = np.empty((len(x), k), dtype=x.dtype)
+    run_blocks(
+        lambda start, stop: _activation_codes(x, encoder, bias, candidates, k, start, stop, indices, values),
+        len(x),
+        64,
+        n_threads,
+    )
+    return indices, values
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _largest_norm(rows):  # type: ignore[no-untyped-def]
+    largest = rows.dtype.type(0)
+    for i in range(rows.shape[0]):
+        largest = max(largest, dot(rows[i], rows[i]))
+    return np.sqrt(largest)
+
+
+def rounding_margin(encoder: FloatArray, bias: FloatArray) -> float:
+    """Bound the difference of one activation of a unit row between two orders of summation in the encoder's dtype.
+
+    Each order is off by at most ``gamma_n |x||w|``, about n times half the machine epsilon, with n = d + 2 for the bias
+    and the rounding of the row's norm (Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed., section 3.1).
+    """
+    scale = float(_largest_norm(encoder)) + float(np.abs(bias).max())
+    return (encoder.shape[1] + 2) * float(np.finfo(encoder.dtype).eps) * scale
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _supports(x, encoder, bias, candidates, proposed, margin, k, start, stop, indices):  # type: ignore[no-untyped-def]
+    n_candidates = candidates.shape[1]
+    magnitudes = np.empty(n_candidates, dtype=x.dtype)
+    unsure = np.empty(n_candidates, dtype=np.int32)
+    place = np.empty(n_candidates, dtype=np.int64)
+    is_chosen = np.empty(n_candidates, dtype=np.bool_)
+    for i in range(start, stop):
+        for c in range(n_candidates):
+            magnitudes[c] = abs(proposed[i, c])
+        following = kth_largest(magnitudes, n_candidates, k + 1)
+        kth = kth_largest(magnitudes, k, k)  # the k largest now come first
+        n_open, n_unsure = k, 0
+        for c in range(n_candidates):
+            magnitude = abs(proposed[i, c])
+            is_chosen[c] = magnitude > following + 2 * margin
+            if is_chosen[c]:
+                n_open -= 1
+            elif magnitude >= kth - 2 * margin:
+                unsure[n_unsure] = candidates[i, c]
+                place[n_unsure] = c
+                n_unsure += 1
+        if n_unsure == n_open:
+            for u in range(n_unsure):
+                is_chosen[place[u]] = True
+        else:
+            activations = magnitudes  # no longer needed
+            dots(x[i], encoder, unsure, n_unsure, activations)
+            for u in range(n_unsure):
+                activations[u] = abs(activations[u] + bias[unsure[u]])
+            for _ in range(n_open):
+                best = 0
+                for u in range(1, n_unsure):
+                    if activations[u] > activations[best]:  # of equals the lowest index
+                        best = u
+                is_chosen[place[best]] = True
+                activations[best] = -1
+        written = 0
+        for c in range(n_candidates):
+            if is_chosen[c]:
+                indices[i, written] = candidates[i, c]
+                written += 1
+
+
+def supports(
+    x: FloatArray,
+    encoder: FloatArray,
+    bias: FloatArray,
+    candidates: IndexArray,
+    proposed: FloatArray,
+    margin: float,
+    k: int,
+    *,
+    n_threads: int,
+) -> IndexArray:
+    """Return the indices that :func:`activation_codes` would, recomputing only what `margin` leaves open.
+
+    Parameters
+    ----------
+    x, encoder, bias, candidates, k, n_threads
+        As :func:`activation_codes` takes them.
+    proposed : array of shape (n_rows, n_candidates)
+        The candidates' activations, each within `margin` of what is recomputed.
+    margin : float
+
+    Returns
+    -------
+    indices : array of shape (n_rows, k), int32, ascending in each row
+    """
+    if candidates.shape[1] == k:
+        return candidates
+    indices = np.empty((len(x), k), dtype=np.int32)
+    bound = x.dtype.type(margin)
+    run_blocks(
+        lambda start, stop: _supports(x, encoder, bias, candidates, proposed, bound, k, start, stop, indices),
+        len(x),
+        64,
+        n_threads,
+    )
+    return indices
