@@ -1,0 +1,202 @@
+"""How many rows a second do Dask and Spark encode beside one process, on the same machine, rows and model?
+
+    python benchmarks/cluster_throughput.py --out benchmarks/results/cluster_throughput.json
+
+Every engine reads the same Parquet files of float32 embeddings and writes Parquet files of codes; one process is also
+timed on an array in memory. Engines run on this machine alone, as many tasks at a time as there are processes. Time to
+start an engine, its workers and the imports in them is reported apart. Codes are compared with one process's. pyarrow
+writes without dictionaries here, which numbers that hardly repeat only make larger.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import shutil
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from _common import environment, median_seconds, peak_memory_bytes, stopwatch, write_json
+from _data import clustered
+
+from skcompressae import CompresSAETransformer
+from skcompressae._core._threads import exactly_n_threads
+from skcompressae.arrow import ArrowEncoder, codes_from_arrow
+
+VERSIONED = ("pyarrow", "pandas", "dask", "distributed", "pyspark")
+ENGINES = ("single", "dask", "spark")
+
+
+def write_source(folder, X, n_files):
+    """Write the rows as Parquet files of equal size; return their bytes."""
+    for i, part in enumerate(np.array_split(np.arange(len(X)), n_files)):
+        column = pa.FixedSizeListArray.from_arrays(pa.array(X[part].reshape(-1)), X.shape[1])
+        table = pa.table({"id": pa.array(part), "embedding": column})
+        pq.write_table(table, folder / f"part-{i:03}.parquet", use_dictionary=False)
+    return sum(file.stat().st_size for file in folder.glob("*.parquet"))
+
+
+@contextmanager
+def single(model, source, options):
+    """Yield a function that encodes file after file in this process, on `n_processes` threads."""
+    encoder = ArrowEncoder(model)
+
+    def work(target):
+        target.mkdir()
+        for file in sorted(source.glob("*.parquet")):
+            with exactly_n_threads(options.n_processes):
+                table = encoder(pq.read_table(file))
+            pq.write_table(table, target / file.name, use_dictionary=False)
+
+    yield work
+
+
+@contextmanager
+def dask(model, source, options):
+    """Yield a function that encodes on a cluster of processes with one thread each."""
+    import dask.dataframe as dd
+    from distributed import Client, LocalCluster
+
+    from skcompressae.dask import encode_dataframe
+
+    metadata = ArrowEncoder(model).metadata
+    with (
+        LocalCluster(
+            n_workers=options.n_processes, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+
+        def work(target):
+            df = dd.read_parquet(str(source), dtype_backend="pyarrow", split_row_groups=False, blocksize=None)
+            codes = encode_dataframe(model, df, client=client)
+            codes.to_parquet(str(target), custom_metadata=metadata, write_index=False, use_dictionary=False)
+
+        yield work
+
+
+@contextmanager
+def spark(model, source, options):
+    """Yield a function that encodes in a local session of `n_processes` tasks at a time."""
+    os.environ["PYSPARK_PYTHON"] = sys.executable
+    from pyspark.sql import SparkSession
+
+    from skcompressae.spark import encode_parquet
+
+    builder = SparkSession.builder.master(f"local[{options.n_processes}]").config("spark.ui.enabled", "false")
+    builder = builder.config("spark.driver.host", "localhost").config("spark.driver.bindAddress", "127.0.0.1")
+    session = builder.config("spark.driver.memory", "2g").config("spark.log.level", "ERROR").getOrCreate()
+    try:
+        yield lambda target: encode_parquet(model, session, source, target)
+    finally:
+        session.stop()
+
+
+def measure(name, model, source, expected, options, folder):
+    """Time one engine; return a row of the report."""
+    targets = iter(folder / f"{name}-{i}" for i in range(options.n_repeats + 2))
+    last = []
+
+    def run():
+        if last:
+            shutil.rmtree(last.pop())
+        last.append(next(targets))
+        work(last[-1])
+
+    with stopwatch() as seconds, globals()[name](model, source, options) as work:
+        run()
+        first_s = seconds()
+        time_s = median_seconds(run, options.n_repeats)
+    table = pq.read_table(last[0]).sort_by("id")
+    codes = codes_from_arrow(table)
+    return {
+        "engine": name,
+        "n_processes": 1 if name == "single" else options.n_processes,
+        "n_threads": options.n_processes if name == "single" else 1,
+        "parquet_to_parquet_s": time_s,
+        "rows_per_s": len(table) / time_s,
+        "start_and_first_run_s": first_s,
+        "code_bytes_per_row": sum(file.stat().st_size for file in last[0].glob("*.parquet")) / len(table),
+        "max_relative_deviation": float(abs(codes - expected).max() / abs(expected).max()),
+    }
+
+
+def sizing(row, options, source_bytes_per_row):
+    """Work out hours and bytes of large collections from one engine's measured throughput."""
+    n_cores = options.n_processes
+    per_core = row["rows_per_s"] / n_cores
+    return [
+        {
+            "engine": row["engine"],
+            "n_rows": n_rows,
+            "rows_per_s_and_core": per_core,
+            "core_hours": n_rows / per_core / 3600,
+            "hours_on_64_cores": n_rows / per_core / 3600 / 64,
+            "embedding_bytes": n_rows * 4 * options.n_features,
+            "embedding_parquet_bytes": n_rows * source_bytes_per_row,
+            "code_parquet_bytes": n_rows * row["code_bytes_per_row"],
+            "csr_bytes": n_rows * (8 * options.k + 4),
+        }
+        for n_rows in (10**8, 10**9)
+    ]
+
+
+def main(arguments=None):
+    """Run the benchmark from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n-samples", type=int, default=60_000)
+    parser.add_argument("--n-features", type=int, default=768)
+    parser.add_argument("--n-components", type=int, default=4096)
+    parser.add_argument("--k", type=int, default=32)
+    parser.add_argument("--n-processes", type=int, default=2)
+    parser.add_argument("--n-files", type=int, default=12)
+    parser.add_argument("--n-repeats", type=int, default=2)
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(arguments)
+
+    X = clustered(options.n_features, options.n_samples)
+    model = CompresSAETransformer(
+        options.n_components, k=options.k, max_iter=2, batch_size=1024, device="cpu", random_state=options.seed
+    ).fit(X[:4096])
+    transform = {}
+    for n_threads in sorted({1, options.n_processes}):
+        with exactly_n_threads(n_threads):
+            transform[n_threads] = len(X) / median_seconds(lambda: model.transform(X), options.n_repeats)
+    expected = model.transform(X)
+    rows, sizes = [], []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = folder / "source"
+        source.mkdir()
+        source_bytes_per_row = write_source(source, X, options.n_files) / len(X)
+        for engine in options.engines:
+            rows.append(measure(engine, model, source, expected, options, folder))
+            sizes += sizing(rows[-1], options, source_bytes_per_row)
+            print({key: round(value, 4) if isinstance(value, float) else value for key, value in rows[-1].items()})
+    content = {
+        "environment": environment(),
+        "engine_versions": {package: importlib.metadata.version(package) for package in VERSIONED},
+        "settings": {name: value for name, value in vars(options).items() if name != "out"},
+        "data": f"clustered, {options.n_samples} x {options.n_features}, float32",
+        "transform_rows_per_s_by_threads": transform,
+        "source_parquet_bytes_per_row": source_bytes_per_row,
+        "rows": rows,
+        "sizing": sizes,
+        "gpu": "not measured",
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+    print({"transform_rows_per_s_by_threads": transform})
+    if options.out is not None:
+        write_json(options.out, content)
+
+
+if __name__ == "__main__":
+    main()
