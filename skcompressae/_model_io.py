@@ -176,6 +176,7 @@ class ModelFileMixin:
         Parameters
         ----------
         path : path-like
+            The file.
 
         Returns
         -------

@@ -98,7 +98,7 @@ class CodeNearestNeighbors(
     ----------
     n_features_in_ : int
         Number of components of the codes.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the components; only if the fitted codes had names, all of them strings.
     n_samples_fit_ : int
         Number of documents.
@@ -243,8 +243,7 @@ class CodeNearestNeighbors(
 
         Parameters
         ----------
-        X : {array-like, sparse matrix} of shape (n_queries, n_components) or (n_queries, n_features),
-        default=None
+        X : {array-like, sparse matrix} of shape (n_queries, n_components or n_features), default=None
             Codes, or dense embeddings where there is a compressor; see Notes of the class. Without it, the
             neighbors of each document are returned, which is not its own neighbor.
         n_neighbors : int, default=None

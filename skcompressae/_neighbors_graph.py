@@ -33,7 +33,7 @@ class NeighborsGraphMixin:
 
         Returns
         -------
-        graph : CSR matrix of shape (n_queries, n_samples_fit_)
+        graph : CSR matrix of shape (n_queries, `n_samples_fit_`)
             Row i holds the neighbors of query i, nearest first.
         """
         _check_graph_mode(mode)
@@ -59,7 +59,7 @@ class NeighborsGraphMixin:
 
         Returns
         -------
-        graph : CSR matrix of shape (n_queries, n_samples_fit_)
+        graph : CSR matrix of shape (n_queries, `n_samples_fit_`)
             Row i holds the documents within `radius` of query i, nearest first.
         """
         _check_graph_mode(mode)
@@ -70,11 +70,10 @@ class NeighborsGraphMixin:
         return csr_matrix((values, columns, indptr), shape=(len(indices), self.n_samples_fit_))
 
     def transform(self, X: Any) -> csr_matrix:
-        """Compute the graph of distances to the nearest documents, for estimators with
-        ``metric="precomputed"``.
+        """Compute the graph of distances to the nearest documents.
 
-        As `sklearn.neighbors.KNeighborsTransformer` does, it returns ``n_neighbors + 1`` neighbors, since a
-        document given again is its own neighbor.
+        It serves estimators with ``metric="precomputed"``. As `sklearn.neighbors.KNeighborsTransformer` does, it
+        returns ``n_neighbors + 1`` neighbors, since a document given again is its own neighbor.
 
         Parameters
         ----------
@@ -83,7 +82,7 @@ class NeighborsGraphMixin:
 
         Returns
         -------
-        graph : CSR matrix of shape (n_queries, n_samples_fit_)
+        graph : CSR matrix of shape (n_queries, `n_samples_fit_`)
             Distances, explicit even where they are 0.
         """
         check_is_fitted(self)

@@ -127,6 +127,7 @@ def to_reference_checkpoint(model: CompresSAETransformer, path: str | os.PathLik
     model : CompresSAETransformer
         Fitted.
     path : path-like
+        The file; one that exists is replaced.
 
     Raises
     ------

@@ -60,8 +60,8 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         Returns
         -------
         codes : CSR matrix (or array) or ndarray of shape (n_samples, n_components)
-            float32 for float32 and float16 input, else float64. Canonical: ascending indices, no explicit zeros, at
-            most k entries a row; an all-zero row has none. Exactly k, but where a fitted value is zero: k latents
+            Of dtype float32 for float32 and float16 input, else float64. Canonical: ascending indices, no explicit
+            zeros, at most k entries a row; an all-zero row has none. Exactly k, but where a fitted value is zero: k latents
             can be more than it takes to reconstruct a row exactly, as where k exceeds n_features.
 
         Raises
@@ -69,7 +69,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         sklearn.exceptions.NotFittedError
             If called before fit.
         ValueError
-            If X is not a finite, real, dense 2-d array of n_features_in_ columns.
+            If X is not a finite, real, dense 2-d array of `n_features_in_` columns.
         """
         check_is_fitted(self)
         self._check_encoding_parameters()
@@ -109,6 +109,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         Returns
         -------
         codes : PackedCodes of shape (n_samples, n_components)
+            One code a row of X.
 
         Raises
         ------
@@ -148,7 +149,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         Returns
         -------
         X_hat : ndarray of shape (n_samples, n_features)
-            float32 for float32 codes, else float64.
+            Of dtype float32 for float32 codes, else float64.
 
         Raises
         ------
@@ -185,6 +186,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         Parameters
         ----------
         X : array-like of shape (n_queries, n_features)
+            Dense queries.
         n_nonzero : int or None, default=None
             Entries kept per query: those with the largest ``|t_j| * sqrt(latent_rms_[j])``, between what an entry is
             worth to the documents that have it and how many have it. None keeps all n_components.
@@ -192,6 +194,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         Returns
         -------
         queries : CSR matrix (or array) of shape (n_queries, n_components)
+            Expanded queries, with the queries' dtype as in :meth:`transform`.
 
         Raises
         ------
@@ -221,6 +224,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
+            Rows to encode and reconstruct.
         y : None
             Ignored.
 

@@ -128,6 +128,16 @@ class ArrowEncoder:
     def output_schema(self, schema: pa.Schema) -> pa.Schema:
         """Return the schema of the encoded batches for the schema of the batches that come in.
 
+        Parameters
+        ----------
+        schema : pyarrow.Schema
+            Of the batches that come in.
+
+        Returns
+        -------
+        schema : pyarrow.Schema
+            The other columns, those of the codes, and the metadata.
+
         Raises
         ------
         KeyError
@@ -170,12 +180,34 @@ class ArrowEncoder:
         return pa.RecordBatch.from_arrays([*kept, *self.encode_column(batch.column(self.column))], schema=schema)
 
     def encode_column(self, column: Any) -> list[Any]:
-        """Encode an embedding column alone, into the arrays of `code_columns`."""
+        """Encode an embedding column alone, into the arrays of `code_columns`.
+
+        Parameters
+        ----------
+        column : pyarrow.Array or pyarrow.ChunkedArray
+            Lists of floats, without nulls.
+
+        Returns
+        -------
+        arrays : list of pyarrow.Array
+            One for each of `code_columns`.
+        """
         rows = embedding_rows(column, self.model.n_features_in_, self.column)
         return self.code_arrays(encode_rows(self.model, rows, self.column))
 
     def code_arrays(self, codes: Any) -> list[Any]:
-        """Return codes that the model made before, a CSR matrix, as the arrays of `code_columns`."""
+        """Return codes that the model made before as the arrays of `code_columns`.
+
+        Parameters
+        ----------
+        codes : CSR matrix of shape (n_rows, n_components)
+            As the model's `transform` returns them.
+
+        Returns
+        -------
+        arrays : list of pyarrow.Array
+            One for each of `code_columns`.
+        """
         pa = import_pyarrow("Arrow batches of codes")
         if self.split_signs:
             from skcompressae.engines import split_signs
@@ -209,7 +241,9 @@ def encode_batch(model: CompresSAETransformer, batch: Any, column: str = "embedd
     model : CompresSAETransformer
         Fitted.
     batch : pyarrow.RecordBatch or pyarrow.Table
+        With an embedding column.
     column : str, default="embedding"
+        The embedding column.
     **options
         Further parameters of :class:`ArrowEncoder`.
 
@@ -229,12 +263,15 @@ def output_schema(model: CompresSAETransformer, schema: pa.Schema, column: str =
     model : CompresSAETransformer
         Fitted.
     schema : pyarrow.Schema
+        Of the batches that come in.
     column : str, default="embedding"
+        The embedding column.
     **options
         Further parameters of :class:`ArrowEncoder`.
 
     Returns
     -------
     schema : pyarrow.Schema
+        Of the batches that :func:`encode_batch` returns.
     """
     return ArrowEncoder(model, column, **options).output_schema(schema)

@@ -24,7 +24,7 @@ def encode_array(model: CompresSAETransformer, X: Any, *, client: Any = None, n_
     model : CompresSAETransformer
         Fitted. Its state of now is used, whatever happens to it before the result is computed.
     X : dask.array.Array of shape (n_samples, n_features)
-        float16, float32 or float64; row chunks of any size, known or not. Columns in several chunks are merged.
+        Of float16, float32 or float64; row chunks of any size, known or not. Columns in several chunks are merged.
     client : distributed.Client or None, default=None
         The cluster to send the model to, once to each worker. None means the current client; where there is none, the
         model becomes part of the graph.
@@ -100,6 +100,7 @@ def encode_dataframe(
     df : dask.dataframe.DataFrame
         Its embedding column holds Arrow lists, or NumPy arrays or lists of floats as objects.
     column : str, default="embedding"
+        The embedding column.
     client : distributed.Client or None, default=None
         As in :func:`encode_array`.
     n_threads : int, default=1

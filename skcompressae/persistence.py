@@ -55,10 +55,12 @@ def load_model(path: str | os.PathLike[str]) -> CompresSAETransformer:
     Parameters
     ----------
     path : path-like
+        A file that `save_model` or the estimator's `save` wrote.
 
     Returns
     -------
     model : CompresSAETransformer
+        Fitted.
 
     Raises
     ------

@@ -38,6 +38,7 @@ def encode_dataframe(
         Of a classic session (Spark Connect has no broadcast variables). Its embedding column is an ``array<float>`` or
         ``array<double>`` without nulls.
     column : str, default="embedding"
+        The embedding column.
     n_threads : int, default=1
         Threads of one task. Spark runs a task per core (``spark.task.cpus``), so 1 fills every core.
     split_signs : bool, default=False
@@ -130,12 +131,14 @@ def encode_parquet(
     model : CompresSAETransformer
         Fitted.
     spark : pyspark.sql.SparkSession
+        The session that reads and writes.
     source : str
         File or folder, local or of any file system that the session knows, with an embedding column of float32 or
         float64 lists.
     target : str
         Folder to write. It has a file ``_SUCCESS`` once all of it is there.
     column : str, default="embedding"
+        The embedding column.
     mode : {"error", "overwrite", "append", "ignore"}, default="error"
         What to do where `target` exists, as in ``DataFrameWriter.mode``.
     **options

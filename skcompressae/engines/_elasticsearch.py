@@ -70,6 +70,7 @@ def write_elasticsearch_bulk(
     Parameters
     ----------
     path : path-like
+        The file; one that exists is replaced.
     codes : sparse matrix or array-like of shape (n_documents, 2 * n_components)
         Of :func:`~skcompressae.engines.split_signs`.
     n_components : int
@@ -115,6 +116,7 @@ def elasticsearch_query(
         engine (one clause per nonzero: at most ``indices.query.bool.max_clause_count`` of them) or OpenSearch's
         "neural_sparse".
     field : str, default="code"
+        As in :func:`elasticsearch_mapping`.
 
     Returns
     -------

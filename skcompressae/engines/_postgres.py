@@ -159,6 +159,7 @@ class PostgresIndex:
         queries : sparse matrix, PackedCodes or array-like of shape (n_queries, n_components)
             Codes, or rows of ``transform_query``.
         n_neighbors : int, default=10
+            Documents returned for each query, at most.
         ef_search : int or None, default=None
             None scans the table: exact. An integer between `n_neighbors` and 1,000 searches the index of
             :meth:`create_hnsw` with that many candidates: approximate.

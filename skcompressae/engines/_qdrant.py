@@ -35,8 +35,8 @@ class QdrantIndex:
     collection : str, default="codes"
         Name of the collection, created where there is none; the embedded engine has one per folder and ignores it.
     vector_name : str, default="code"
-        Name of the sparse vector. Other vectors and the payload of the points stay as they are only if you write
-        them with the engine's own client after :meth:`add`, which replaces points.
+        Name of the sparse vector. :meth:`add` replaces whole points: write their other vectors and payloads after it,
+        with the engine's own client.
 
     Attributes
     ----------
@@ -105,6 +105,7 @@ class QdrantIndex:
         queries : sparse matrix, PackedCodes or array-like of shape (n_queries, n_components)
             Codes, or rows of ``transform_query``.
         n_neighbors : int, default=10
+            Documents returned for each query, at most.
 
         Returns
         -------
@@ -131,9 +132,14 @@ class QdrantIndex:
         return scores, ids
 
     def optimize(self) -> bool:
-        """Merge what was added into a read-only index; returns whether there was anything to do.
+        """Merge what was added into a read-only index.
 
-        The embedded engine does so only when asked. A server does so by itself, and False is returned.
+        The embedded engine does so only when asked; a server does so by itself.
+
+        Returns
+        -------
+        is_changed : bool
+            Whether there was anything to do; False for a server.
         """
         return self._backend.optimize()
 

@@ -66,6 +66,7 @@ def join_signs(split: Any) -> csr_matrix:
     Returns
     -------
     codes : CSR matrix of shape (n_rows, n_components), float32
+        Signed codes.
 
     Raises
     ------

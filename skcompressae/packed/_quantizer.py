@@ -122,7 +122,9 @@ class ValueQuantizer:
         Parameters
         ----------
         codes : sparse matrix or array of shape (n, n_components)
+            Codes like those to be packed.
         value_bits : int, default=4
+            Bits of a value, sign included.
         k : int, default=None
             Ranks to learn; None takes the longest row.
         kind : {"auto", "ranked", "uniform"}, default="auto"

@@ -68,8 +68,9 @@ class ResidualQuantizer:
         method : {"pq", "opq"}, default="opq"
             With "opq" a rotation is learned too.
         n_iter : int, default=20
-            k-means steps, for "opq" each followed by a new rotation.
+            Steps of k-means, for "opq" each followed by a new rotation.
         random_state : int, default=0
+            Seed of the sample and of the first centroids.
 
         Returns
         -------
@@ -122,11 +123,38 @@ class ResidualQuantizer:
         return data if self._rotation is None else data @ self._rotation.T
 
     def encode(self, residuals: NDArray[Any]) -> NDArray[np.uint8]:
-        """Return codes, uint8 of shape (n, n_bytes), of residuals (n, d)."""
+        """Encode residuals.
+
+        Parameters
+        ----------
+        residuals : float array of shape (n, d)
+            What the sparse codes leave of the rows.
+
+        Returns
+        -------
+        codes : uint8 array of shape (n, n_bytes)
+            The nearest centroid of each part.
+        """
         return encode_pq(np.atleast_2d(self._rotated(residuals, "residuals")), self._centroids)
 
     def decode(self, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return residuals, float32 of shape (n, d), of codes (n, n_bytes)."""
+        """Decode residual codes.
+
+        Parameters
+        ----------
+        codes : uint8 array of shape (n, n_bytes)
+            As `encode` returns them.
+
+        Returns
+        -------
+        residuals : float32 array of shape (n, d)
+            Their centroids, rotated back.
+
+        Raises
+        ------
+        ValueError
+            If the codes have another shape or dtype, or name centroids that are not there.
+        """
         codes = np.asarray(codes)
         if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != self.n_bytes:
             raise ValueError(f"codes must be uint8 of shape (n, {self.n_bytes}), got {codes.dtype} {codes.shape}")
@@ -136,7 +164,18 @@ class ResidualQuantizer:
         return decoded if self._rotation is None else decoded @ self._rotation
 
     def tables(self, query: NDArray[Any]) -> NDArray[np.float32]:
-        """Return lookup tables, float32 of shape (n_bytes, 256), of a query (d,) for ``_core._residual.score_pq``."""
+        """Return the inner products of a query with all centroids, to look scores of codes up in.
+
+        Parameters
+        ----------
+        query : float array of shape (d,)
+            A dense query.
+
+        Returns
+        -------
+        tables : float32 array of shape (n_bytes, 256)
+            One row a byte of a code.
+        """
         return lookup_tables(self._rotated(query, "query"), self._centroids)
 
     def __eq__(self, other: object) -> bool:

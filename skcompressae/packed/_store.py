@@ -46,7 +46,9 @@ class PackedCodes(PackedLayoutMixin, PackedFormatsMixin):
     k : int
         Entries a row can hold, at most n_components.
     quantizer : ValueQuantizer
+        How values were rounded.
     residual_codes : uint8 array of shape (n, n_bytes), default=None
+        One residual code a row, for reranking.
     residual_quantizer : ResidualQuantizer, default=None
         What `residual_codes` mean; both are given or neither.
 
@@ -163,6 +165,7 @@ class PackedCodes(PackedLayoutMixin, PackedFormatsMixin):
         kind : {"auto", "ranked", "uniform"}, default="auto"
             Quantiser to learn: "auto" is ranked up to 6 bits and uniform above.
         n_threads : int, default=1
+            Threads that pack blocks of rows.
 
         Returns
         -------
@@ -218,8 +221,11 @@ class PackedCodes(PackedLayoutMixin, PackedFormatsMixin):
         values : float32 array of shape (n, k)
             Zeros are dropped.
         n_components : int
+            Width of the code space.
         quantizer : ValueQuantizer
+            How values are rounded.
         n_threads : int, default=1
+            Threads that pack blocks of rows.
 
         Returns
         -------
@@ -281,11 +287,14 @@ class PackedCodes(PackedLayoutMixin, PackedFormatsMixin):
         Parameters
         ----------
         residual_codes : uint8 array of shape (n, residual_quantizer.n_bytes)
+            One residual code a row.
         residual_quantizer : ResidualQuantizer
+            What the codes mean.
 
         Returns
         -------
         packed : PackedCodes
+            A new store; this one is unchanged.
         """
         return PackedCodes(
             self._rows,
@@ -331,6 +340,7 @@ class PackedCodes(PackedLayoutMixin, PackedFormatsMixin):
         Returns
         -------
         packed : PackedCodes
+            A new store; this one is unchanged.
 
         Raises
         ------
@@ -406,11 +416,33 @@ class PackedCodes(PackedLayoutMixin, PackedFormatsMixin):
         return self._with(self._rows[key], self._scales[key], residual)
 
     def take(self, indices: Any) -> PackedCodes:
-        """Return the rows `indices` (int array of shape (n_taken,)) as a new store."""
+        """Return chosen rows as a new store.
+
+        Parameters
+        ----------
+        indices : int array of shape (n_taken,)
+            Rows, in the order wanted; negative ones count from the end.
+
+        Returns
+        -------
+        packed : PackedCodes
+            The rows.
+        """
         return self[np.asarray(indices, dtype=np.intp)]
 
     def iter_blocks(self, n_rows: int = BLOCK_ROWS) -> Iterator[PackedCodes]:
-        """Yield consecutive stores of up to `n_rows` rows that share this one's memory."""
+        """Yield consecutive stores of up to `n_rows` rows that share this one's memory.
+
+        Parameters
+        ----------
+        n_rows : int, default=8192
+            Rows of a block, at least 1.
+
+        Yields
+        ------
+        packed : PackedCodes
+            The next rows.
+        """
         if n_rows < 1:
             raise ValueError(f"n_rows must be at least 1, got {n_rows}")
         for start in range(0, len(self), n_rows):
@@ -418,6 +450,13 @@ class PackedCodes(PackedLayoutMixin, PackedFormatsMixin):
 
     def words(self, start: int = 0, stop: int | None = None) -> Array:
         """Return the words of rows start to stop, for kernels that score packed rows.
+
+        Parameters
+        ----------
+        start : int, default=0
+            First row.
+        stop : int, default=None
+            Row after the last; None takes all that follow.
 
         Returns
         -------
@@ -434,7 +473,17 @@ class PackedCodes(PackedLayoutMixin, PackedFormatsMixin):
         return words
 
     def to_csr(self, *, n_threads: int = 1) -> sp.csr_matrix:
-        """Return the codes as canonical CSR, float32 of shape (n, n_components).
+        """Return the codes as canonical CSR.
+
+        Parameters
+        ----------
+        n_threads : int, default=1
+            Threads that unpack blocks of rows.
+
+        Returns
+        -------
+        codes : CSR matrix of shape (n, n_components)
+            Of dtype float32, with ascending indices and no stored zeros.
 
         Raises
         ------
