@@ -6,6 +6,7 @@ The sources are parsed with `ast`, never imported, so collecting has no side eff
 from __future__ import annotations
 
 import ast
+import functools
 import gc
 import importlib.util
 import inspect
@@ -169,3 +170,12 @@ def embed(texts: list[str], n_components: int = 256, random_state: int = 0) -> t
         Normalizer(copy=False),
     )
     return pipeline.fit_transform(texts).astype(np.float32, copy=False), pipeline
+
+
+@functools.cache
+def embedded_docstrings(n_docs: int = 2000, n_components: int = 64) -> tuple[list[Docstring], np.ndarray, Pipeline]:
+    """Return scikit-learn's docstrings, their embeddings and the pipeline: small, and made once for all examples."""
+    entries = collect_docstrings(n_docs, packages=("sklearn",))
+    X, pipeline = embed([searchable_text(entry) for entry in entries], n_components=n_components)
+    X.setflags(write=False)
+    return entries, X, pipeline

@@ -1,0 +1,216 @@
+"""The documentation covers the package: public names, messages, architecture, citation; docstrings are numpydoc."""
+
+import ast
+import importlib
+import inspect
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import skcompressae
+from skcompressae import CodeNearestNeighbors, CompresSAETransformer
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PUBLIC_MODULES = sorted(
+    ".".join(("skcompressae", *path.relative_to(ROOT / "skcompressae").with_suffix("").parts)).removesuffix(".__init__")
+    for path in (ROOT / "skcompressae").rglob("*.py")
+    if not any(part.startswith("_") and part != "__init__.py" for part in path.relative_to(ROOT / "skcompressae").parts)
+)
+# numpydoc's checks that every public docstring passes, all alike. Not used: GL01 (summary on the line after the
+# quotes), ES01, SA01 and EX01 (an extended summary, a See Also and an example also where there is nothing to say), RT02
+# (scikit-learn names what is returned).
+CHECKS = frozenset({
+    "GL02", "GL03", "GL05", "GL06", "GL07", "GL08", "GL09", "GL10", "SS01", "SS02", "SS03", "SS04", "SS05", "SS06",
+    "PR01", "PR02", "PR03", "PR04", "PR05", "PR06", "PR07", "PR08", "PR09", "PR10", "RT01", "RT03", "RT04", "RT05",
+    "YD01", "SA02", "SA03", "SA04",
+})  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def docs_module():
+    """Import one of the modules that the site is built with."""
+    before = set(sys.modules)
+    sys.path[:0] = [str(DOCS / "_ext"), str(DOCS)]
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file and (DOCS in Path(file).parents or ROOT / "benchmarks" in Path(file).parents):
+            del sys.modules[name]
+    sys.path[:] = [entry for entry in sys.path if not entry.startswith((str(DOCS), str(ROOT / "benchmarks")))]
+
+
+def public_objects():
+    """Yield the dotted names of what `__all__` of every public module lists, and of their public members of ours."""
+    seen = set()
+    for module_name in PUBLIC_MODULES:
+        module = importlib.import_module(module_name)
+        for name in getattr(module, "__all__", ()):
+            value = getattr(module, name)
+            if name.startswith("__") or not callable(value) or id(value) in seen:
+                continue
+            seen.add(id(value))
+            yield f"{module_name}.{name}"
+            if inspect.isclass(value):
+                for member in dir(value):
+                    raw = inspect.getattr_static(value, member)
+                    target = inspect.unwrap(getattr(raw, "__func__", getattr(raw, "fget", raw)))
+                    is_ours = (getattr(target, "__module__", None) or "").startswith("skcompressae")
+                    if not member.startswith("_") and is_ours and (callable(target)):
+                        yield f"{module_name}.{name}.{member}"
+
+
+def test_docstrings_are_numpydoc():
+    validate = pytest.importorskip("numpydoc.validate").validate
+    wrong = []
+    for name in public_objects():
+        wrong += [f"{name}: {code} {text}" for code, text in validate(name)["errors"] if code in CHECKS]
+    assert not wrong, "\n" + "\n".join(wrong)
+
+
+def test_every_public_name_has_a_page(docs_module, tmp_path):
+    docs_module("api_pages").write_api(tmp_path)
+    sections = (tmp_path / "index.rst").read_text(encoding="utf-8").split("\n``skcompressae")[1:]
+    links = {}
+    for section in sections:
+        module_name = "skcompressae" + section.partition("``")[0]
+        links |= {(module_name, name): home for name, home in re.findall(r"`(\w+)[^`<]*<([\w.]+)>`", section)}
+    for module_name in PUBLIC_MODULES:
+        module = importlib.import_module(module_name)
+        for name in getattr(module, "__all__", ()):
+            if not name.startswith("__"):
+                home_module, _, home_name = links[module_name, name].rpartition(".")
+                assert getattr(importlib.import_module(home_module), home_name) is getattr(module, name)
+                page = (tmp_path / f"{home_module}.{home_name}.rst").read_text(encoding="utf-8")
+                assert f".. currentmodule:: {home_module}\n" in page
+                assert f":: {home_name}\n" in page
+
+
+def plain(text):
+    """Return the words of a text: small letters, no punctuation."""
+    return " ".join(re.findall(r"[a-z_]+", text.lower()))
+
+
+def test_every_message_is_listed_and_every_warning_explained(docs_module, tmp_path):
+    messages = docs_module("messages")
+    page = (DOCS / "guide" / "troubleshooting.md").read_text(encoding="utf-8")
+    found = messages.all_messages()
+    n_raised = sum(
+        isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)
+        for path in (ROOT / "skcompressae").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    )
+    assert n_raised / 2 < len(found) <= 2 * n_raised
+    messages.write_messages(tmp_path)
+    listed = ""
+    for group in messages.GROUPS:
+        assert f"generated/messages_{group}.md" in page, group
+        listed += (tmp_path / f"messages_{group}.md").read_text(encoding="utf-8")
+    for message in found:
+        text = " ".join(message.text.split())
+        if text.strip("… "):
+            assert f"{message.kind}: {messages.escape(text)}" in listed
+    headings = [plain(heading) for heading in re.findall(r"^### (.*)$", page, flags=re.MULTILINE)]
+    for message in found:
+        if message.is_warning:
+            own = message.kind.lower() if message.kind != "UserWarning" else "-"
+            assert any(heading in plain(message.text) or heading.startswith(own) for heading in headings), message
+
+
+def test_message_templates(docs_module):
+    source = """
+def f(k):
+    if k: raise ValueError(f"k={k} is " + "above {}".format(3))
+    warnings.warn("it is late", category=LateWarning)
+    raise
+    raise error
+"""
+    found = list(docs_module("messages").messages_of(ast.parse(source), "m"))
+    assert [(m.kind, m.text, m.is_warning) for m in found] == [
+        ("ValueError", "k=… is above {}", False),
+        ("LateWarning", "it is late", True),
+    ]
+
+
+def test_architecture_is_drawn_from_the_imports(docs_module, tmp_path):
+    architecture = docs_module("architecture")
+    modules, graph, _ = architecture.import_graph()
+    assert graph["_core"] == set()
+    assert graph["_torch"] == {"_core"}
+    assert "metrics" in graph["_plot"]
+    n_files = sum(path.name != "__init__.py" for path in (ROOT / "skcompressae").rglob("*.py"))
+    n_drawn = sum(map(len, modules.values()))
+    assert n_files - 4 <= n_drawn <= n_files  # exceptions, version, compat and __main__ have no box
+    levels = architecture.levels_of(graph)
+    assert all(levels[box] > levels[below] for box in graph for below in graph[box])
+    architecture.draw_architecture(tmp_path / "a.svg")
+    assert "<svg" in (tmp_path / "a.svg").read_text(encoding="utf-8")
+
+
+def test_tables_hold_what_the_results_say(docs_module, tmp_path):
+    results = docs_module("results")
+    row = {"method": "ours", "params": {"k": 16}, "mode": "asymmetric_4bit", "size_bytes": 32.0, "cosine": 0.9}
+    row |= {"recall_at_10": 0.5, "recall_at_100": 0.75, "seed": 0, "fit_s": 1.0, "encode_s": 1.0}
+    new = {**row, "method": "new_method", "params": {}, "mode": "asymmetric", "size_bytes": 100.0, "recall_at_100": 0.8}
+    content = {"data": {"name": "t", "n_documents": 9, "n_queries": 2, "n_features": 8}}
+    content["environment"] = {"cpu": "c", "n_threads": 1, "date": "d"}
+    (tmp_path / "one.json").write_text(json.dumps({**content, "results": [row]}))
+    (tmp_path / "two.json").write_text(json.dumps({**content, "results": [new]}))
+    (tmp_path / "speed.json").write_text(json.dumps({"rows": []}))
+    (study,) = results.load_studies(tmp_path)
+    table = results.budget_table(study)
+    assert "| sparse autoencoder, default recipe | 0.750 (32) | 0.750 (32) | 0.750 (32) |" in table
+    assert "| new_method |  |  | 0.800 (100) | 0.800 (100) | 0.800 (100) |" in table
+    assert "| 32 | sparse autoencoder, default recipe |" in results.full_table(study)
+    assert "one.json" in results.describe(study)
+    assert "two.json" in results.describe(study)
+
+
+def test_links_that_lead_nowhere_are_found(docs_module, tmp_path):
+    check_links = docs_module("check_links")
+    (tmp_path / "a.html").write_text('<a id="x" href="b.html#y">1</a><a href="https://example.org/">2</a>')
+    (tmp_path / "b.html").write_text('<p id="y"></p><a href="a.html#x">3</a>')
+    assert check_links.check_site(tmp_path) == (3, [])
+    (tmp_path / "b.html").write_text(
+        '<a href="c.html">1</a><a href="a.html#z">2</a><a href="https:/nowhere">3</a><script src="https://cdn.org/s.js">'
+    )
+    _, errors = check_links.check_site(tmp_path)
+    assert [error.partition(": ")[2] for error in errors] == [
+        "b.html#y: no such anchor",
+        "c.html: no such page",
+        "a.html#z: no such anchor",
+        "https:/nowhere: no well-formed address",
+        "https://cdn.org/s.js is loaded from outside",
+    ]
+
+
+def test_examples_are_short_and_have_their_place(docs_module):
+    gallery = docs_module("gallery")
+    paths = sorted((ROOT / "examples").glob("plot_*.py"))
+    assert {path.stem.removeprefix("plot_") for path in paths} == set(gallery.ORDER)
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) < 100, path.name
+        assert "plt.show()" in text, path.name
+        assert "?" in ast.get_docstring(ast.parse(text)), path.name
+
+
+def test_citation_names_the_version():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {skcompressae.__version__}\n" in citation
+    assert "2505.11388" in citation
+
+
+def test_fitted_estimators_show_parameters_in_a_notebook(fitted, embeddings):
+    search = CodeNearestNeighbors(compressor=fitted).fit(fitted.transform(embeddings[:20]))
+    for estimator in (fitted, search):
+        html = estimator._repr_html_()
+        assert type(estimator).__name__ in html
+        assert "Fitted" in html
+        assert "n_neighbors" in html if estimator is search else "n_components" in html
+    assert "Not fitted" in CompresSAETransformer()._repr_html_()
+    assert np.all(np.isfinite(fitted.components_))
