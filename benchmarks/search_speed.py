@@ -7,59 +7,54 @@ other engines for the same product (SciPy and torch CSR times dense).
 
     python benchmarks/search_speed.py --n-docs 200000 1000000 --threads 1 2 --output search_speed.json
 
+The file is written after every row, and rows that it holds are kept unless measured again, so the table can be made
+in parts (``--parts``, ``--only``). `--cache` names a folder for the data and the trained peers, to make them once.
+
 Codes are synthetic: k distinct latents a row, drawn with log-normal popularity (``--skew`` is its sigma, 1.2
 by default: the busiest 1 % of 4,096 latents take 12 % of the nonzeros), gamma-distributed magnitudes, random
 signs. Originals are decoded codes of a random unit-norm decoder. No recall is measured here: the searches of
 codes are exact.
 
 First calls, compilation included where the cache is empty, are reported apart (``first_call_s``). Each time
-is the median of repeated runs after that.
+is the median of repeated runs after that. Where a batch would take longer than ``--longest``, fewer queries are timed
+(``n_timed_queries``).
 
-What bounds the two scans, as the output reports it:
+What bounds the scan for many queries (part "limits", one thread, kernel alone, no candidates):
 
-- every nonzero of a document is read once per pass over the documents: ``document_gb_s``, against the
-  measured bandwidth of memory (``memory_gb_s``). One query makes one pass, a batch one pass per 32 queries;
-- in a batch, every nonzero of a document reads one row of 32 targets (128 bytes) from a (n_components, 32)
-  block that fills half of a 1 MiB L2 cache: ``target_gb_s``, against the measured bandwidth of reading a
-  block of that size (``cache_gb_s``).
-
-Alternatives that were tried on 200,000 codes of k=32 (one core of a Zen 4 server, other work running; a guide
-to the ratios only), in milliseconds per query:
-
-=============================================================================  =============
-asymmetric, batch of 64, score tile in registers, 16 / 32 / 64 lanes            0.34 / 0.28 / 0.32
-the same with int32 columns in place of uint16 (32 lanes)                       0.30
-the same with the targets off cache-line boundaries (32 lanes)                  0.48
-asymmetric, one query, int32 columns, one / four partial sums                    3.8 / 4.1
-asymmetric, one query, uint16 columns, one / four partial sums                   2.9 / 3.0
-asymmetric, one query, uint16 columns, vectors of 16, without / with prefetch    2.5 / 2.2
-sparse, posting lists, float64 sums, blocks of 8,192 / 16,384 / 65,536 rows      0.77 / 0.48 / 0.16
-sparse, posting lists, float32 sums, blocks of 8,192 / 16,384 / 65,536 rows      0.81 / 0.54 / 0.16
-selecting candidates by a scalar loop / by vector compares of 64 sums            0.28 / 0.10
-=============================================================================  =============
+- `kernel_ms` a query, and `kernel_l1_ms` for the same rows with their indices folded into 64 components, whose
+  targets stay in the L1 cache: the difference is what the caches cost;
+- every nonzero of a document reads a row of 64 targets of 16 bits (128 bytes) from a block of 128 bytes a
+  component: ``target_gb_s``, beside the measured bandwidth of reading a block of that size (``cache_gb_s``);
+- one multiply-add for every nonzero and query: ``scan_gflop_s``, beside what the matrix product of NumPy's BLAS
+  reaches on one core (``sgemm_gflop_s``). The scan also widens its 16-bit targets: three vector instructions for every
+  two multiply-adds;
+- every nonzero of a document is read once per pass over the documents, one pass per 64 queries: ``document_gb_s``,
+  against the measured bandwidth of memory (``memory_gb_s``). For one query, `document_gb_s` is of the whole search.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+from _common import environment, write_json
 from numba import njit
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, load_npz, save_npz
 from threadpoolctl import threadpool_limits
 
+from skcompressae._core._search import prepare_group
+from skcompressae._core._search_kernels import scan_rows_wide
+from skcompressae._core._search_pending import new_pending
+from skcompressae._core._search_vectors import LANES
 from skcompressae._neighbors import CodeNearestNeighbors
 
 Run = Callable[[int], object]
-PACKAGES = ("skcompressae", "numpy", "scipy", "scikit-learn", "numba", "torch", "faiss-cpu", "sparse-dot-topn")
+Row = tuple[str, str, Run, dict[str, float]]
 
 
 def make_codes(n_rows: int, n_components: int, k: int, skew: float, seed: int) -> csr_matrix:
@@ -110,22 +105,26 @@ def read_bandwidth(size_bytes: int, total_bytes: int) -> float:
     return repeats * values.nbytes / min(times) / 1e9
 
 
-def measure(run: Run, batch: int, seconds: float) -> dict[str, float]:
-    """Time the first call, then the median of repeated calls within a budget (3 to 200 calls)."""
+def measure(run: Run, batch: int, seconds: float, longest: float, known_s: float) -> dict[str, float]:
+    """Time the first call, then the median of repeated calls within a budget (2 to 200 calls).
+
+    `known_s` is the time of one query as known so far: fewer queries are run where the batch would take over `longest`.
+    """
+    n_timed = batch if known_s * batch <= longest else max(1, int(longest / known_s))
     start = time.perf_counter()
-    run(batch)
+    run(n_timed)
     first = time.perf_counter() - start
     times: list[float] = []
-    while len(times) < 3 or (sum(times) < seconds and len(times) < 200):
+    while len(times) < 2 or (sum(times) < seconds and len(times) < 200):
         start = time.perf_counter()
-        run(batch)
+        run(n_timed)
         times.append(time.perf_counter() - start)
     median = float(np.median(times))
     return {
+        "n_timed_queries": n_timed,
         "first_call_s": first,
-        "batch_s": median,
-        "per_query_ms": median / batch * 1e3,
-        "fastest_per_query_ms": min(times) / batch * 1e3,
+        "per_query_ms": median / n_timed * 1e3,
+        "fastest_per_query_ms": min(times) / n_timed * 1e3,
         "n_runs": len(times),
     }
 
@@ -139,30 +138,72 @@ def peak_bytes(run: Run, batch: int) -> int:
     return peak
 
 
-def own_engines(
-    documents: csr_matrix,
-    codes: csr_matrix,
-    dense: np.ndarray,
-    decoder: np.ndarray,
-    args: argparse.Namespace,
-    n_threads: int,
-) -> Iterator[tuple[str, str, Run, dict[str, float]]]:
+class Data:
+    """Documents, queries and what is made of them, kept in a folder where one is given."""
+
+    def __init__(self, n_docs: int, args: argparse.Namespace) -> None:
+        self.n_docs, self.args = n_docs, args
+        rng = np.random.default_rng(args.seed + 1)
+        self.decoder = rng.standard_normal((args.n_components, args.n_features), dtype=np.float32)
+        self.decoder /= np.linalg.norm(self.decoder, axis=1, keepdims=True)
+        self.codes = make_codes(max(args.batches), args.n_components, args.k, args.skew, args.seed + 2)
+        self.dense = np.ascontiguousarray(self.codes @ self.decoder)
+        path = self._path("documents.npz")
+        if path and path.exists():
+            self.documents = csr_matrix(load_npz(path))
+            return
+        self.documents = make_codes(n_docs, args.n_components, args.k, args.skew, args.seed)
+        if path:
+            save_npz(path, self.documents, compressed=False)
+
+    def _path(self, name: str) -> Path | None:
+        args = self.args
+        if args.cache is None:
+            return None
+        args.cache.mkdir(parents=True, exist_ok=True)
+        key = (self.n_docs, args.n_components, args.n_features, args.k, args.skew, args.seed)
+        return args.cache / f"{'-'.join(map(str, key))}-{name}"
+
+    def originals(self) -> np.ndarray:
+        """Return the dense documents, unit rows."""
+        originals = np.empty((self.n_docs, self.args.n_features), np.float32)
+        for i in range(0, self.n_docs, 10_000):
+            rows = self.documents[i : i + 10_000] @ self.decoder
+            originals[i : i + 10_000] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return originals
+
+    def faiss_index(self, name: str, make: Callable[[], object]) -> object:
+        """Return a FAISS index, from the folder if it is there."""
+        import faiss
+
+        path = self._path(f"{name}.faiss")
+        if path and path.exists():
+            return faiss.read_index(str(path))
+        index = make()
+        if path:
+            faiss.write_index(index, str(path))
+        return index
+
+
+def own_engines(data: Data, args: argparse.Namespace, n_threads: int) -> Iterator[Row]:
     """Yield (task, name, run, facts) of this library's modes."""
-    for mode, queries in (("sparse", codes), ("reconstructed", codes), ("asymmetric", dense)):
+    for mode, queries in (("asymmetric", data.dense), ("reconstructed", data.codes), ("sparse", data.codes)):
+        name = f"skcompressae {mode}"
+        if args.only not in name:
+            continue
         index = CodeNearestNeighbors(
-            args.top, compressor=None if mode == "sparse" else decoder, mode=mode, n_jobs=n_threads
+            args.top, compressor=None if mode == "sparse" else data.decoder, mode=mode, n_jobs=n_threads
         )
         start = time.perf_counter()
-        index.fit(documents)
+        index.fit(data.documents)
         facts = {"fit_s": time.perf_counter() - start, "bytes_per_document": index.nbytes_per_document_}
         task = "sparse" if mode == "sparse" else "dense"
-        yield task, f"skcompressae {mode}", lambda batch, i=index, q=queries: i.kneighbors(q[:batch]), facts
+        yield task, name, lambda batch, i=index, q=queries: i.kneighbors(q[:batch]), facts
 
 
-def sparse_peers(
-    documents: csr_matrix, codes: csr_matrix, args: argparse.Namespace, n_threads: int
-) -> Iterator[tuple[str, str, Run, dict[str, float]]]:
+def sparse_peers(data: Data, args: argparse.Namespace, n_threads: int) -> Iterator[Row]:
     """Yield the peers that search codes."""
+    documents, codes = data.documents, data.codes
     from sklearn.neighbors import NearestNeighbors
 
     index = NearestNeighbors(n_neighbors=args.top, metric="cosine", algorithm="brute", n_jobs=n_threads)
@@ -191,10 +232,9 @@ def sparse_peers(
     yield "sparse", "sparse_dot_topn", topn, {}
 
 
-def dense_engines(
-    documents: csr_matrix, dense: np.ndarray, decoder: np.ndarray, args: argparse.Namespace
-) -> Iterator[tuple[str, str, Run, dict[str, float]]]:
+def dense_engines(data: Data, args: argparse.Namespace, n_threads: int) -> Iterator[Row]:
     """Yield other engines for the product that asymmetric search needs: CSR codes times dense targets."""
+    documents, dense, decoder = data.documents, data.dense, data.decoder
     import torch
 
     matrix = torch.sparse_csr_tensor(
@@ -210,6 +250,7 @@ def dense_engines(
         return np.argpartition(-scores, args.top - 1, axis=0)[: args.top]
 
     def by_torch(batch: int) -> object:
+        torch.set_num_threads(n_threads)
         scores = matrix @ torch.as_tensor(decoder @ dense[:batch].T)
         return torch.topk(scores, args.top, dim=0)
 
@@ -218,61 +259,149 @@ def dense_engines(
         yield "dense", "torch CSR x dense + topk", by_torch, {}
 
 
-def faiss_peers(
-    originals: np.ndarray, dense: np.ndarray, args: argparse.Namespace, n_threads: int
-) -> Iterator[tuple[str, str, Run, dict[str, float]]]:
-    """Yield the FAISS indexes of the dense originals."""
+def flat_peer(data: Data, args: argparse.Namespace, n_threads: int) -> Iterator[Row]:
+    """Yield FAISS's exact search of the dense originals."""
     try:
         import faiss
     except ImportError:
         return
+
     faiss.omp_set_num_threads(n_threads)
-    flat = faiss.IndexFlatIP(originals.shape[1])
-    flat.add(originals)
-    yield (
-        "dense",
-        "faiss IndexFlatIP",
-        lambda batch: flat.search(dense[:batch], args.top),
-        {"bytes_per_document": 4.0 * originals.shape[1]},
-    )
-    n_features = originals.shape[1]
-    # the divisor of n_features nearest to the bytes of a code of uint16 columns and float32 values
-    divisors = [n for n in range(1, n_features + 1) if n_features % n == 0]
+
+    def make() -> object:
+        flat = faiss.IndexFlatIP(args.n_features)
+        flat.add(data.originals())
+        return flat
+
+    flat = data.faiss_index("flat", make)
+    facts = {"bytes_per_document": 4.0 * args.n_features}
+    yield "dense", "faiss IndexFlatIP", lambda batch: flat.search(data.dense[:batch], args.top), facts
+
+
+def pq_peer(data: Data, args: argparse.Namespace, n_threads: int) -> Iterator[Row]:
+    """Yield FAISS's product quantiser at the divisor of n_features nearest to the bytes of a code in this index."""
+    try:
+        import faiss
+    except ImportError:
+        return
+
+    faiss.omp_set_num_threads(n_threads)
+    divisors = [n for n in range(1, args.n_features + 1) if args.n_features % n == 0]
     parts = min(divisors, key=lambda n: abs(n - 6 * args.k))
-    product = faiss.IndexPQ(n_features, parts, args.pq_bits, faiss.METRIC_INNER_PRODUCT)
-    start = time.perf_counter()
-    product.train(originals[: args.pq_train])
-    product.add(originals)
-    facts = {"fit_s": time.perf_counter() - start, "bytes_per_document": parts * args.pq_bits / 8}
-    yield "dense", f"faiss IndexPQ{parts}x{args.pq_bits}", lambda batch: product.search(dense[:batch], args.top), facts
+
+    def make() -> object:
+        product = faiss.IndexPQ(args.n_features, parts, args.pq_bits, faiss.METRIC_INNER_PRODUCT)
+        originals = data.originals()
+        product.train(originals[: args.pq_train])
+        product.add(originals)
+        return product
+
+    product = data.faiss_index(f"pq{parts}x{args.pq_bits}", make)
+    facts = {"bytes_per_document": parts * args.pq_bits / 8}
+    name = f"faiss IndexPQ{parts}x{args.pq_bits}"
+    yield "dense", name, lambda batch: product.search(data.dense[:batch], args.top), facts
 
 
-def versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+PARTS: dict[str, Callable[[Data, argparse.Namespace, int], Iterator[Row]]] = {
+    "own": own_engines,
+    "sparse": sparse_peers,
+    "dense": dense_engines,
+    "flat": flat_peer,
+    "pq": pq_peer,
+}
 
 
-def hardware() -> dict[str, object]:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {"cpu": model or platform.processor(), "n_cpus": os.cpu_count(), "load_at_start": load}
+def sgemm_gflop_s(n: int = 1024) -> float:
+    """Return what one thread of NumPy's BLAS reaches on a large float32 product."""
+    a = np.ones((n, n), np.float32)
+    times = []
+    for _ in range(8):
+        start = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - start)
+    return 2 * n**3 / min(times) / 1e9
 
 
-def limits(record: dict[str, object], args: argparse.Namespace, batch: int, bandwidth: dict[str, float]) -> None:
-    """Add how much the scan read per second, beside what the machine can read."""
-    seconds, n_docs = float(record["batch_s"]), int(record["n_docs"])  # type: ignore[arg-type]
-    passes = -(-batch // 32)
-    record["document_gb_s"] = passes * n_docs * (6 * args.k + 12) / seconds / 1e9
-    if batch > 1:
-        record["target_gb_s"] = passes * n_docs * args.k * 128 / seconds / 1e9
-    record["limits"] = bandwidth
+def kernel_limits(data: Data, args: argparse.Namespace) -> dict[str, float]:
+    """Time the scan for many queries alone, one thread, beside what the machine can do."""
+    n_rows = min(data.n_docs, 200_000)
+    rows = data.documents[:n_rows]
+    targets = data.decoder @ data.dense[:LANES].T
+    group = prepare_group(targets, 0, LANES, args.n_components)
+    limits, exclude, margins = np.full(LANES, np.inf, np.float32), np.full(LANES, -1), np.zeros(LANES)
+
+    def kernel_s(indices: np.ndarray) -> float:
+        pending, times = new_pending(LANES, args.top, n_rows), []
+        for _ in range(7):
+            start = time.perf_counter()
+            scan_rows_wide(
+                rows.indptr,
+                indices,
+                rows.data,
+                np.ones(n_rows),
+                0,
+                0,
+                0,
+                group.scan,
+                margins,
+                exclude,
+                args.top,
+                limits,
+                pending,
+            )
+            times.append(time.perf_counter() - start)
+        return min(times[1:])
+
+    columns = rows.indices.astype(np.uint16 if args.n_components <= 65_536 else np.int32)
+    seconds, seconds_l1 = kernel_s(columns), kernel_s(columns % 64)
+    return {
+        "n_docs": n_rows,
+        "kernel_ms": seconds / LANES * 1e3,
+        "kernel_l1_ms": seconds_l1 / LANES * 1e3,
+        "scan_gflop_s": 2 * rows.nnz * LANES / seconds / 1e9,
+        "sgemm_gflop_s": sgemm_gflop_s(),
+        "target_gb_s": rows.nnz * 2 * LANES / seconds / 1e9,
+        "cache_gb_s": read_bandwidth(args.n_components * 2 * LANES, 1 << 30),
+        "cache_l1_gb_s": read_bandwidth(64 * 2 * LANES, 1 << 30),
+        "document_gb_s": (6 * rows.nnz + 12 * n_rows) / seconds / 1e9,
+        "memory_gb_s": read_bandwidth(1 << 28, 1 << 28),
+    }
+
+
+def measure_part(part: str, data: Data, args: argparse.Namespace, n_threads: int) -> Iterator[dict[str, object]]:
+    """Yield a record for each engine of a part and each batch size."""
+    for task, name, run, facts in PARTS[part](data, args, n_threads):
+        if args.only not in name:
+            continue
+        known_s = 0.0
+        for batch in args.batches:
+            record: dict[str, object] = {
+                "task": task,
+                "name": name,
+                "n_docs": data.n_docs,
+                "n_threads": n_threads,
+                "batch": batch,
+            }
+            timing = measure(run, batch, args.seconds, args.longest, known_s)
+            known_s = timing["per_query_ms"] / 1e3
+            record |= facts | timing
+            if part == "own":
+                record["search_peak_bytes"] = peak_bytes(run, batch)
+                record["result_bytes"] = 16 * args.top * batch
+                if task == "dense":
+                    passes = -(-batch // LANES)
+                    gigabytes = passes * data.n_docs * (6 * args.k + 12) / 1e9
+                    record["document_gb_s"] = gigabytes / (known_s * batch)
+            yield record
+            print(
+                f"{data.n_docs:>9} docs {n_threads} threads batch {batch:>5}  {name:<32}"
+                f"{record['per_query_ms']:>10.4f} ms/query",
+                flush=True,
+            )
+
+
+def identity(record: dict[str, object]) -> tuple[object, ...]:
+    return tuple(record.get(key) for key in ("name", "n_docs", "n_threads", "batch"))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -280,6 +409,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--n-docs", type=int, nargs="+", default=[200_000])
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64, 1024])
+    parser.add_argument("--parts", nargs="+", choices=["limits", *PARTS], default=["limits", *PARTS])
+    parser.add_argument("--only", default="", help="run only names that contain this")
     parser.add_argument("--n-components", type=int, default=4096)
     parser.add_argument("--n-features", type=int, default=768)
     parser.add_argument("--k", type=int, default=32)
@@ -288,58 +419,42 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pq-train", type=int, default=20_000)
     parser.add_argument("--pq-bits", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=3.0, help="time for each measurement")
+    parser.add_argument("--seconds", type=float, default=2.0, help="time for each measurement")
+    parser.add_argument("--longest", type=float, default=6.0, help="longest call, in seconds, before queries are cut")
     parser.add_argument("--largest-score-matrix", type=int, default=220_000_000, help="leave out peers above")
-    parser.add_argument("--only", default="", help="run only names that contain this")
+    parser.add_argument("--cache", type=Path, help="folder for data and trained peers")
+    parser.add_argument("--prepare", action="store_true", help="only fill the cache")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args(argv)
-    bandwidth = {
-        "memory_gb_s": read_bandwidth(1 << 28, 1 << 28),
-        "cache_gb_s": read_bandwidth(args.n_components * 128, 1 << 30),
-    }
-    rng = np.random.default_rng(args.seed + 1)
-    decoder = rng.standard_normal((args.n_components, args.n_features), dtype=np.float32)
-    decoder /= np.linalg.norm(decoder, axis=1, keepdims=True)
-    codes = make_codes(max(args.batches), args.n_components, args.k, args.skew, args.seed + 2)
-    dense = np.ascontiguousarray(codes @ decoder)
-    results: list[dict[str, object]] = []
+    ways = ("n_docs", "threads", "batches", "parts", "only", "cache", "prepare", "output")
+    settings = {key: value for key, value in vars(args).items() if key not in ways}
+    content = json.loads(args.output.read_text()) if args.output.exists() else {}
+    if content.get("settings", settings) != settings:
+        parser.error(f"{args.output} was made with other settings: {content['settings']}")
+    results = {identity(record): record for record in content.get("results", [])}
+    limits = content.get("limits", {})
+
+    def write() -> None:
+        record = {"settings": settings, "environment": environment(), "limits": limits}
+        write_json(args.output, record | {"results": list(results.values())})
+
     for n_docs in args.n_docs:
-        documents = make_codes(n_docs, args.n_components, args.k, args.skew, args.seed)
-        originals = np.concatenate([documents[i : i + 10_000] @ decoder for i in range(0, n_docs, 10_000)])
-        originals /= np.linalg.norm(originals, axis=1, keepdims=True)
+        data = Data(n_docs, args)
         for n_threads in args.threads:
             with threadpool_limits(n_threads):
-                engines = [
-                    own_engines(documents, codes, dense, decoder, args, n_threads),
-                    sparse_peers(documents, codes, args, n_threads),
-                    dense_engines(documents, dense, decoder, args),
-                    faiss_peers(originals, dense, args, n_threads),
-                ]
-                for task, name, run, facts in (row for engine in engines for row in engine):
-                    if args.only not in name:
-                        continue
-                    for batch in args.batches:
-                        record: dict[str, object] = {
-                            "task": task,
-                            "name": name,
-                            "n_docs": n_docs,
-                            "n_threads": n_threads,
-                            "batch": batch,
-                        }
-                        record |= facts | measure(run, batch, args.seconds)
-                        if name.startswith("skcompressae"):
-                            record["search_peak_bytes"] = peak_bytes(run, batch)
-                            if task == "dense":
-                                limits(record, args, batch, bandwidth)
-                        results.append(record)
-                        print(
-                            f"{n_docs:>9} docs {n_threads} threads batch {batch:>5}  {name:<32}"
-                            f"{record['per_query_ms']:>10.4f} ms/query",
-                            flush=True,
-                        )
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    report = {"settings": settings, "hardware": hardware(), "versions": versions(), "results": results}
-    args.output.write_text(json.dumps(report, indent=1) + "\n")
+                for part in args.parts:
+                    if args.prepare:
+                        if part in ("flat", "pq"):
+                            next(PARTS[part](data, args, n_threads), None)
+                    elif part == "limits":
+                        with threadpool_limits(1):
+                            limits = kernel_limits(data, args)
+                        print(json.dumps(limits), flush=True)
+                        write()
+                    else:
+                        for record in measure_part(part, data, args, n_threads):
+                            results[identity(record)] = record
+                            write()
 
 
 if __name__ == "__main__":

@@ -657,27 +657,33 @@ def test_without_cuda():
 # ------------------------------------------------------------------------------------------------- benchmark
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Sparse CSR tensor support is in beta state")
 @pytest.mark.filterwarnings("ignore:WARNING clustering:UserWarning")
-def test_the_speed_benchmark_runs(tmp_path):
-    """On tiny input, all peers that are installed."""
+def test_the_speed_benchmark_runs(tmp_path, monkeypatch):
+    """On tiny input, all peers that are installed; a second run keeps the rows of the first."""
     path = Path(__file__).parents[1] / "benchmarks" / "search_speed.py"
+    monkeypatch.syspath_prepend(str(path.parent))
     specification = importlib.util.spec_from_file_location("search_speed", path)
     benchmark = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(benchmark)
     sizes = "--n-docs 400 --n-components 64 --n-features 16 --k 4 --top 5 --batches 1 3 --pq-train 400 --pq-bits 2"
     output = tmp_path / "speed.json"
-    benchmark.main([*sizes.split(), "--threads", "1", "2", "--seconds", "0.01", "--output", str(output)])
+    arguments = [*sizes.split(), "--seconds", "0.01", "--output", str(output), "--cache", str(tmp_path)]
+    benchmark.main([*arguments, "--threads", "1"])
+    benchmark.main([*arguments, "--threads", "2", "--parts", "own", "flat"])
     report = json.loads(output.read_text())
     own = [row for row in report["results"] if row["name"].startswith("skcompressae")]
     assert len(own) == 3 * 2 * 2
     assert {row["n_threads"] for row in own} == {1, 2}
     assert all(row["first_call_s"] > 0 and row["per_query_ms"] > 0 for row in report["results"])
     assert report["settings"]["seed"] == 0
-    assert report["hardware"]["n_cpus"] >= 1
-    assert report["versions"]["numba"]
+    assert report["environment"]["n_cpus"] >= 1
+    assert report["environment"]["versions"]["numba"]
+    assert str(tmp_path) not in output.read_text()
+    assert report["limits"]["kernel_ms"] > 0
 
 
-def test_benchmark_codes_have_distinct_sorted_latents_and_skewed_use():
+def test_benchmark_codes_have_distinct_sorted_latents_and_skewed_use(monkeypatch):
     path = Path(__file__).parents[1] / "benchmarks" / "search_speed.py"
+    monkeypatch.syspath_prepend(str(path.parent))
     specification = importlib.util.spec_from_file_location("search_speed", path)
     benchmark = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(benchmark)

@@ -11,16 +11,12 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 from skcompressae._core._search import search, within
-from skcompressae._core._search_kernels import (
-    build_postings,
-    merge_heaps,
-    postings_to_rows,
-    row_norms,
-    sort_heaps,
-)
+from skcompressae._core._search_kernels import merge_heaps, row_norms, sort_heaps
+from skcompressae._core._search_postings import build_postings, postings_to_rows
 from skcompressae._core._search_store import (
     CodeStore,
     CsrBlock,
+    PackedStore,
     PostingStore,
     RowStore,
     block_to_csr,
@@ -28,6 +24,7 @@ from skcompressae._core._search_store import (
     reconstruction_norms,
 )
 from skcompressae._core._search_vectors import LANES
+from skcompressae.packed import PackedCodes
 
 
 def ragged_codes(rng, n_rows, n_components=37, longest=9, dtype=np.float32, levels=None):
@@ -69,6 +66,38 @@ def test_dense_targets_find_what_a_naive_search_finds(n_queries, dtype, n_thread
     expected_scores, expected_rows = naive_search(codes, scale, targets, 13, exclude)
     np.testing.assert_array_equal(rows, expected_rows)
     np.testing.assert_allclose(scores, expected_scores, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("n_queries", [1, LANES])
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_more_equal_rows_than_a_list_of_candidates_holds(n_queries, is_packed):
+    rng = np.random.default_rng(6)
+    few = ragged_codes(rng, 5)
+    codes = csr_matrix(few[rng.integers(0, 5, 3_000)])
+    store = PackedStore(PackedCodes.pack(codes, value_bits=4)) if is_packed else RowStore.from_csr(codes)
+    chunk = make_chunk(store, metric="dot")
+    codes = block_to_csr(store.block(0, 3_000), 37)
+    targets = rng.standard_normal((37, n_queries)).astype(np.float32)
+    _, rows = search([chunk], targets, 4)
+    scores = (codes.toarray().astype(np.float64) @ targets.astype(np.float64)).T.round(12)
+    np.testing.assert_array_equal(rows, np.argsort(-scores, axis=1, kind="stable")[:, :4])
+
+
+@pytest.mark.parametrize("n_queries", [1, 5])
+def test_targets_of_any_size_find_what_a_naive_search_finds(n_queries):
+    rng = np.random.default_rng(8)
+    codes = ragged_codes(rng, 500)
+    # one component swamps the others: scores differ by less than the errors of the scanned targets
+    targets = rng.standard_normal((37, n_queries)) * 1e-6
+    targets[0] = 1e9
+    codes = csr_matrix(codes.multiply(np.arange(37) > 0), dtype=np.float32)
+    codes.eliminate_zeros()
+    for factor in (1.0, 1e-30, 1e30):
+        chunk = make_chunk(RowStore.from_csr(codes), metric="cosine")
+        scores, rows = search([chunk], targets * factor, 9)
+        expected_scores, expected_rows = naive_search(codes, chunk.scale, targets * factor, 9, np.full(n_queries, -1))
+        np.testing.assert_array_equal(rows, expected_rows)
+        np.testing.assert_allclose(scores, expected_scores, rtol=1e-12)
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 5])

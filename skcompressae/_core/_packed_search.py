@@ -27,7 +27,8 @@ from skcompressae._core._packed_vectors import (
     score_words,
     unpack_words,
 )
-from skcompressae._core._search_kernels import exact_score, reject_below, replace_worst, scan_rows_wide
+from skcompressae._core._search_kernels import exact_score, first_limits, replace_worst, scan_rows_wide
+from skcompressae._core._search_pending import compact, reject_below
 from skcompressae._core._search_vectors import VECTOR
 
 __all__ = ["PackedKernels", "packed_kernels", "vector_levels"]
@@ -119,59 +120,114 @@ def packed_kernels(word_bits: int, value_bits: int, is_uniform: bool) -> PackedK
                 _clear_padding(rows, first, k, word_bits, values, place)
 
     @njit(cache=True, nogil=True)
-    def single(words: Any, scale: Any, first_row: int, queries: Any, exclude: Any, scores: Any, rows: Any) -> None:
+    def settle(
+        words: Any,
+        scale: Any,
+        first_row: int,
+        queries: Any,
+        limits: Any,
+        pending: Any,
+        heap_scores: Any,
+        heap_rows: Any,
+        columns: Any,
+        values: Any,
+    ) -> None:
+        _, exact, to_scan_unit, margins = queries
+        k = words[2]
+        for lane in range(heap_scores.shape[0]):
+            compact(pending, lane, heap_scores.shape[1], margins[lane], limits)
+            for i in range(pending.counts[lane]):
+                if pending.scores[lane, i] >= limits[lane]:
+                    row = np.intp(pending.rows[lane, i])
+                    unpack(words, row, row + 1, columns, values)
+                    score = exact_score(columns, values, 0, k, exact[lane]) * scale[row]
+                    if score > heap_scores[lane, 0]:
+                        replace_worst(heap_scores[lane], heap_rows[lane], score, first_row + row)
+                        worst = reject_below(heap_scores[lane, 0], to_scan_unit[lane], margins[lane])
+                        limits[lane] = max(limits[lane], worst)
+            pending.counts[lane] = 0
+
+    @njit(cache=True, nogil=True)
+    def single(
+        words: Any, scale: Any, first_row: int, queries: Any, exclude: Any, pending: Any, scores: Any, rows: Any
+    ) -> None:
         words_of_rows, row_bytes, k, row_scales, _, by_lane = words
         columns = np.empty(k + VECTOR, np.int32)
         values = np.empty(k + VECTOR, np.float32)
-        scan, exact, to_scan_unit, to_score, margins = queries
-        limit = reject_below(scores[0, 0], to_scan_unit[0], margins[0])
+        scan, _, to_scan_unit, margins = queries
+        limits = first_limits(scores, to_scan_unit, margins)
+        capacity = pending.rows.shape[1]
         n_safe = (words_of_rows.shape[0] - READ_AHEAD) // row_bytes
         end = max(k - 2, 0) * word_bits
         mask = (np.uint64(1) << np.uint64(word_bits)) - np.uint64(1)
+        limit = limits[0]
         for row in range(scale.shape[0]):
             first = row * row_bytes
+            approximate = np.float32(np.inf)
             if row < n_safe:
                 last_two = load_bits(words_of_rows, first + (end >> 3)) >> np.uint64(end & 7)
-                # a padded row goes straight to its exact score
+                # the padding of a short row counts for nothing
                 if k == 1 or (last_two ^ (last_two >> np.uint64(word_bits))) & mask != 0:
                     approximate = score_words(words_of_rows, first, k, by_lane, scan, word_bits, value_bits, method)
-                    if approximate * np.float32(row_scales[row] * scale[row]) < limit:
+                    approximate *= np.float32(row_scales[row] * scale[row])
+                    if approximate < limit:
                         continue
-            if exclude[0] != first_row + row:
+            if exclude[0] == first_row + row:
+                continue
+            if approximate == np.inf:
                 unpack(words, row, row + 1, columns, values)
-                score = exact_score(columns, values, 0, k, exact, 0) * (scale[row] * to_score[0])
-                if score > scores[0, 0]:
-                    replace_worst(scores[0], rows[0], score, first_row + row)
-                    limit = reject_below(scores[0, 0], to_scan_unit[0], margins[0])
+                total = np.float32(0.0)
+                for position in range(k):
+                    total += values[position] * scan[columns[position], 0]
+                approximate = total * np.float32(scale[row])
+                if approximate < limit:
+                    continue
+            count = pending.counts[0]
+            pending.rows[0, count] = row
+            pending.scores[0, count] = approximate
+            pending.counts[0] = count + 1
+            if count + 1 == capacity:
+                if compact(pending, 0, scores.shape[1], margins[0], limits):
+                    settle(words, scale, first_row, queries, limits, pending, scores, rows, columns, values)
+                limit = limits[0]
+        settle(words, scale, first_row, queries, limits, pending, scores, rows, columns, values)
 
     @njit(cache=True, nogil=True)
     def wide(
-        words: Any, scale: Any, first_row: int, queries: Any, exclude: Any, n_queries: int, scores: Any, rows: Any
+        words: Any, scale: Any, first_row: int, queries: Any, exclude: Any, pending: Any, scores: Any, rows: Any
     ) -> None:
         k = words[2]
         height = max(1, _TILE_WORDS // k)
         indptr = np.arange(0, (height + 1) * k, k)
         columns = np.empty(height * k + VECTOR, np.int32)
         values = np.empty(height * k + VECTOR, np.float32)
-        scan, exact, to_scan_unit, to_score, margins = queries
+        row_columns = np.empty(k + VECTOR, np.int32)
+        row_values = np.empty(k + VECTOR, np.float32)
+        pairs, _, to_scan_unit, margins = queries
+        limits = first_limits(scores, to_scan_unit, margins)
+        n_neighbors = scores.shape[1]
         for start in range(0, scale.shape[0], height):
             stop = min(start + height, scale.shape[0])
             unpack(words, start, stop, columns, values)
-            scan_rows_wide(
-                indptr[: stop - start + 1],
-                columns,
-                values,
-                scale[start:stop],
-                first_row + start,
-                scan,
-                exact,
-                to_scan_unit,
-                to_score,
-                margins,
-                exclude,
-                n_queries,
-                scores,
-                rows,
-            )
+            part, bounds, row = scale[start:stop], indptr[: stop - start + 1], 0
+            while row < stop - start:
+                row, is_crowded = scan_rows_wide(
+                    bounds,
+                    columns,
+                    values,
+                    part,
+                    row,
+                    start,
+                    first_row,
+                    pairs,
+                    margins,
+                    exclude,
+                    n_neighbors,
+                    limits,
+                    pending,
+                )
+                if is_crowded:
+                    settle(words, scale, first_row, queries, limits, pending, scores, rows, row_columns, row_values)
+        settle(words, scale, first_row, queries, limits, pending, scores, rows, row_columns, row_values)
 
     return PackedKernels(single, wide)

@@ -1,4 +1,4 @@
-"""Compiled kernels of the search: scan rows of codes, scan posting lists, keep the best in a heap.
+"""Compiled kernels of the search that scan rows of codes, and the heaps of the best.
 
 Invariants shared by every kernel:
 
@@ -19,27 +19,37 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from skcompressae._core._search_vectors import LANES, VECTOR, any_above, score_blocks, score_row_wide
+from skcompressae._core._search_pending import compact, reject_below
+from skcompressae._core._search_vectors import (
+    LANES,
+    VECTOR,
+    lowest_bit,
+    prefetch_item,
+    score_blocks,
+    score_row_wide,
+)
 
 __all__ = [
-    "build_postings",
-    "collect_postings",
     "collect_rows",
     "exact_score",
+    "first_limits",
     "merge_heaps",
-    "postings_to_rows",
-    "reject_below",
+    "pair_targets",
     "replace_worst",
     "row_norms",
-    "scan_postings",
     "scan_rows_single",
     "scan_rows_wide",
     "score_pairs",
+    "search_rows",
+    "search_rows_single",
+    "settle_rows",
     "sort_heaps",
 ]
 
-# Accumulators are compared in groups so that one branch rejects a whole group.
-_GROUP = 64
+# Rows that are fetched from memory while others are scored.
+_ROWS_AHEAD = 8
+# Components transposed together: the target entries of 64 queries fit half of an L1 cache.
+_TRANSPOSED = 16
 
 
 # ---------------------------------------------------------------------------------------------- heaps
@@ -103,20 +113,51 @@ def row_norms(indptr: Any, values: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def exact_score(indices: Any, values: Any, start: int, stop: int, targets: Any, lane: int) -> float:
+def exact_score(indices: Any, values: Any, start: int, stop: int, target: Any) -> float:
     """Return the float64 inner product of the nonzeros ``start:stop`` with one target."""
     total = 0.0
-    for position in range(start, stop):
-        total += np.float64(values[position]) * np.float64(targets[np.uint64(indices[position]), lane])
+    for position in range(np.uint64(start), np.uint64(stop)):
+        total += np.float64(values[position]) * np.float64(target[np.uint64(indices[position])])
     return total
 
 
 @njit(cache=True, nogil=True)
-def reject_below(worst: float, to_scan_unit: float, margin: float) -> np.float32:
-    """Return the float32 limit under which a float32 score cannot belong to a score above `worst`."""
-    limit = worst * to_scan_unit
-    # 1.2e-7 = 2**-23 pays for rounding the limit itself to float32
-    return np.float32(limit - abs(limit) * 1.2e-7 - margin)
+def pair_targets(targets: Any, first: int, to_scan_unit: Any, exact: Any, pairs: Any, norms: Any, errors: Any) -> None:
+    """Transpose targets to `exact`; write them, scaled below 1, as pairs of 16-bit fractions; sum squares.
+
+    The low half of a word is the target of query ``32 i + lane`` in units of 2**-15; the whole word in units of 2**-31
+    is the target of query ``32 i + 16 + lane``: its upper half is the one that brings it nearest, whatever the lower
+    one holds. `norms` and `errors` gain the squares of the scaled targets and of the errors made.
+    """
+    n_queries = to_scan_unit.shape[0]
+    scaled = np.zeros(2 * pairs.shape[1])
+    for begin in range(0, targets.shape[0], _TRANSPOSED):
+        end = min(begin + _TRANSPOSED, targets.shape[0])
+        for query in range(n_queries):
+            for component in range(begin, end):
+                exact[query, component] = targets[component, first + query]
+        for component in range(begin, end):
+            row = pairs[component]
+            for query in range(n_queries):
+                scaled[query] = np.float64(targets[component, first + query]) * to_scan_unit[query]
+            for block in range(0, row.shape[0], VECTOR):
+                for lane in range(VECTOR):
+                    low = np.floor(scaled[2 * block + lane] * 32768.0 + 0.5)
+                    low = min(max(low, -32768.0), 32767.0)
+                    bottom = low + 65536.0 * (low < 0.0)
+                    top = np.floor((scaled[2 * block + VECTOR + lane] * 2147483648.0 - bottom) / 65536.0 + 0.5)
+                    top = min(max(top, -32768.0), 32767.0)
+                    row[block + lane] = np.int32(top * 65536.0 + bottom)
+                for lane in range(VECTOR):
+                    word = row[block + lane]
+                    value = scaled[2 * block + lane]
+                    error = value - np.float64(np.float32(np.int32(word << 16))) * 2.0**-31
+                    norms[2 * block + lane] += value * value
+                    errors[2 * block + lane] += error * error
+                    value = scaled[2 * block + VECTOR + lane]
+                    error = value - np.float64(np.float32(word)) * 2.0**-31
+                    norms[2 * block + VECTOR + lane] += value * value
+                    errors[2 * block + VECTOR + lane] += error * error
 
 
 @njit(cache=True, nogil=True)
@@ -125,36 +166,42 @@ def scan_rows_wide(
     indices: Any,
     values: Any,
     scale: Any,
+    begin: int,
+    offset: int,
     first_row: int,
-    scan_targets: Any,
-    exact_targets: Any,
-    to_scan_unit: Any,
-    to_score: Any,
+    pairs: Any,
     margins: Any,
     exclude: Any,
-    n_queries: int,
-    heap_scores: Any,
-    heap_rows: Any,
-) -> None:
-    """Offer all rows to the heaps of up to `LANES` queries.
+    n_neighbors: int,
+    limits: Any,
+    pending: Any,
+) -> tuple[int, bool]:
+    """Note down the rows from `begin` on that may be among the best of up to `LANES` queries.
 
-    `scan_targets` is float32 of shape (n_components, LANES), scaled per query by the power of two
-    `to_scan_unit`; `exact_targets` has the same shape; its sums times `to_score` are scores.
+    Row i is noted as ``offset + i`` and is row ``first_row + offset + i`` of the index. Returns the row to go on
+    with, and whether a list is crowded: it must be settled first.
     """
-    limits = np.full(LANES, np.inf, np.float32)
-    for lane in range(n_queries):
-        limits[lane] = reject_below(heap_scores[lane, 0], to_scan_unit[lane], margins[lane])
     scores = np.empty(LANES, np.float32)
-    for row in range(indptr.shape[0] - 1):
+    capacity = pending.rows.shape[1]
+    for row in range(begin, indptr.shape[0] - 1):
         start, stop = np.intp(indptr[row]), np.intp(indptr[row + 1])
-        if score_row_wide(indices, values, start, stop, scan_targets, np.float32(scale[row]), limits, scores):
-            for lane in range(n_queries):
-                if scores[lane] >= limits[lane] and exclude[lane] != first_row + row:
-                    score = exact_score(indices, values, start, stop, exact_targets, lane)
-                    score *= scale[row] * to_score[lane]
-                    if score > heap_scores[lane, 0]:
-                        replace_worst(heap_scores[lane], heap_rows[lane], score, first_row + row)
-                        limits[lane] = reject_below(heap_scores[lane, 0], to_scan_unit[lane], margins[lane])
+        reached = score_row_wide(indices, values, start, stop, pairs, np.float32(scale[row]), limits, scores)
+        if reached:
+            is_crowded = False
+            while reached:
+                lane = lowest_bit(reached)
+                reached &= reached - np.uint64(1)
+                if exclude[lane] == first_row + offset + row:
+                    continue
+                count = pending.counts[lane]
+                pending.rows[lane, count] = offset + row
+                pending.scores[lane, count] = scores[lane]
+                pending.counts[lane] = count + 1
+                if count + 1 == capacity:
+                    is_crowded |= compact(pending, lane, n_neighbors, margins[lane], limits)
+            if is_crowded:
+                return row + 1, True
+    return indptr.shape[0] - 1, False
 
 
 @njit(cache=True, nogil=True)
@@ -163,30 +210,161 @@ def scan_rows_single(
     indices: Any,
     values: Any,
     scale: Any,
+    begin: int,
     first_row: int,
-    scan_targets: Any,
-    exact_targets: Any,
-    to_scan_unit: Any,
-    to_score: Any,
+    target: Any,
     margins: Any,
     exclude: Any,
+    n_neighbors: int,
+    limits: Any,
+    pending: Any,
+) -> int:
+    """Do what `scan_rows_wide` does for one query, whose target has the shape (n_components, 1)."""
+    capacity = pending.rows.shape[1]
+    limit, count = limits[0], pending.counts[0]
+    for row in range(begin, indptr.shape[0] - 1):
+        start, stop = np.intp(indptr[row]), np.intp(indptr[row + 1])
+        n_blocks = (stop - start) // VECTOR
+        approximate = score_blocks(indices, values, start, n_blocks, target)
+        for position in range(np.uint64(start + n_blocks * VECTOR), np.uint64(stop)):
+            approximate += np.float32(values[position]) * target[np.uint64(indices[position]), 0]
+        approximate *= np.float32(scale[row])
+        if approximate >= limit and exclude[0] != first_row + row:
+            pending.rows[0, count] = row
+            pending.scores[0, count] = approximate
+            count += 1
+            if count == capacity:
+                pending.counts[0] = count
+                if compact(pending, 0, n_neighbors, margins[0], limits):
+                    return row + 1
+                limit, count = limits[0], pending.counts[0]
+    pending.counts[0] = count
+    return indptr.shape[0] - 1
+
+
+@njit(cache=True, nogil=True)
+def settle_rows(
+    indptr: Any,
+    indices: Any,
+    values: Any,
+    scale: Any,
+    first_row: int,
+    exact_targets: Any,
+    to_scan_unit: Any,
+    margins: Any,
+    limits: Any,
+    pending: Any,
     heap_scores: Any,
     heap_rows: Any,
 ) -> None:
-    """Offer all rows to the heap of one query; the targets have the shape (n_components, 1)."""
-    limit = reject_below(heap_scores[0, 0], to_scan_unit[0], margins[0])
-    for row in range(indptr.shape[0] - 1):
-        start, stop = np.intp(indptr[row]), np.intp(indptr[row + 1])
-        n_blocks = (stop - start) // VECTOR
-        approximate = score_blocks(indices, values, start, n_blocks, scan_targets)
-        for position in range(np.uint64(start + n_blocks * VECTOR), np.uint64(stop)):
-            approximate += np.float32(values[position]) * scan_targets[np.uint64(indices[position]), 0]
-        approximate *= np.float32(scale[row])
-        if approximate >= limit and exclude[0] != first_row + row:
-            score = exact_score(indices, values, start, stop, exact_targets, 0) * (scale[row] * to_score[0])
-            if score > heap_scores[0, 0]:
-                replace_worst(heap_scores[0], heap_rows[0], score, first_row + row)
-                limit = reject_below(heap_scores[0, 0], to_scan_unit[0], margins[0])
+    """Offer the rows noted down to the heaps, in float64, and empty the lists."""
+    for lane in range(heap_scores.shape[0]):
+        compact(pending, lane, heap_scores.shape[1], margins[lane], limits)
+        for i in range(-_ROWS_AHEAD, pending.counts[lane]):
+            if i + _ROWS_AHEAD < pending.counts[lane]:
+                row = pending.rows[lane, i + _ROWS_AHEAD]
+                start, stop = np.intp(indptr[row]), np.intp(indptr[row + 1])
+                for position in range(start, stop, 32):
+                    prefetch_item(indices, position)
+                    prefetch_item(values, position)
+                    prefetch_item(values, position + 16)
+            if i < 0:
+                continue
+            if pending.scores[lane, i] >= limits[lane]:
+                row = pending.rows[lane, i]
+                score = exact_score(indices, values, indptr[row], indptr[row + 1], exact_targets[lane])
+                score *= scale[row]
+                if score > heap_scores[lane, 0]:
+                    replace_worst(heap_scores[lane], heap_rows[lane], score, first_row + row)
+                    worst = reject_below(heap_scores[lane, 0], to_scan_unit[lane], margins[lane])
+                    limits[lane] = max(limits[lane], worst)
+        pending.counts[lane] = 0
+
+
+@njit(cache=True, nogil=True)
+def first_limits(heap_scores: Any, to_scan_unit: Any, margins: Any) -> Any:
+    """Return the limits that the heaps set, infinite for lanes without a query."""
+    n_queries = heap_scores.shape[0]
+    limits = np.full(LANES, np.inf, np.float32)
+    for lane in range(n_queries):
+        limits[lane] = reject_below(heap_scores[lane, 0], to_scan_unit[lane], margins[lane])
+    return limits
+
+
+@njit(cache=True, nogil=True)
+def search_rows(
+    indptr: Any,
+    indices: Any,
+    values: Any,
+    scale: Any,
+    first_row: int,
+    queries: Any,
+    exclude: Any,
+    pending: Any,
+    heap_scores: Any,
+    heap_rows: Any,
+) -> None:
+    """Offer all rows to the heaps of up to `LANES` queries."""
+    pairs, exact_targets, to_scan_unit, margins = queries
+    limits = first_limits(heap_scores, to_scan_unit, margins)
+    n_neighbors = heap_scores.shape[1]
+    row = 0
+    while row < scale.shape[0]:
+        row, _ = scan_rows_wide(
+            indptr, indices, values, scale, row, 0, first_row, pairs, margins, exclude, n_neighbors, limits, pending
+        )
+        settle_rows(
+            indptr,
+            indices,
+            values,
+            scale,
+            first_row,
+            exact_targets,
+            to_scan_unit,
+            margins,
+            limits,
+            pending,
+            heap_scores,
+            heap_rows,
+        )
+
+
+@njit(cache=True, nogil=True)
+def search_rows_single(
+    indptr: Any,
+    indices: Any,
+    values: Any,
+    scale: Any,
+    first_row: int,
+    queries: Any,
+    exclude: Any,
+    pending: Any,
+    heap_scores: Any,
+    heap_rows: Any,
+) -> None:
+    """Offer all rows to the heap of one query."""
+    target, exact_targets, to_scan_unit, margins = queries
+    limits = first_limits(heap_scores, to_scan_unit, margins)
+    n_neighbors = heap_scores.shape[1]
+    row = 0
+    while row < scale.shape[0]:
+        row = scan_rows_single(
+            indptr, indices, values, scale, row, first_row, target, margins, exclude, n_neighbors, limits, pending
+        )
+        settle_rows(
+            indptr,
+            indices,
+            values,
+            scale,
+            first_row,
+            exact_targets,
+            to_scan_unit,
+            margins,
+            limits,
+            pending,
+            heap_scores,
+            heap_rows,
+        )
 
 
 @njit(cache=True, nogil=True)
@@ -196,7 +374,6 @@ def collect_rows(
     values: Any,
     scale: Any,
     exact_targets: Any,
-    to_score: Any,
     limits: Any,
     found_rows: Any,
     found_scores: Any,
@@ -213,7 +390,7 @@ def collect_rows(
             for lane in range(n_queries):
                 sums[lane] += value * np.float64(exact_targets[column, lane])
         for lane in range(n_queries):
-            score = sums[lane] * (scale[row] * to_score[lane])
+            score = sums[lane] * scale[row]
             if score >= limits[lane]:
                 found_rows[lane, counts[lane]] = row
                 found_scores[lane, counts[lane]] = score
@@ -222,127 +399,9 @@ def collect_rows(
 
 
 @njit(cache=True, nogil=True)
-def score_pairs(
-    indptr: Any, indices: Any, values: Any, scale: Any, rows: Any, lane: int, exact_targets: Any, scores: Any
-) -> None:
-    """Write the float64 scores of the listed `rows` against one query (before its `to_score` factor)."""
+def score_pairs(indptr: Any, indices: Any, values: Any, scale: Any, rows: Any, target: Any, scores: Any) -> None:
+    """Write the float64 scores of the listed `rows` against one query."""
     for i in range(rows.shape[0]):
         row = rows[i]
         start, stop = np.intp(indptr[row]), np.intp(indptr[row + 1])
-        scores[i] = exact_score(indices, values, start, stop, exact_targets, lane) * scale[row]
-
-
-# ---------------------------------------------------------------------------------------------- postings
-@njit(cache=True, nogil=True)
-def build_postings(indptr: Any, indices: Any, values: Any, n_components: int) -> Any:
-    """Transpose at most 65,536 rows: (offsets int64, rows uint16, values), rows ascending in each list."""
-    n_nonzero = indptr[-1] - indptr[0]
-    offsets = np.zeros(n_components + 1, np.int64)
-    for position in range(indptr[0], indptr[-1]):
-        offsets[np.uint64(indices[position]) + np.uint64(1)] += 1
-    for column in range(n_components):
-        offsets[column + 1] += offsets[column]
-    cursor = offsets[:-1].copy()
-    posting_rows = np.empty(n_nonzero, np.uint16)
-    posting_values = np.empty(n_nonzero, values.dtype)
-    for row in range(indptr.shape[0] - 1):
-        for position in range(indptr[row], indptr[row + 1]):
-            slot = cursor[np.uint64(indices[position])]
-            posting_rows[slot] = row
-            posting_values[slot] = values[position]
-            cursor[np.uint64(indices[position])] += 1
-    return offsets, posting_rows, posting_values
-
-
-@njit(cache=True, nogil=True)
-def postings_to_rows(offsets: Any, posting_rows: Any, posting_values: Any, n_rows: int) -> Any:
-    """Undo `build_postings`: (indptr int64, indices int32, values), columns ascending per row."""
-    indptr = np.zeros(n_rows + 1, np.int64)
-    for position in range(posting_rows.shape[0]):
-        indptr[np.uint64(posting_rows[position]) + np.uint64(1)] += 1
-    for row in range(n_rows):
-        indptr[row + 1] += indptr[row]
-    cursor = indptr[:-1].copy()
-    indices = np.empty(posting_rows.shape[0], np.int32)
-    values = np.empty(posting_rows.shape[0], posting_values.dtype)
-    for column in range(offsets.shape[0] - 1):
-        for position in range(offsets[column], offsets[column + 1]):
-            slot = cursor[np.uint64(posting_rows[position])]
-            indices[slot] = column
-            values[slot] = posting_values[position]
-            cursor[np.uint64(posting_rows[position])] += 1
-    return indptr, indices, values
-
-
-@njit(cache=True, nogil=True)
-def _add_postings(offsets: Any, posting_rows: Any, posting_values: Any, columns: Any, weights: Any, sums: Any) -> None:
-    for i in range(columns.shape[0]):
-        weight = np.float64(weights[i])
-        column = columns[i]
-        for position in range(np.uint64(offsets[column]), np.uint64(offsets[column + 1])):
-            sums[np.uint64(posting_rows[position])] += weight * np.float64(posting_values[position])
-
-
-@njit(cache=True, nogil=True)
-def scan_postings(
-    offsets: Any,
-    posting_rows: Any,
-    posting_values: Any,
-    scale: Any,
-    first_row: int,
-    query_indptr: Any,
-    query_indices: Any,
-    query_values: Any,
-    exclude: Any,
-    first_query: int,
-    last_query: int,
-    sums: Any,
-    heap_scores: Any,
-    heap_rows: Any,
-) -> None:
-    """Offer the rows of one block of postings to the heaps of the queries ``first_query:last_query``.
-
-    `sums` is zeroed float64 scratch of at least n_rows entries, left zeroed. The sums are float64 throughout:
-    it costs nothing here (the loop waits for posting entries, not for arithmetic) and makes every score final
-    at once.
-    """
-    n_rows = scale.shape[0]
-    for query in range(first_query, last_query):
-        start, stop = query_indptr[query], query_indptr[query + 1]
-        _add_postings(offsets, posting_rows, posting_values, query_indices[start:stop], query_values[start:stop], sums)
-        scores, rows = heap_scores[query], heap_rows[query]
-        skip = exclude[query] - first_row
-        for low in range(0, n_rows, _GROUP):
-            high = min(low + _GROUP, n_rows)
-            if high - low < _GROUP or any_above(sums, scale, low, low, scores[0], _GROUP // 8):
-                for row in range(low, high):
-                    score = sums[row] * scale[row]
-                    if score > scores[0] and row != skip:
-                        replace_worst(scores, rows, score, first_row + row)
-            sums[low:high] = 0.0
-
-
-@njit(cache=True, nogil=True)
-def collect_postings(
-    offsets: Any,
-    posting_rows: Any,
-    posting_values: Any,
-    scale: Any,
-    columns: Any,
-    weights: Any,
-    limit: float,
-    sums: Any,
-    found_rows: Any,
-    found_scores: Any,
-) -> int:
-    """Write the rows of one block whose score reaches `limit` for one query; return how many."""
-    _add_postings(offsets, posting_rows, posting_values, columns, weights, sums)
-    count = 0
-    for row in range(scale.shape[0]):
-        score = sums[row] * scale[row]
-        if score >= limit:
-            found_rows[count] = row
-            found_scores[count] = score
-            count += 1
-        sums[row] = 0.0
-    return count
+        scores[i] = exact_score(indices, values, start, stop, target) * scale[row]

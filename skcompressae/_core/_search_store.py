@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from skcompressae._core._packed_search import packed_kernels, vector_levels
-from skcompressae._core._search_kernels import build_postings, postings_to_rows, row_norms
+from skcompressae._core._search_kernels import row_norms
+from skcompressae._core._search_postings import build_postings, postings_to_rows
 from skcompressae._core._threads import row_blocks, run_blocks
 
 __all__ = [

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from skcompressae._core._search import prepare_targets, search
+from skcompressae._core._search import rounding_margins, scan_units, search
 from skcompressae._core._search_kernels import score_pairs
 from skcompressae._core._search_store import BLOCK_ROWS, Chunk
 from skcompressae._core._threads import row_blocks
@@ -113,27 +113,28 @@ class DeviceIndex:
         if exclude is None:
             exclude = np.full(n_queries, -1, np.int64)
         n_kept = min(n_neighbors + _SPARE, self.n_rows)
-        groups = prepare_targets(targets)
-        scan = np.concatenate([group.scan[:, : group.size] for group in groups], axis=1) if groups else targets
+        to_scan_unit = scan_units(targets)
+        scan = np.empty(targets.shape, np.float32)
+        np.multiply(targets, to_scan_unit, out=scan, casting="same_kind")
+        norms = np.sqrt(np.einsum("ij,ij->j", scan, scan, dtype=np.float64))
         found = self._candidates(
-            torch.as_tensor(scan.astype(np.float32, copy=False), device=self.device),
+            torch.as_tensor(scan, device=self.device),
             n_kept,
             torch.as_tensor(exclude, device=self.device),
         )
         approximate, candidates = (part.T.cpu().numpy() for part in found)
         unsettled = []
-        for group in groups:
-            margin = np.max([group.margins(chunk) for chunk in self.chunks], axis=0)
-            for lane in range(group.size):
-                query = group.first + lane
-                kept = candidates[query][np.isfinite(approximate[query])]
-                exact = self._exact(kept, group.exact, lane) * group.to_score[lane]
-                order = np.lexsort((kept, -exact))[:n_neighbors]
-                rows[query], scores[query] = kept[order], exact[order]
-                # a row left out has a float32 score of at most the last one kept
-                ceiling = (approximate[query, -1] + margin[lane]) / group.to_scan_unit[lane]
-                if n_kept < self.n_rows and scores[query, -1] <= ceiling:
-                    unsettled.append(query)
+        margins = np.max([rounding_margins(chunk, norms) for chunk in self.chunks], axis=0)
+        exact_targets = np.ascontiguousarray(targets.T)
+        for query in range(n_queries):
+            kept = candidates[query][np.isfinite(approximate[query])]
+            exact = self._exact(kept, exact_targets[query])
+            order = np.lexsort((kept, -exact))[:n_neighbors]
+            rows[query], scores[query] = kept[order], exact[order]
+            # a row left out has a float32 score of at most the last one kept
+            ceiling = (approximate[query, -1] + margins[query]) / to_scan_unit[query]
+            if n_kept < self.n_rows and scores[query, -1] <= ceiling:
+                unsettled.append(query)
         if unsettled:
             part = np.ascontiguousarray(targets[:, unsettled])
             scores[unsettled], rows[unsettled] = search(
@@ -141,7 +142,7 @@ class DeviceIndex:
             )
         return scores, rows
 
-    def _exact(self, rows: NDArray[np.int64], targets: NDArray[Any], lane: int) -> NDArray[np.float64]:
+    def _exact(self, rows: NDArray[np.int64], target: NDArray[Any]) -> NDArray[np.float64]:
         scores = np.empty(len(rows))
         first_row = 0
         for chunk in self.chunks:
@@ -152,7 +153,7 @@ class DeviceIndex:
                     part = np.empty(int(inside.sum()))
                     block = chunk.store.block(start, stop)
                     local = rows[inside] - (first_row + start)
-                    score_pairs(*block, chunk.scale[start:stop], local, lane, targets, part)
+                    score_pairs(*block, chunk.scale[start:stop], local, target, part)
                     scores[inside] = part
             first_row = last_row
         return scores
