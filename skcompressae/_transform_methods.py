@@ -61,8 +61,8 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         -------
         codes : CSR matrix (or array) or ndarray of shape (n_samples, n_components)
             Of dtype float32 for float32 and float16 input, else float64. Canonical: ascending indices, no explicit
-            zeros, at most k entries a row; an all-zero row has none. Exactly k, but where a fitted value is zero: k latents
-            can be more than it takes to reconstruct a row exactly, as where k exceeds n_features.
+            zeros, at most k entries a row; an all-zero row has none. Exactly k, but where a fitted value is zero: k
+            latents can be more than it takes to reconstruct a row exactly, as where k exceeds n_features.
 
         Raises
         ------
