@@ -12,12 +12,12 @@ tables and loses neighbours. The server is started here for the moment; pass
 # %%
 # Compress documents
 # ------------------
-from docstring_corpus import embedded_docstrings
+import docstring_corpus
 from sklearn.model_selection import train_test_split
 
 from skcompressae import CompresSAETransformer
 
-_, X, _ = embedded_docstrings()
+_, X, _ = docstring_corpus.embedded_docstrings()
 documents, queries = train_test_split(X, test_size=100, random_state=0)
 compressor = CompresSAETransformer(n_components=256, k=8, norm="unit", max_iter=200, random_state=0)
 codes = compressor.fit_transform(documents)
@@ -35,7 +35,7 @@ import psycopg
 from skcompressae.engines import PostgresIndex
 from skcompressae.metrics import exact_neighbors, neighbor_recall_score
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+sys.path.append(str(Path(docstring_corpus.__file__).resolve().parents[1] / "benchmarks"))
 from _postgres_server import temporary_server
 
 true = exact_neighbors(documents, queries, 10)
