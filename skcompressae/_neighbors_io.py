@@ -190,15 +190,18 @@ def load_chunks(entries: Sequence[dict[str, Any]], arrays: dict[str, NDArray[Any
 def _load_chunk(entry: dict[str, Any], arrays: dict[str, Any], number: int, n_components: int) -> Chunk:
     """Build a chunk from a file; check all that the kernels take on trust."""
     n_rows, scale = int(entry["n_rows"]), arrays[f"{number}.scale"]
-    if scale.dtype != np.float64 or scale.shape != (n_rows,):
+    reach, longest = float(entry["reach"]), int(entry["longest"])
+    if scale.dtype != np.float64 or scale.shape != (n_rows,) or n_rows == 0:
         raise CodesFormatError(f"chunk {number} has arrays that do not fit each other")
+    if not (0 <= reach < np.inf) or longest < 0 or not _is_finite(scale) or scale.min() < 0:
+        raise CodesFormatError(f"chunk {number} has row factors that are negative or not finite")
     if entry["kind"] == "packed":
         start = f"{number}."
         parts = {name.removeprefix(start): part for name, part in arrays.items() if name.startswith(start)}
         packed = from_parts(entry, parts, n_components)
         if len(packed) != n_rows:
             raise CodesFormatError(f"chunk {number} has arrays that do not fit each other")
-        return Chunk(PackedStore(packed), scale, float(entry["reach"]), int(entry["longest"]))
+        return Chunk(PackedStore(packed), scale, reach, longest)
     values = arrays[f"{number}.values"]
     if entry["kind"] == "rows":
         starts, numbers = arrays[f"{number}.indptr"], arrays[f"{number}.indices"]
@@ -219,7 +222,21 @@ def _load_chunk(entry: dict[str, Any], arrays: dict[str, Any], number: int, n_co
         raise CodesFormatError(f"chunk {number} has row starts out of order")
     if len(numbers) and (int(numbers.max()) >= limit or int(numbers.min()) < 0):
         raise CodesFormatError(f"chunk {number} has numbers outside of range({limit})")
-    return Chunk(store, scale, float(entry["reach"]), int(entry["longest"]))
+    if not _is_finite(values):
+        raise CodesFormatError(f"chunk {number} has values that are not finite")
+    return Chunk(store, scale, reach, longest)
+
+
+def _is_finite(array: NDArray[Any]) -> bool:
+    """Tell without a copy: a NaN makes the smallest entry NaN."""
+    return not len(array) or bool(np.isfinite(array.min()) and np.isfinite(array.max()))
+
+
+def _check_components(components: NDArray[Any], n_components: int) -> None:
+    if components.ndim != 2 or components.dtype.kind != "f" or components.shape[0] != n_components:
+        raise CodesFormatError(f"the components are {components.dtype} of shape {components.shape}")
+    if components.size == 0 or not _is_finite(components):
+        raise CodesFormatError("the components are not finite")
 
 
 class IndexFileMixin:
@@ -309,12 +326,14 @@ class IndexFileMixin:
             mode, metric, on_cpu = meta["built_for"]
             index._built_for, index.effective_mode_ = (str(mode), str(metric), bool(on_cpu)), str(mode)
             index._chunks = load_chunks(meta["chunks"], arrays, index.n_features_in_)
+            if index.components_ is not None:
+                _check_components(index.components_, index.n_features_in_)
             index._refined = []
             if index.rerank is not None:
                 for i, chunk in enumerate(index._chunks):
                     check_residuals(chunk.store, index.components_)
                     refined = arrays[f"{i}.refined"]
-                    if refined.dtype != np.float32 or refined.shape != (chunk.store.n_rows,):
+                    if refined.dtype != np.float32 or refined.shape != (chunk.store.n_rows,) or not _is_finite(refined):
                         raise CodesFormatError(f"chunk {i} has arrays that do not fit each other")
                     index._refined.append(refined)
         except (KeyError, TypeError, IndexError, ValueError, OverflowError, AttributeError) as error:

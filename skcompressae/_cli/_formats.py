@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import zipfile
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def _kind_of_zip(path: str | os.PathLike[str]) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError):
+    except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError, OSError, struct.error):
         return "npz"  # its reader says what is wrong
     return "reference" if any(name.endswith("data.pkl") for name in names) else "npz"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -19,7 +20,18 @@ from skcompressae._cli._npy import NpyHeader, read_npy_header
 
 __all__ = ["NpzCodes", "write_npz"]
 
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError, OverflowError)
+# OSError: a damaged directory sends the reader to places before the start of the file.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,
+    RuntimeError,
+    NotImplementedError,
+    ValueError,
+    OverflowError,
+)
 # Deflate cannot make data smaller than this; an entry that claims more lies about its size.
 _LARGEST_RATIO = 1032
 # Nonzeros of a block: 32 MiB of values and indices.
@@ -157,6 +169,8 @@ class _translating:
     def __enter__(self) -> zipfile.ZipFile:
         try:
             self._archive = zipfile.ZipFile(self._path)
+        except (FileNotFoundError, PermissionError):
+            raise
         except _ZIP_ERRORS as error:
             raise CommandError(f"{self._name} is damaged: {error}") from error
         return self._archive
