@@ -7,7 +7,7 @@ bfloat16 product, for processors that multiply bfloat16 natively, is torch's.
 from __future__ import annotations
 
 from threading import local
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from skcompressae._core._sparse_step import BATCH_ROWS, group_by_latent, reconst
 from skcompressae._core._threads import effective_n_threads, row_blocks, run_product_blocks
 from skcompressae._core._topk import top_k
 from skcompressae._torch._weights import Moments, StepLosses, StepSettings, Weights, adam_rates
+
+if TYPE_CHECKING:
+    from skcompressae._torch._ranks import Ranks
 
 __all__ = ["CpuEngine", "PreActivations"]
 
@@ -97,13 +100,23 @@ class CpuEngine:
     moments : Moments
         Updated in place.
     settings : StepSettings
+    ranks : Ranks or None, default=None
+        The processes that share every batch.
     """
 
-    def __init__(self, rows: NDArray[Any], weights: Weights, moments: Moments, settings: StepSettings) -> None:
+    def __init__(
+        self,
+        rows: NDArray[Any],
+        weights: Weights,
+        moments: Moments,
+        settings: StepSettings,
+        ranks: Ranks | None = None,
+    ) -> None:
         self._rows = rows
         self._weights = weights
         self._moments = moments
         self._settings = settings
+        self._ranks = ranks
         self._n_threads = effective_n_threads()
         self._pre_activations: PreActivations | None = None
         encoder, bias, decoder = weights.arrays
@@ -113,7 +126,7 @@ class CpuEngine:
         """Take one optimiser step on a batch of rows."""
         for gradient in self._gradients:
             gradient.fill(0)
-        losses = self._accumulate(row_indices, self._gradients, self._settings.of_step(self._moments.n_steps))
+        losses = self._share(row_indices, self._gradients, self._settings.of_step(self._moments.n_steps))
         self._moments.n_steps += 1
         apply_adam(
             self._weights.arrays,
@@ -129,7 +142,7 @@ class CpuEngine:
 
     def losses(self, row_indices: NDArray[np.intp]) -> StepLosses:
         """Evaluate the two cosine similarities on rows, without training."""
-        return self._accumulate(row_indices, None, self._settings)
+        return self._share(row_indices, None, self._settings)
 
     def current_weights(self) -> Weights:
         """Return the weights as they stand (not a copy)."""
@@ -138,6 +151,19 @@ class CpuEngine:
     def current_moments(self) -> Moments:
         """Return the optimiser's moments as they stand (not a copy)."""
         return self._moments
+
+    def _share(
+        self,
+        row_indices: NDArray[np.intp],
+        gradients: tuple[FloatArray, FloatArray, FloatArray] | None,
+        settings: StepSettings,
+    ) -> StepLosses:
+        """Accumulate over the rows, or this rank's share of them, and then over the ranks."""
+        if self._ranks is None:
+            return self._accumulate(row_indices, gradients, settings)
+        mine = self._ranks.share(row_indices)
+        losses = self._accumulate(mine, gradients, settings)
+        return self._ranks.combine(losses, len(mine), len(row_indices), gradients or ())
 
     def _accumulate(
         self,

@@ -18,6 +18,7 @@ from skcompressae._core._neighborhood import MIN_SPREAD
 from skcompressae._core._rows import unit_rows
 from skcompressae._core._threads import row_blocks
 from skcompressae._torch._devices import matmul_precision
+from skcompressae._torch._ranks import Ranks
 from skcompressae._torch._weights import Moments, StepLosses, StepSettings, Weights
 
 __all__ = ["TorchEncoder", "TorchEngine", "encode_rows_torch", "is_out_of_memory"]
@@ -104,6 +105,8 @@ class TorchEngine:
     moments : Moments
     settings : StepSettings
     device : torch.device
+    ranks : Ranks or None, default=None
+        The processes that share every batch.
     """
 
     def __init__(
@@ -113,8 +116,10 @@ class TorchEngine:
         moments: Moments,
         settings: StepSettings,
         device: torch.device,
+        ranks: Ranks | None = None,
     ) -> None:
         self._device = device
+        self._ranks = ranks
         self._settings = settings
         self._rows = rows
         self._resident: torch.Tensor | None = None
@@ -136,7 +141,7 @@ class TorchEngine:
         """Take one optimiser step on a batch of rows."""
         decoder = self._parameters[2]
         gradients = [torch.zeros_like(parameter) for parameter in self._parameters]
-        losses = self._accumulate(row_indices, gradients, self._settings.of_step(self._n_steps))
+        losses = self._share(row_indices, gradients, self._settings.of_step(self._n_steps))
         gradients[2] -= (gradients[2] * decoder).sum(dim=1, keepdim=True) * decoder
         settings = self._settings
         correction1 = 1 - settings.beta1 ** (self._n_steps + 1)
@@ -157,7 +162,7 @@ class TorchEngine:
 
     def losses(self, row_indices: NDArray[np.intp]) -> StepLosses:
         """Evaluate rows without training."""
-        return self._accumulate(row_indices, None, self._settings)
+        return self._share(row_indices, None, self._settings)
 
     def current_weights(self) -> Weights:
         """Return a NumPy copy of the weights."""
@@ -179,6 +184,16 @@ class TorchEngine:
         if self._device.type == "cuda":
             return unit.pin_memory().to(self._device, non_blocking=True)
         return unit.to(self._device)
+
+    def _share(
+        self, row_indices: NDArray[np.intp], gradients: list[torch.Tensor] | None, settings: StepSettings
+    ) -> StepLosses:
+        """Accumulate over the rows, or this rank's share of them, and then over the ranks."""
+        if self._ranks is None:
+            return self._accumulate(row_indices, gradients, settings)
+        mine = self._ranks.share(row_indices)
+        losses = self._accumulate(mine, gradients, settings)
+        return self._ranks.combine(losses, len(mine), len(row_indices), gradients or ())
 
     def _accumulate(
         self, row_indices: NDArray[np.intp], gradients: list[torch.Tensor] | None, settings: StepSettings

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from skcompressae._torch._cpu_engine import CpuEngine
+from skcompressae._torch._ranks import Ranks, current_ranks
 from skcompressae._torch._torch_engine import TorchEngine, is_out_of_memory
 from skcompressae._torch._weights import Engine, Moments, StepLosses, StepSettings, Weights
 from skcompressae.exceptions import DeviceMemoryWarning
@@ -87,11 +88,16 @@ class TrainingResult:
 
 
 def _make_engine(
-    rows: NDArray[Any], weights: Weights, moments: Moments, settings: StepSettings, device: torch.device
+    rows: NDArray[Any],
+    weights: Weights,
+    moments: Moments,
+    settings: StepSettings,
+    device: torch.device,
+    ranks: Ranks | None = None,
 ) -> Engine:
     if device.type == "cpu":
-        return CpuEngine(rows, weights, moments, settings)
-    return TorchEngine(rows, weights, moments, settings, device)
+        return CpuEngine(rows, weights, moments, settings, ranks)
+    return TorchEngine(rows, weights, moments, settings, device, ranks)
 
 
 class _BatchSampler:
@@ -191,7 +197,12 @@ def train(
     """
     if state.batch_size is not None:
         settings = replace(settings, batch_size=state.batch_size)
-    engine = _make_engine(rows, state.weights, state.moments, settings, device)
+    ranks = current_ranks(device)
+    if ranks is not None:
+        ranks.check_alike(state.weights, training_indices, validation_indices, random_state.get_state(legacy=False)["state"]["key"])
+        if ranks.rank > 0:
+            on_checkpoint = None
+    engine = _make_engine(rows, state.weights, state.moments, settings, device, ranks)
     run_rows = _MEMMAP_RUN_ROWS if is_memory_mapped(rows) else 1
     sampler = _BatchSampler(training_indices, run_rows, random_state, keeps_remainder=keeps_remainder)
     if state.epoch_start is not None:
@@ -210,7 +221,7 @@ def train(
             try:
                 return work()
             except RuntimeError as error:
-                if not is_out_of_memory(error) or settings.batch_size <= 1:
+                if not is_out_of_memory(error) or settings.batch_size <= 1 or ranks is not None:
                     raise
             settings = replace(settings, batch_size=max(1, settings.batch_size // 2))
             warnings.warn(

@@ -1,0 +1,140 @@
+"""Data-parallel training: every rank of a torch process group takes its share of each batch; gradients are averaged.
+
+Invariant: all ranks hold the same weights, moments and order of rows; what decides anything (gradients, losses) comes
+from the same reduction, so no rank stops before another.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import numpy as np
+import torch
+import torch.distributed
+from numpy.typing import NDArray
+
+from skcompressae._core._arrays import FloatArray
+from skcompressae._torch._weights import StepLosses, Weights
+
+__all__ = ["Ranks", "current_ranks", "data_parallel"]
+
+_is_active: ContextVar[bool] = ContextVar("skcompressae_data_parallel", default=False)
+
+
+@contextmanager
+def data_parallel() -> Iterator[None]:
+    """Share the batches of every fit inside the block among the ranks of torch's default process group.
+
+    Start one process for each GPU with ``torchrun``, set up the process group, and let every process fit the same
+    estimator on the same X, which may be one memory-mapped file. `batch_size` counts the rows of all ranks together, so
+    that a recipe means the same on any number of them, and the weights are those of a single process up to rounding.
+    All ranks end with the same weights; rank 0 writes checkpoints, and it is for the caller to save from one rank only.
+
+    The neighbourhood term is computed by each rank on the first rows of its own share, and averaged. A device that runs
+    out of memory raises rather than halving the batch, and interrupting one process leaves the others waiting: end them
+    together, as ``torchrun`` does.
+
+    Yields
+    ------
+    None
+        Nothing; the block is what counts.
+
+    Raises
+    ------
+    RuntimeError
+        If there is no default process group.
+    ValueError
+        From fit, if the ranks do not start alike (X, parameters and an int `random_state` must be the same), or if a
+        batch has fewer rows than there are ranks.
+
+    Examples
+    --------
+    The script ``train.py``, started by ``torchrun --nproc-per-node=4 train.py``::
+
+        import os
+        import numpy as np, torch
+        from skcompressae import CompresSAETransformer
+        from skcompressae.distributed import data_parallel
+
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.distributed.init_process_group("nccl")
+        compressor = CompresSAETransformer(device="cuda", random_state=0)
+        with data_parallel():
+            compressor.fit(np.load("embeddings.npy", mmap_mode="r"))
+        if torch.distributed.get_rank() == 0:
+            compressor.save("compressor.safetensors")
+        torch.distributed.destroy_process_group()
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        raise RuntimeError(
+            "data_parallel() needs torch's default process group, and there is none. Call "
+            "torch.distributed.init_process_group first, in processes started by torchrun."
+        )
+    token = _is_active.set(True)
+    try:
+        yield
+    finally:
+        _is_active.reset(token)
+
+
+def current_ranks(device: torch.device) -> Ranks | None:
+    """Return the ranks that share the training inside :func:`data_parallel`, else None."""
+    return Ranks(device) if _is_active.get() else None
+
+
+class Ranks:
+    """The place of this process among the ranks, and the sums over all of them.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where gradients are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.rank = torch.distributed.get_rank()
+        self.n_ranks = torch.distributed.get_world_size()
+        self._device = device
+
+    def check_alike(self, weights: Weights, *arrays: NDArray[np.generic]) -> None:
+        """Raise ValueError on all ranks if weights or arrays differ between any two."""
+        checksum = 0
+        for array in (*weights.arrays, *arrays):
+            checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
+        extremes = torch.tensor([checksum, -checksum], dtype=torch.int64, device=self._device)
+        torch.distributed.all_reduce(extremes, op=torch.distributed.ReduceOp.MAX)
+        largest, smallest = extremes.tolist()
+        if largest != -smallest:
+            raise ValueError(
+                "the ranks of data_parallel() start from different weights, rows or random numbers. Pass the same X, "
+                "the same parameters and an int random_state on every rank."
+            )
+
+    def share(self, row_indices: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Return this rank's rows of a batch; all ranks' together are the batch."""
+        if len(row_indices) < self.n_ranks:
+            raise ValueError(
+                f"each batch must have a row for every rank; got {len(row_indices)} row(s) for {self.n_ranks} ranks."
+            )
+        return row_indices[self.rank :: self.n_ranks]
+
+    def combine(
+        self, losses: StepLosses, n_rows: int, n_rows_of_all: int, gradients: Sequence[torch.Tensor | FloatArray]
+    ) -> StepLosses:
+        """Average gradients, in place, and losses over the rows of all ranks; `n_rows` of them are this rank's."""
+        share = n_rows / n_rows_of_all
+        for array in gradients:
+            gradient = torch.as_tensor(array)  # shares its memory
+            gradient.mul_(share)
+            torch.distributed.all_reduce(gradient)
+        fired = torch.from_numpy(losses.fired).to(self._device)
+        torch.distributed.all_reduce(fired)
+        cosines = torch.tensor(
+            [losses.cosine * share, losses.cosine_wide * share], dtype=torch.float64, device=self._device
+        )
+        torch.distributed.all_reduce(cosines)
+        cosine, cosine_wide = cosines.tolist()
+        return StepLosses(cosine, cosine_wide, fired=fired.cpu().numpy())
