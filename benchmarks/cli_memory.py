@@ -70,6 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--limit-gib", type=float, default=4.0, help="limit of the address space, 2**30 bytes")
     parser.add_argument("--n-components", type=int, default=1024)
     parser.add_argument("--k", type=int, default=16)
+    parser.add_argument("--outputs", nargs="+", choices=["skc", "npz", "parquet"], default=["skc", "npz"])
     parser.add_argument("--folder", type=Path, help="where the files go; takes their size in free space")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "cli_memory.json")
     options = parser.parse_args(argv)
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         for name, n_rows in (("small", min(1000, n_large)), ("large", n_large)):
             write_rows(folder / "rows.npy", n_rows, tile)
             size_bytes = (folder / "rows.npy").stat().st_size
-            for suffix in ("skc", "npz"):
+            for suffix in options.outputs:
                 output = folder / f"codes.{suffix}"
                 taken = run(
                     ["encode", *(str(path) for path in (folder / "model.safetensors", folder / "rows.npy", output))],

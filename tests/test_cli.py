@@ -54,6 +54,10 @@ def refuses(capsys, *arguments, code=1):
     return lines[0].removeprefix("skcompressae: error: ")
 
 
+def refuses_usage(capsys, *arguments):
+    return refuses(capsys, *arguments, code=2)
+
+
 def same_matrix(found, expected):
     assert found.shape == expected.shape
     assert found.dtype == expected.dtype
@@ -287,6 +291,7 @@ def test_a_killed_encode_continues_to_the_same_bytes(files, small_blocks, capsys
 @pytest.mark.parametrize("source", ["x.npy", "x.parquet"])
 def test_fit_saves_the_model_that_the_api_fits(files, source):
     options = ["--n-components", "32", "--k", "4", "--max-iter", "12", "--random-state", "3", "--device", "cpu"]
+    options += ["--checkpoint-dir", "training"]
     command = ["fit", source, "new.safetensors", "-q", *options, "--param", "init=kaiming", "--param", "norm=null"]
     assert main(command) == 0
     expected = CompresSAETransformer(
@@ -382,6 +387,15 @@ def test_export_there_and_back_is_the_same(files, fitted, embeddings):
     assert PackedCodes.load("g.skc") == PackedCodes.pack(packed.to_csr(), value_bits=4)
     assert main(["export", "model.safetensors", "small.safetensors", "--k", "2", "-q"]) == 0
     assert CompresSAETransformer.load("small.safetensors").k == 2
+
+
+def test_reference_checkpoints_come_and_go(files, fitted, capsys):
+    assert main(["export", "model.safetensors", "checkpoint.pt", "-q"]) == 0
+    assert "give --k" in refuses_usage(capsys, "export", "checkpoint.pt", "again.safetensors")
+    assert main(["export", "checkpoint.pt", "again.safetensors", "-q", "--k", "5"]) == 0
+    again = CompresSAETransformer.load("again.safetensors")
+    assert (again.k, again.recipe, again.norm) == (5, "paper", None)
+    np.testing.assert_array_equal(again.components_, fitted.components_)
 
 
 def test_info_describes_every_kind_of_file(files, fitted, embeddings, capsys):

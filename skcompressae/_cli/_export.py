@@ -30,10 +30,10 @@ _QUANTIZER_ROWS = 4096
 def export(arguments: argparse.Namespace) -> None:
     """Run ``skcompressae export``."""
     kind = kind_of(arguments.input)
-    if kind == "model":
-        output_kind(arguments.output, ("model",))
+    if kind in ("model", "reference"):
+        to = output_kind(arguments.output, ("model", "reference") if kind == "model" else ("model",))
         check_output(arguments.output, force=arguments.force)
-        read_model(arguments.input, arguments).save(arguments.output, with_moments=False)
+        _export_model(kind, to, arguments)
     else:
         to = output_kind(arguments.output, ("npz", "parquet", "packed", "archive"))
         check_output(arguments.output, force=arguments.force)
@@ -44,6 +44,24 @@ def export(arguments: argparse.Namespace) -> None:
     if not arguments.quiet:
         size = Path(arguments.output).stat().st_size
         print(f"{arguments.output}: {size} bytes", file=sys.stderr)
+
+
+def _export_model(kind: str, to: str, arguments: argparse.Namespace) -> None:
+    from skcompressae.persistence import from_reference_checkpoint, to_reference_checkpoint
+
+    if kind == "reference":
+        if arguments.k is None:
+            raise UsageError(f"{arguments.input} does not say how many nonzeros a code has; give --k")
+        norm = None if arguments.norm in (None, "none") else arguments.norm
+        model = from_reference_checkpoint(arguments.input, k=arguments.k, norm=norm)
+        if arguments.coding is not None:
+            model.set_params(coding=arguments.coding)
+    else:
+        model = read_model(arguments.input, arguments)
+    if to == "model":
+        model.save(arguments.output, with_moments=False)
+    else:
+        to_reference_checkpoint(model, arguments.output)
 
 
 def _has_quantizer(source: CodeSource) -> bool:

@@ -58,6 +58,11 @@ def _fit(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--random-state", type=int, metavar="SEED", help="for a model that comes out the same again")
     parser.add_argument(
+        "--checkpoint-dir",
+        metavar="FOLDER",
+        help="keep the state of the training there; the same command goes on from it",
+    )
+    parser.add_argument(
         "--param",
         action="append",
         default=[],
@@ -167,11 +172,11 @@ def _info(parser: argparse.ArgumentParser) -> Run:
 
 
 def _export(parser: argparse.ArgumentParser) -> Run:
-    parser.add_argument("input", metavar="INPUT", help="a model or codes")
+    parser.add_argument("input", metavar="INPUT", help="a model, a reference checkpoint, or codes")
     parser.add_argument(
         "output",
         metavar="OUTPUT",
-        help="of a model: .safetensors; of codes: .npz, .parquet, .skc, .ska",
+        help="of a model: .safetensors or .pt (reference checkpoint); of codes: .npz, .parquet, .skc, .ska",
     )
     parser.add_argument("--value-bits", type=_positive, metavar="BITS", help="of a value in packed codes (default: 4)")
     parser.add_argument("--n-components", type=_positive, help="width of the codes where a Parquet file does not tell")
@@ -190,6 +195,9 @@ COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], Run]]] =
         skcompressae fit items.parquet model.safetensors --column text_embedding
         skcompressae fit embeddings.npy model.safetensors --param early_stopping=true --param init=data
             Any parameter of CompresSAETransformer; values are JSON or words.
+
+        skcompressae fit embeddings.npy model.safetensors --random-state 0 --checkpoint-dir training
+            After a crash, the same command goes on from the last checkpoint.
 
         Ctrl-C ends training early: the weights so far are saved, and the exit code is 130.
         """,
@@ -263,6 +271,9 @@ COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], Run]]] =
         skcompressae export codes.skc codes.ska
             The archive is smaller, lossless, and not searchable.
         skcompressae export model.safetensors smaller.safetensors --k 16
+        skcompressae export checkpoint.pt model.safetensors --k 32
+            A checkpoint of the paper's reference implementation, which does not say its k. Nothing in it is executed.
+        skcompressae export model.safetensors checkpoint.pt
         """,
         _export,
     ),
