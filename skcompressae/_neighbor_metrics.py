@@ -119,7 +119,7 @@ def neighbor_recall_score(
         Indices found, best first, without repeats. Negative entries are padding and match nothing.
     n_neighbors : int or None, default=None
         Cut both lists to their first `n_neighbors` (recall@n). None compares the lists as they are, so that
-        lists of 10 and of 100 give "10-recall@100".
+        lists of 10 and of 100 give ``10-recall@100``.
     average : bool, default=True
         Whether to return the mean over the queries instead of one value for each.
 
