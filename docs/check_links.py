@@ -44,10 +44,15 @@ def outside_error(link: str) -> str | None:
     return None
 
 
+def html_pages(folder: Path) -> list[Path]:
+    """Return the pages of a site; what its theme brings along is none."""
+    return [path for path in sorted(folder.rglob("*.html")) if path.relative_to(folder).parts[0] != "_static"]
+
+
 def check_site(folder: Path) -> tuple[int, list[str]]:
     """Return how many links there are, and one line for each that is wrong."""
     folder = folder.resolve()
-    pages = {path: Page(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.html"))}
+    pages = {path: Page(path.read_text(encoding="utf-8")) for path in html_pages(folder)}
     n_links, errors = 0, []
     for path, page in pages.items():
         where = path.relative_to(folder)
