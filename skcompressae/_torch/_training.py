@@ -199,7 +199,9 @@ def train(
         settings = replace(settings, batch_size=state.batch_size)
     ranks = current_ranks(device)
     if ranks is not None:
-        ranks.check_alike(state.weights, training_indices, validation_indices, random_state.get_state(legacy=False)["state"]["key"])
+        ranks.check_alike(
+            state.weights, training_indices, validation_indices, random_state.get_state(legacy=False)["state"]["key"]
+        )
         if ranks.rank > 0:
             on_checkpoint = None
     engine = _make_engine(rows, state.weights, state.moments, settings, device, ranks)
