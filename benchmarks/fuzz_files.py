@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n-files", type=int, default=100_000, help="mutated files, shared evenly by the loaders")
     parser.add_argument("--targets", type=int, nargs="+", default=list(range(len(TARGETS))), help="numbers of loaders")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="worker processes at a time")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "fuzz_files.json")
     parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -191,15 +193,23 @@ def main(argv: list[str] | None = None) -> None:
         work(Path(folder), int(number), int(start), int(stop), Path(record))
         return
     n_cases = -(-options.n_files // len(options.targets))
-    results, faults = [], []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_valid_files(folder)
-        for number in options.targets:
-            start = time.perf_counter()
-            faults += run_target(folder, number, n_cases)
-            results.append(tally(folder, number))
-            print(f"{TARGETS[number].name}: {results[-1]['outcomes']}, {time.perf_counter() - start:.0f} s", flush=True)
+
+        def run(number: int) -> list[dict[str, Any]]:
+            found = run_target(folder, number, n_cases)
+            print(f"{TARGETS[number].name}: {tally(folder, number)['outcomes']}", flush=True)
+            return found
+
+        with ThreadPoolExecutor(options.jobs) as pool:
+            faults = [fault for found in pool.map(run, options.targets) for fault in found]
+        results = [tally(folder, number) for number in options.targets]
+    if options.out.exists() and len(options.targets) < len(TARGETS):
+        # some loaders were run anew: the others keep what was found
+        kept, names = json.loads(options.out.read_text()), {result["target"] for result in results}
+        results += [result for result in kept["results"] if result["target"] not in names]
+        faults += [fault for fault in kept["faults"] if fault["target"] not in names]
     write_json(
         options.out,
         {

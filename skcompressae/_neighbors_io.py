@@ -39,6 +39,8 @@ _SAVED_PARAMETERS = ("n_neighbors", "mode", "metric", "radius", "n_jobs", "devic
 _DTYPES = ("<f4", "<f8", "|u1", "<u2", "<i4", "<i8")
 _LARGEST_HEADER = 1 << 26
 _CHUNK = 1 << 24
+# As in packed codes; row factors of norms down to 1e-30 are below it.
+_LARGEST = 2.0**100
 
 
 def _aligned(offset: int) -> int:
@@ -193,8 +195,8 @@ def _load_chunk(entry: dict[str, Any], arrays: dict[str, Any], number: int, n_co
     reach, longest = float(entry["reach"]), int(entry["longest"])
     if scale.dtype != np.float64 or scale.shape != (n_rows,) or n_rows == 0:
         raise CodesFormatError(f"chunk {number} has arrays that do not fit each other")
-    if not (0 <= reach < np.inf) or longest < 0 or not _is_finite(scale) or scale.min() < 0:
-        raise CodesFormatError(f"chunk {number} has row factors that are negative or not finite")
+    if not (0 <= reach <= _LARGEST**2) or longest < 0 or not _is_finite(scale) or scale.min() < 0:
+        raise CodesFormatError(f"chunk {number} has row factors that are negative, not finite or beyond 2**100")
     if entry["kind"] == "packed":
         start = f"{number}."
         parts = {name.removeprefix(start): part for name, part in arrays.items() if name.startswith(start)}
@@ -223,20 +225,20 @@ def _load_chunk(entry: dict[str, Any], arrays: dict[str, Any], number: int, n_co
     if len(numbers) and (int(numbers.max()) >= limit or int(numbers.min()) < 0):
         raise CodesFormatError(f"chunk {number} has numbers outside of range({limit})")
     if not _is_finite(values):
-        raise CodesFormatError(f"chunk {number} has values that are not finite")
+        raise CodesFormatError(f"chunk {number} has values that are not finite or beyond 2**100")
     return Chunk(store, scale, reach, longest)
 
 
 def _is_finite(array: NDArray[Any]) -> bool:
-    """Tell without a copy: a NaN makes the smallest entry NaN."""
-    return not len(array) or bool(np.isfinite(array.min()) and np.isfinite(array.max()))
+    """Tell without a copy: a NaN makes the smallest entry NaN. Beyond 2**100 sums of products may overflow."""
+    return not len(array) or bool(array.min() >= -_LARGEST and array.max() <= _LARGEST)
 
 
 def _check_components(components: NDArray[Any], n_components: int) -> None:
     if components.ndim != 2 or components.dtype.kind != "f" or components.shape[0] != n_components:
         raise CodesFormatError(f"the components are {components.dtype} of shape {components.shape}")
     if components.size == 0 or not _is_finite(components):
-        raise CodesFormatError("the components are not finite")
+        raise CodesFormatError("the components are not finite or beyond 2**100")
 
 
 class IndexFileMixin:
