@@ -1,0 +1,75 @@
+"""The profile, memory and scaling benchmarks on tiny input."""
+
+import importlib
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+linux_only = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's process status")
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """Import a benchmark module by name."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if BENCHMARKS in Path(getattr(sys.modules[name], "__file__", None) or "/").parents:
+            del sys.modules[name]
+
+
+def test_profile_covers_the_hot_paths(benchmark, tmp_path):
+    n_threads, out = torch.get_num_threads(), tmp_path / "profile.json"
+    size = ["--batch-size", "64", "--n-samples", "600", "--n-features", "16", "--n-components", "64", "--k", "4"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a fit of two steps leaves latents unused
+        benchmark("profile_step").main([*size, "--threads", "1", "--n-repeats", "1", "--out", str(out)])
+    torch.set_num_threads(n_threads)
+    results = json.loads(out.read_text(encoding="utf-8"))["results"]
+    assert len(results) == 10
+    assert {"product", "top_k", "sum_gradients", "apply_adam"} <= set(results["step_float32"]["stages_s"])
+    assert {"product", "supports", "least_squares_codes"} <= set(results["transform_least_squares_float32"]["stages_s"])
+    for result in results.values():
+        assert 0 < sum(result["stages_s"].values()) <= 1.05 * result["total_s"]
+
+
+@linux_only
+def test_peak_memory_sees_what_is_allocated_and_freed(benchmark):
+    def work():
+        array = np.ones(40_000_000, dtype=np.uint8)
+        time.sleep(0.05)
+        return int(array[::1000].sum())
+
+    record, total = benchmark("_peak").measure(work)
+    assert total == 40_000
+    assert 35e6 < record["private_growth_bytes"] < 80e6
+    assert 35e6 < record["resident_growth_bytes"] < 80e6
+
+
+@linux_only
+def test_memory_and_scaling_tasks_measure_fit_and_transform(benchmark, tmp_path):
+    memory, scaling = benchmark("memory"), benchmark("scaling")
+    path = tmp_path / "rows.npy"
+    scaling.make_rows(path, 1000, 16, 0)
+    task = {"path": str(path), "n_components": 48, "k": 4, "n_steps": 2, "batch_size": 256}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for what in ("fit", "transform"):
+            record = memory.run_task({**task, "what": what, "is_mapped": True})
+            assert record["is_within_budget"] is True
+            assert record["X_bytes"] == 64_000
+            assert record["weights_bytes"] == 4 * (2 * 48 * 16 + 48)
+        point = {"n": 1000, "m": 48, "k": 4, "threads": 1}
+        record = scaling.run_task({**task, **point})
+    assert record["transform"]["output_bytes"] == 1000 * 4 * 8 + 1001 * 4
+    rows = [{**point, "axis": axis, **record} for axis in scaling.AXES]
+    scaling.plot(rows, {"n_features": 16, "n_steps": 2, "batch_size": 256}, tmp_path / "figures")
+    assert len(list((tmp_path / "figures").glob("scaling_*.png"))) == 4
