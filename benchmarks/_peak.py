@@ -7,6 +7,8 @@ out: they are the file's, and the kernel takes them back when memory is short. I
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import subprocess
 import sys
@@ -25,6 +27,10 @@ def memory_bytes(field):
 
 def measure(work):
     """Run the work; return seconds and the growth of peak resident and peak private memory in bytes, and its result."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # else what earlier work freed would be handed out again and not count
+        trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark starts anew
     resident, private = memory_bytes("VmRSS"), memory_bytes("RssAnon")
     peak, is_done = [private], threading.Event()
