@@ -70,6 +70,8 @@ def plot(results, settings, directory):
     directory.mkdir(parents=True, exist_ok=True)
     for axis in AXES:
         points = sorted((row for row in results if row["axis"] == axis), key=lambda row: row[axis])
+        if not points:
+            continue
         x = [row[axis] for row in points]
         figure, (above, below) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
         for what, marker in (("fit", "o"), ("transform", "s")):
