@@ -86,7 +86,12 @@ def codes_from_arrow(data: Any, *, n_components: int | None = None, code_columns
     if meta.get("split_signs"):
         from skcompressae.engines import join_signs
 
-        return align_sparse_interface(csr_array(join_signs(codes)))
+        try:
+            return align_sparse_interface(csr_array(join_signs(codes)))
+        except ValueError as error:
+            raise CodesFormatError(
+                f"the columns do not hold the split signs that their metadata announces: {error}"
+            ) from error
     return align_sparse_interface(codes)
 
 

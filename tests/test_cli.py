@@ -524,3 +524,12 @@ def test_a_closed_pipe_ends_the_command_quietly(files, fitted, embeddings):
     assert search.stderr.read() == b""
     search.stderr.close()
     assert search.wait() == 141
+
+
+def test_metadata_that_the_columns_contradict_is_refused(files, capsys):
+    assert main(["encode", "model.safetensors", "x.parquet", "codes.parquet", "-q"]) == 0
+    table = pq.read_table("codes.parquet")
+    meta = json.loads(table.schema.metadata[b"skcompressae.codes"]) | {"split_signs": True}
+    pq.write_table(table.replace_schema_metadata({b"skcompressae.codes": json.dumps(meta)}), "claims.parquet")
+    message = refuses(capsys, "export", "claims.parquet", "codes.npz", "-q")
+    assert "do not hold the split signs that their metadata announces" in message
