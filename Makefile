@@ -1,5 +1,7 @@
 # make demo   the main job on real data, in an environment made on the first call
-# make test   lint, types and the whole test suite, then the estimator's tests at the oldest supported scikit-learn
+# make test   lint, types and the whole test suite, the documentation with its examples, then the estimator's tests at the
+#             oldest supported scikit-learn
+# make docs   the documentation site, warnings as errors; its doctests and links
 PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
@@ -9,19 +11,29 @@ PIP_INSTALL := pip install --quiet --disable-pip-version-check
 # what decides the content of an environment
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo test lint oldest bench-smoke clean
+.PHONY: demo test lint docs docs-browser oldest bench-smoke clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
 test: lint $(VENV)/.test
 	$(BIN)/python -m pytest
+	$(MAKE) docs
 	$(MAKE) oldest
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.test
+	$(BIN)/sphinx-build -q -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html
+	$(BIN)/sphinx-build -q -W --keep-going -b doctest -d docs/_build/doctrees docs docs/_build/doctest
+	$(BIN)/python docs/check_links.py docs/_build/html
+
+# needs Debian's chromium
+docs-browser: docs
+	$(BIN)/python docs/check_pages.py docs/_build/html
 
 oldest: $(OLDEST)/.test
 	$(OLDEST)/bin/python -m pytest -p no:cacheprovider $(OLDEST_TESTS)
@@ -51,4 +63,4 @@ $(OLDEST)/.test: $(INPUTS) | $(OLDEST)/bin/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) build demo-output docs/_build docs/generated docs/auto_examples .pytest_cache .mypy_cache .ruff_cache .hypothesis
