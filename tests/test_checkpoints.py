@@ -60,6 +60,7 @@ def assert_same_fit(one, other):
         ({"recipe": "paper", "batch_size": "auto"}, [5]),
         ({"validation_fraction": 0}, [20]),
         ({"precision": "bfloat16", "coding": "pursuit"}, [11]),
+        ({"nested": True, "k": 8, "checkpoint_interval": 1}, [18]),
     ],
 )
 def test_resumed_fits_end_in_the_same_bits(embeddings, tmp_path, monkeypatch, parameters, n_saves):

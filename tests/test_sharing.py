@@ -1,0 +1,93 @@
+"""One fitted compressor used by many threads and processes at once: each gets the codes that it would get alone."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from conftest import make_embeddings
+from joblib import Parallel, delayed
+
+from skcompressae import CompresSAETransformer, load_model, model_hash
+
+N_THREADS = 4
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return make_embeddings(n_rows=600, n_features=24, seed=1)
+
+
+def digest_of(codes):
+    dense = codes.toarray() if hasattr(codes, "toarray") else codes
+    return np.asarray(dense).tobytes()
+
+
+def use(model, X):
+    """Call every method that reads a fitted model; return what came as bytes."""
+    codes = model.transform(X)
+    return [
+        digest_of(codes),
+        digest_of(model.transform_query(X, n_nonzero=7)),
+        digest_of(model.transform_packed(X).to_csr()),
+        digest_of(model.inverse_transform(codes)),
+        model.score(X),
+        model_hash(model),
+    ]
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{}, {"coding": "pursuit", "sparse_output": False}, {"coding": "activations", "precision": "bfloat16"}],
+)
+def test_threads_share_a_model(fitted, rows, parameters):
+    model = CompresSAETransformer(**{**fitted.get_params(), **parameters})
+    vars(model).update({name: value for name, value in vars(fitted).items() if name.endswith("_")})
+    state = {name: value.copy() for name, value in vars(model).items() if isinstance(value, np.ndarray)}
+    # blocks of several sizes, so that threads are in different methods at the same time
+    blocks = [rows[start : start + size] for size in (7, 100, 250) for start in (0, 250)]
+    expected = [use(model, block) for block in blocks]
+    barrier = threading.Barrier(N_THREADS)
+
+    def work(number):
+        barrier.wait()
+        order = np.random.RandomState(number).permutation(len(blocks))
+        return {i: use(model, blocks[i]) for i in order}
+
+    with ThreadPoolExecutor(N_THREADS) as threads:
+        for found in threads.map(work, range(N_THREADS)):
+            assert [found[i] for i in range(len(blocks))] == expected
+    for name, array in state.items():
+        np.testing.assert_array_equal(getattr(model, name), array, err_msg=name)
+
+
+def test_threads_save_and_load_while_others_encode(fitted, rows, tmp_path):
+    path = tmp_path / "model"
+    fitted.save(path)
+    expected = use(fitted, rows)
+
+    def work(number):
+        for _ in range(3):
+            if number % 2:
+                fitted.save(path)
+            else:
+                assert use(load_model(path), rows) == expected
+
+    with ThreadPoolExecutor(N_THREADS) as threads:
+        list(threads.map(work, range(N_THREADS)))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+def test_processes_share_a_model_and_its_file(fitted, rows, tmp_path):
+    path = tmp_path / "model"
+    fitted.save(path)
+    expected = use(fitted, rows)
+
+    def load_and_use(path, X):
+        return use(load_model(path), X)
+
+    workers = Parallel(n_jobs=2, max_nbytes=1000)  # the weights go as read-only memory maps
+    for found in workers(delayed(use)(fitted, rows) for _ in range(2)):
+        assert found == expected
+    for found in workers(delayed(load_and_use)(path, rows) for _ in range(2)):
+        assert found == expected
