@@ -11,14 +11,13 @@ from files import ROOT
 PACKAGE = ROOT / "skcompressae"
 # Top-level modules that belong together; every other module, and every subpackage, is a box of its own.
 TOGETHER = {
-    "compressor": ("_transformer", "_transform", "_fitting", "_encoding", "_recipes", "_progress"),
+    "compressor": ("_transform", "_fit", "_encoding", "_recipes", "_progress", "_checkpoint", "_model"),
     "search": ("_neighbors", "_neighbor_metrics"),
-    "model files": ("_model",),
     "formats": ("_files", "_packed_io", "_arrow_columns"),
     "arrow": ("arrow", "_arrow", "_worker"),
     "clusters": ("dask", "spark", "ray", "_dask", "_spark", "_ray", "_cluster"),
     "onnx": ("onnx", "_onnx"),
-    "checkpoints": ("checkpoint", "_checkpoint", "reference", "_reference"),
+    "persistence": ("persistence", "_reference"),
 }
 # Without arrows: everything may import them.
 EVERYWHERE = ("exceptions", "_version", "_compat")
@@ -164,7 +163,7 @@ def draw_architecture(path: Path) -> None:
     levels = levels_of(with_lazy_imports(graph, when_called))
     n_levels = max(levels.values()) + 1
     n_widest = max(sum(level == at for level in levels.values()) for at in range(n_levels))
-    figure = Figure(figsize=(max(7.0, 1.6 * n_widest), 1.25 * n_levels), layout="constrained")
+    figure = Figure(figsize=(max(7.0, 1.8 * n_widest), 1.25 * n_levels), layout="constrained")
     axis = figure.subplots()
     place: dict[str, tuple[float, int]] = {}
     edges = drawn_edges(graph)
