@@ -13,6 +13,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from skcompressae._core._packing import COUNTING_LIMIT, sort_ascending
+from skcompressae._core._rank_vectors import count_larger, count_smaller
+from skcompressae._core._search_vectors import VECTOR
 
 __all__ = ["MAX_SCALE", "MIN_SCALE", "PACK_ERRORS", "pack_ranked", "pack_uniform"]
 
@@ -32,7 +34,7 @@ PACK_ERRORS = {
 
 
 @njit(cache=True, nogil=True)
-def _sort_descending(keys: Array, n: int, out: Array, high: Array) -> None:
+def _sort_descending(keys: Array, n: int, out: Array, high: Array, rank: Array) -> None:
     """Sort ``keys[:n]``, all different, into ``out[:n]``."""
     if n > COUNTING_LIMIT:
         sort_ascending(keys, n)
@@ -42,14 +44,11 @@ def _sort_descending(keys: Array, n: int, out: Array, high: Array) -> None:
     # 32-bit lanes hold the magnitude alone; equal ones give equal ranks, which the sum of all ranks betrays
     for i in range(n):
         high[i] = np.int32(keys[i] >> np.uint64(32))
+    count_larger(high, n, rank)
     total: Any = 0
     for i in range(n):
-        own = high[i]
-        larger = np.int32(0)
-        for j in range(n):
-            larger += np.int32(high[j] > own)
-        total += larger
-        out[np.uint64(larger)] = keys[i]
+        total += rank[i]
+        out[np.uint64(rank[i])] = keys[i]
     if 2 * total == n * (n - 1):
         return
     for i in range(n):
@@ -133,6 +132,7 @@ def _emit(
     keys: Array,
     ordered: Array,
     high: Array,
+    rank: Array,
     codes: Array,
     product_bits: Array,
     n: int,
@@ -140,14 +140,25 @@ def _emit(
     out_row: Array,
 ) -> None:
     """Write the words of a row; entries whose products tie are put in order of their index first."""
-    tie = False
+    n_ties = np.int32(0)
     for j in range(1, n):
-        tie |= product_bits[j] == product_bits[j - 1]
-    if tie:
+        n_ties += np.int32(product_bits[j] == product_bits[j - 1])
+    if n_ties > 0 and n <= COUNTING_LIMIT:
+        # 7 bits number the run of equal products, 20 hold the index: all keys differ
+        run = np.int32(0)
+        for j in range(n):
+            run += np.int32(j > 0 and product_bits[j] != product_bits[j - 1])
+            index = np.uint64(0x7FFFFFFF) - ((ordered[j] >> np.uint64(1)) & np.uint64(0x7FFFFFFF))
+            high[j] = (run << np.int32(20)) | np.int32(index)
+            keys[j] = ordered[j]
+        count_smaller(high, n, rank)
+        for j in range(n):
+            ordered[np.uint64(rank[j])] = keys[j]
+    elif n_ties > 0:
         low = np.uint64(0xFFFFFFFF)
         for j in range(n):
             keys[j] = (np.uint64(product_bits[j]) << np.uint64(32)) | (ordered[j] & low)
-        _sort_descending(keys, n, ordered, high)
+        _sort_descending(keys, n, ordered, high, rank)
     for j in range(n):
         index = np.uint64(0x7FFFFFFF) - ((ordered[j] >> np.uint64(1)) & np.uint64(0x7FFFFFFF))
         sign = ordered[j] & np.uint64(1)
@@ -260,12 +271,15 @@ def pack_ranked(
     k = words.shape[1]
     keys = np.empty(max(k, 1), np.uint64)
     ordered = np.empty(max(k, 1), np.uint64)
-    high = np.empty(max(k, 1), np.int32)
+    high = np.empty(k + VECTOR, np.int32)
+    rank = np.empty(k + VECTOR, np.int32)
     flat = np.empty(max(k, 1), np.uint64)
     codes = np.empty(max(k, 1), np.int64)
     other = np.empty(max(k, 1), np.int64)
     magnitudes = np.empty(max(k, 1), np.float32)
     products = np.empty(max(k, 1), np.float32)
+    nearest = np.empty(max(k, 1), np.int32)
+    by_level = np.ascontiguousarray(thresholds.T)
     magnitude_bits = magnitudes.view(np.uint32)
     product_bits = products.view(np.uint32)
     f32 = np.empty(2, np.float32)
@@ -280,7 +294,7 @@ def pack_ranked(
             continue
         if check_duplicates and _has_duplicate(keys, n, flat):
             return 5, i
-        _sort_descending(keys, n, ordered, high)
+        _sort_descending(keys, n, ordered, high, rank)
         for j in range(n):
             magnitude_bits[j] = np.uint32(ordered[j] >> np.uint64(32))
         if magnitudes[0] < MIN_SCALE or magnitudes[0] > MAX_SCALE:
@@ -288,14 +302,30 @@ def pack_ranked(
         stored = _represent(magnitudes, n, levels, thresholds, levels.shape[1], codes, f32, u32)
         if stored < 0:
             inverse = np.float32(1.0 / np.sqrt(_dot(magnitudes, magnitudes, n) / n))
-            previous = np.float32(np.inf)
+            if by_level.shape[0] <= 15:
+                for j in range(n):
+                    nearest[j] = np.int32(0)
+                for t in range(by_level.shape[0]):
+                    for j in range(n):
+                        nearest[j] += np.int32(magnitudes[j] * inverse > by_level[t, j])
+            else:
+                for j in range(n):
+                    nearest[j] = _nearest(magnitudes[j] * inverse, thresholds, j)
+            n_rising = np.int32(0)
             for j in range(n):
-                c = _nearest(magnitudes[j] * inverse, thresholds, j)
-                while levels[j, c] > previous:
-                    c -= 1
-                codes[j] = c
-                previous = levels[j, c]
-                products[j] = previous
+                codes[j] = nearest[j]
+                products[j] = levels[j, np.uint64(nearest[j])]
+            for j in range(1, n):
+                n_rising += np.int32(products[j] > products[j - 1])
+            if n_rising > 0:
+                previous = products[0]
+                for j in range(1, n):
+                    c = codes[j]
+                    while levels[j, c] > previous:
+                        c -= 1
+                    codes[j] = c
+                    previous = levels[j, c]
+                    products[j] = previous
             # the least-squares scale of the chosen levels: quantising alone would bias the norm
             f32[0] = _dot(magnitudes, products, n) / _dot(products, products, n)
             rounded = (u32[0] + np.uint32(0x3FFF) + ((u32[0] >> np.uint32(15)) & np.uint32(1))) >> np.uint32(15)
@@ -313,7 +343,7 @@ def pack_ranked(
             for j in range(n):
                 products[j] = magnitudes[j]
         scales[i] = np.uint16(stored)
-        _emit(keys, ordered, high, codes, product_bits, n, value_bits, words[i])
+        _emit(keys, ordered, high, rank, codes, product_bits, n, value_bits, words[i])
     return 0, 0
 
 
@@ -337,7 +367,8 @@ def pack_uniform(
     k = words.shape[1]
     keys = np.empty(max(k, 1), np.uint64)
     ordered = np.empty(max(k, 1), np.uint64)
-    high = np.empty(max(k, 1), np.int32)
+    high = np.empty(k + VECTOR, np.int32)
+    rank = np.empty(k + VECTOR, np.int32)
     flat = np.empty(max(k, 1), np.uint64)
     codes = np.empty(max(k, 1), np.int64)
     products = np.empty(max(k, 1), np.float32)
@@ -354,7 +385,7 @@ def pack_uniform(
             continue
         if check_duplicates and _has_duplicate(keys, n, flat):
             return 5, i
-        _sort_descending(keys, n, ordered, high)
+        _sort_descending(keys, n, ordered, high, rank)
         u32[0] = np.uint32(ordered[0] >> np.uint64(32))
         if f32[0] < MIN_SCALE or f32[0] > MAX_SCALE:
             return 2, i
@@ -369,5 +400,5 @@ def pack_uniform(
             codes[j] = c - 1
             f32[1] = np.float32(c / n_levels)
             products[j] = f32[1] * scale
-        _emit(keys, ordered, high, codes, product_bits, n, value_bits, words[i])
+        _emit(keys, ordered, high, rank, codes, product_bits, n, value_bits, words[i])
     return 0, 0

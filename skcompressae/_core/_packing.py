@@ -29,6 +29,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from skcompressae._core._rank_vectors import count_smaller
+from skcompressae._core._search_vectors import VECTOR
+
 __all__ = [
     "COUNTING_LIMIT",
     "compress_bits",
@@ -117,9 +120,9 @@ def unpack_rows(
     shift = np.uint64(value_bits)
     mask = (np.uint64(1) << shift) - np.uint64(1)
     last = levels.shape[0] - 1
-    found = np.empty(max(k, 1), np.int32)
+    found = np.empty(k + VECTOR, np.int32)
     values = np.empty(max(k, 1), np.float32)
-    rank = np.empty(max(k, 1), np.int32)
+    rank = np.empty(k + VECTOR, np.int32)
     keys = np.empty(max(k, 1), np.uint64)
     for i in range(words.shape[0]):
         start = indptr[i]
@@ -146,12 +149,7 @@ def unpack_rows(
             for j in range(n):
                 rank[keys[j] & np.uint64(0xFFFFFFFF)] = j
         else:
-            for j in range(n):
-                own = found[j]
-                smaller = np.int32(0)
-                for p in range(n):
-                    smaller += np.int32(found[p] < own)
-                rank[j] = smaller
+            count_smaller(found, n, rank)
         total = 0
         for j in range(n):
             total += rank[j]
