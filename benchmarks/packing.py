@@ -4,25 +4,28 @@ Codes come from a quick dictionary (data rows, blended with nothing, one-shot se
 this compares quantisers on real coefficients, not models. Protocol: the first `--queries` rows of
 ``RandomState(0).permutation(n)`` are queries, the true neighbours are the exact cosine top 100 of the rest.
 
-    python benchmarks/packing.py --data embeddings.npy --output packing.json
+    python benchmarks/packing.py --data embeddings.npy --bits 4 6 --file-gigabytes 2 --output packing.json
+
+"search" is the time of the same search on CSR and on packed codes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import scipy.sparse as sp
+from _common import environment, write_json
 
-import skcompressae
 from skcompressae._core._packing_levels import lloyd_max
+from skcompressae._core._search import search
+from skcompressae._core._search_store import PackedStore, RowStore, make_chunk
 from skcompressae.packed import PackedCodes, ValueQuantizer
 
 
@@ -72,6 +75,47 @@ def one_codebook(codes: sp.csr_matrix, value_bits: int) -> sp.csr_matrix:
     return sp.csr_matrix((data, codes.indices, codes.indptr), shape=codes.shape)
 
 
+def search_times(codes: sp.csr_matrix, packed: PackedCodes, targets: np.ndarray, repeats: int) -> dict[str, float]:
+    """Return milliseconds a query of the best 100 by cosine of codes, one thread, CSR and packed in turn."""
+    stores = {"csr": RowStore.from_csr(codes), "packed": PackedStore(packed)}
+    chunks = {name: make_chunk(store, metric="cosine") for name, store in stores.items()}
+    n_best = min(100, codes.shape[0])
+    times: dict[str, list[float]] = {}
+    for batch in sorted({min(batch, targets.shape[1]) for batch in (1, 64, 1024)}):
+        part = np.ascontiguousarray(targets[:, :batch])
+        for repeat in range(repeats + 1):
+            for name, chunk in chunks.items():
+                start = time.thread_time()
+                search([chunk], part, n_best)
+                if repeat:  # the first compiles
+                    spent = (time.thread_time() - start) / batch * 1e3
+                    times.setdefault(f"{name}_batch_{batch}_ms", []).append(spent)
+    return {name: float(np.median(values)) for name, values in times.items()}
+
+
+def opening_times(packed: PackedCodes, gigabytes: float) -> dict[str, float]:
+    """Write a store of that size, then time opening it memory-mapped, and reading one row of it."""
+    copies = max(1, round(gigabytes * 1e9 / packed.nbytes))
+    large = PackedCodes.concatenate([packed] * copies)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "large.skc"
+        start = time.perf_counter()
+        large.save(path)
+        report = {"bytes": path.stat().st_size, "n": len(large), "save_s": time.perf_counter() - start}
+        opening, reading = [], []
+        for _ in range(9):
+            start = time.perf_counter()
+            store = PackedCodes.load(path, mmap=True)
+            opening.append(time.perf_counter() - start)
+            store[len(store) // 2].to_csr()
+            reading.append(time.perf_counter() - start)
+            del store
+    return report | {
+        "open_ms": float(np.median(opening)) * 1e3,
+        "open_and_read_row_ms": float(np.median(reading)) * 1e3,
+    }
+
+
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help=".npy of shape (n, d)")
@@ -82,6 +126,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--bits", type=int, nargs="+", default=[1, 2, 3, 4, 5, 6, 8, 16])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--file-gigabytes", type=float, default=0.0, help="time opening a file of this size")
     parser.add_argument("--dictionary", type=Path, help=".npy of shape (components, d) to use instead of data rows")
     options = parser.parse_args(arguments)
     data = np.load(options.data).astype(np.float32)
@@ -95,7 +140,23 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     else:
         rows = np.random.RandomState(options.seed).choice(len(documents), options.components, replace=False)
         dictionary = documents[rows]
-    results = []
+    report: dict[str, Any] = {
+        "data": options.data.stem,
+        "shape": list(data.shape),
+        "dictionary": "rows of the data" if options.dictionary is None else options.dictionary.stem,
+        "n_components": len(dictionary),
+        "n_queries": len(queries),
+        "n_neighbors": n_truth,
+        "seed": options.seed,
+        "times": "processor time of one thread; fastest of the repeats, searches: the median",
+        "environment": environment(),
+        "results": [],
+    }
+
+    def write() -> None:
+        if options.output is not None:
+            write_json(options.output, report)
+
     for k in options.k:
         codes = encode(documents, dictionary, k)
         csr_bytes = codes.data.nbytes + codes.indices.nbytes + codes.indptr.nbytes
@@ -116,7 +177,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                 packed = pack()
                 back = packed.to_csr()
                 pack_s, unpack_s = seconds(pack, options.repeats), seconds(packed.to_csr, options.repeats)
-                results.append(
+                report["results"].append(
                     {
                         "k": k,
                         "kind": kind,
@@ -130,27 +191,15 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                         "pack_mb_per_s": csr_bytes / pack_s / 1e6,
                         "unpack_mb_per_s": csr_bytes / unpack_s / 1e6,
                         "archive": packed.archive_report(),
+                        "search": search_times(codes, packed, dictionary @ queries.T, options.repeats),
                     }
                 )
-                print(json.dumps(results[-1]), flush=True)
-    report = {
-        "data": options.data.name,
-        "shape": list(data.shape),
-        "n_components": len(dictionary),
-        "n_queries": len(queries),
-        "n_neighbors": n_truth,
-        "seed": options.seed,
-        "hardware": f"{platform.machine()}, {numba.config.CPU_NAME or 'host'} code, one thread",
-        "versions": {
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "numba": numba.__version__,
-            "skcompressae": skcompressae.__version__,
-        },
-        "results": results,
-    }
-    if options.output is not None:
-        options.output.write_text(json.dumps(report, indent=1) + "\n")
+                print(json.dumps(report["results"][-1]), flush=True)
+                write()
+                if options.file_gigabytes > 0 and (kind, bits) == ("ranked", 4) and "file" not in report:
+                    report["file"] = opening_times(packed, options.file_gigabytes)
+                    print(json.dumps(report["file"]), flush=True)
+                    write()
     return report
 
 

@@ -269,7 +269,7 @@ class CodeNearestNeighbors(
         distances = np.empty((queries.n_queries, n_neighbors), queries.dtype)
         indices = np.empty((queries.n_queries, n_neighbors), np.int64)
         n_candidates = self._n_candidates(n_neighbors, exclude_self=X is None)
-        for start, stop, batch, norms, exclude, embeddings in queries.batches(self.batch_size):
+        for start, stop, batch, norms, exclude, embeddings in queries.batches(self.batch_size, self._n_threads()):
             scores, rows = self._search(batch, n_candidates, exclude)
             if self.rerank is not None:
                 found = (embeddings, scores, rows)
@@ -307,7 +307,7 @@ class CodeNearestNeighbors(
         queries = self._queries(X)
         distances = np.empty(queries.n_queries, object)
         indices = np.empty(queries.n_queries, object)
-        for start, _, batch, norms, exclude, _ in queries.batches(self.batch_size):
+        for start, _, batch, norms, exclude, _ in queries.batches(self.batch_size, self._n_threads()):
             found = within(self._chunks, batch, score_limits(self.metric, radius, norms), n_threads=self._n_threads())
             for i, (rows, scores) in enumerate(found):
                 near = scores_to_distances(self.metric, scores, norms[i]).astype(queries.dtype, copy=False)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, issparse, vstack
 
 from skcompressae._core._search_store import Chunk, PostingStore, block_to_csr
+from skcompressae._core._threads import run_blocks, single_threaded_blas
 
 __all__ = ["FittedCodes", "Queries", "canonical_csr", "is_packed", "score_limits", "scores_to_distances"]
 
@@ -44,6 +45,21 @@ class FittedCodes:
         return parts[0] if len(parts) == 1 else vstack(parts, format="csr")
 
 
+def _targets(decoder: NDArray[Any], rows: NDArray[Any], n_threads: int) -> NDArray[Any]:
+    """Return ``decoder @ rows.T``, each of our threads multiplying some of the components.
+
+    The threads of a BLAS library would go on spinning on the cores that the search then runs on.
+    """
+    targets = np.empty((len(decoder), len(rows)), np.result_type(decoder, rows))
+
+    def multiply(start: int, stop: int) -> None:
+        np.matmul(decoder[start:stop], rows.T, out=targets[start:stop])
+
+    with single_threaded_blas():
+        run_blocks(multiply, len(decoder), max(1, -(-len(decoder) // n_threads)), n_threads)
+    return targets
+
+
 class Queries:
     """Queries, handed out in batches in the form `search` takes: CSR codes, or targets in code space."""
 
@@ -63,7 +79,9 @@ class Queries:
         self._by_postings = by_postings
         self._exclude_self = exclude_self
 
-    def batches(self, size: int) -> Iterator[tuple[int, int, Any, NDArray[np.float64], NDArray[np.int64], Any]]:
+    def batches(
+        self, size: int, n_threads: int = 1
+    ) -> Iterator[tuple[int, int, Any, NDArray[np.float64], NDArray[np.int64], Any]]:
         """Yield ``(start, stop, queries, norms, exclude, embeddings)``; a norm of 0 is given as 1.
 
         `embeddings` are the queries in the space of the embeddings, or the codes where only codes are compared.
@@ -74,7 +92,7 @@ class Queries:
             if self._decoder is not None:
                 part = part @ self._decoder if issparse(part) else part
                 norms = np.sqrt(np.einsum("ij,ij->i", part, part, dtype=np.float64))
-                batch: Any = self._decoder @ part.T
+                batch: Any = _targets(self._decoder, part, n_threads)
             else:
                 squares = part.data.astype(np.float64) ** 2
                 norms = np.sqrt(np.add.reduceat(np.append(squares, 0.0), part.indptr[:-1]))

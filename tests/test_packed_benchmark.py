@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 
 
-def test_benchmark_smoke(tmp_path):
+def test_benchmark_smoke(tmp_path, monkeypatch):
     path = Path(__file__).parent.parent / "benchmarks" / "packing.py"
+    monkeypatch.syspath_prepend(str(path.parent))
     spec = importlib.util.spec_from_file_location("benchmark_packing", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((400, 16)).astype(np.float16))
     arguments = ["--data", str(tmp_path / "x.npy"), "--queries", "20", "--components", "64", "--k", "6"]
     arguments += ["--bits", "4", "--repeats", "1", "--output", str(tmp_path / "out.json")]
+    arguments += ["--file-gigabytes", "1e-4"]
     module.main(arguments)
     report = json.loads((tmp_path / "out.json").read_text())
     ranked, uniform = report["results"]
@@ -22,6 +24,10 @@ def test_benchmark_smoke(tmp_path):
     assert abs(ranked["recall"] - ranked["recall_float32"]) < 0.05
     assert ranked["archive"]["bytes"] > 0
     assert report["n_neighbors"] == 100
+    assert report["file"]["bytes"] > 9e4
+    assert report["file"]["open_ms"] > 0
+    assert ranked["search"].keys() == {f"{name}_batch_{n}_ms" for name in ("csr", "packed") for n in (1, 20)}
+    assert str(tmp_path) not in (tmp_path / "out.json").read_text()
 
 
 def test_hybrid_benchmark_smoke(tmp_path, monkeypatch):
