@@ -1,7 +1,7 @@
 """Recall and latency of vector engines that search codes, against the nonzeros of a query.
 
 One fitted compressor encodes the documents at unit reconstruction norm; held-out queries are expanded to `n_nonzero`
-entries by ``transform_query`` and searched one at a time. Recall counts the true dense neighbours by cosine. Results
+entries by ``transform_query`` and timed one at a time. Recall counts the true dense neighbours by cosine. Results
 are added to those of earlier runs on the same model, so engines can be measured one by one.
 
 ``python benchmarks/engines.py --data PATH.npy --engines qdrant postgres milvus`` measures;
@@ -40,7 +40,7 @@ COMPLETE = "complete"
 CANDIDATES = 200
 EF_SEARCH = (200, 800)
 
-# A search gives the ids found for a query, or several rankings by name that it comes by; its time is that of the first.
+# A search gives the ids found for queries, or several rankings by name that it comes by; its time is that of the first.
 Rankings = dict[str, np.ndarray]
 Search = Callable[[sp.csr_matrix], Rankings]
 
@@ -142,17 +142,13 @@ def measure_recall(
     search: Search, queries: sp.csr_matrix, true: np.ndarray, exact: np.ndarray
 ) -> dict[str, dict[str, Any]]:
     """Return per ranking the recall of the true neighbours and the share of the exact order by dot product."""
-    found: dict[str, list[np.ndarray]] = {}
-    for row in range(queries.shape[0]):
-        for name, ids in search(queries[row]).items():
-            found.setdefault(name, []).append(ids[0])
     return {
         name: {
             "n_queries": queries.shape[0],
-            "recall_at_100": _common.recall(np.array(ids), true, N_NEIGHBORS),
-            "share_of_exact_order": _common.recall(np.array(ids), exact, N_NEIGHBORS),
+            "recall_at_100": _common.recall(ids, true, N_NEIGHBORS),
+            "share_of_exact_order": _common.recall(ids, exact, N_NEIGHBORS),
         }
-        for name, ids in found.items()
+        for name, ids in search(queries).items()
     }
 
 
@@ -252,7 +248,9 @@ def table(content: dict[str, Any]) -> str:
         for column in columns:
             cell = cells.get((engine, variant, column), {})
             figures = [f"{cell['recall_at_100']:.3f}"] if "recall_at_100" in cell else []
-            figures += [f"{cell['median_ms']:.3g} ms"] if "median_ms" in cell else []
+            figures += (
+                [f"{cell['median_ms']:.{1 if cell['median_ms'] < 100 else 0}f} ms"] if "median_ms" in cell else []
+            )
             entries.append(" · ".join(figures) or "not measured")
         lines.append(f"| {engine}: {variant} | " + " | ".join(entries) + " |")
     return "\n".join(lines) + "\n"

@@ -23,7 +23,9 @@ __all__ = ["MilvusIndex"]
 
 # Rows per request: far below the 64 MB of a gRPC message at any number of nonzeros that codes have.
 _BATCH_ROWS = 1_000
-_BATCH_QUERIES = 64
+# Few, since Milvus Lite may take seconds for a query of thousands of nonzeros: a request that runs for tens of seconds
+# is cut off by the connection's keep-alive, and pymilvus sends it again without end.
+_BATCH_QUERIES = 4
 # Milvus' own limit of results per query
 _MAX_NEIGHBORS = 16_384
 

@@ -47,8 +47,8 @@ def split_signs(codes: Any) -> csr_matrix:
     n_components = _width(codes)
     signed = check_codes(codes, n_components)
     is_negative = signed.data < 0
-    # The largest column number doubles: int32 holds it up to 2**30 components.
-    indices = signed.indices + np.where(is_negative, n_components, 0).astype(signed.indices.dtype)
+    # int64, since twice a width may not fit into int32; SciPy goes back to int32 where it does
+    indices = signed.indices + np.where(is_negative, np.int64(n_components), np.int64(0))
     split = csr_matrix((np.abs(signed.data), indices, signed.indptr), shape=(signed.shape[0], 2 * n_components))
     split.has_sorted_indices = False
     split.sort_indices()

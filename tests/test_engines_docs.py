@@ -1,0 +1,87 @@
+"""The page on engines runs and shows the committed figures; the benchmark that makes them runs on tiny input."""
+
+import importlib
+import json
+import re
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from skcompressae.exceptions import DeadLatentsWarning
+
+pytest.importorskip("qdrant_client")
+pytest.importorskip("psycopg")
+pytest.importorskip("pymilvus")
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "engines.md"
+
+
+@pytest.fixture(scope="module")
+def benchmarks():
+    """Import a benchmark's module by name."""
+    before, path = set(sys.modules), list(sys.path)
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    yield importlib.import_module
+    sys.path[:] = path
+    for name in set(sys.modules) - before:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file and {ROOT / "benchmarks", ROOT / "examples"} & set(Path(file).parents):
+            del sys.modules[name]
+
+
+def test_the_page_runs(benchmarks, tmp_path, monkeypatch):
+    module = benchmarks("_postgres_server")
+    snippets = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(snippets) >= 6
+    monkeypatch.chdir(tmp_path)
+    try:
+        with module.temporary_server() as conninfo:
+            namespace = {"conninfo": conninfo}
+            for snippet in snippets:
+                exec(compile(snippet, str(PAGE), "exec"), namespace)
+                if "scores" in namespace:
+                    assert namespace["scores"].shape == (10, 5)
+    except module.ServerUnavailable as error:
+        pytest.skip(f"no PostgreSQL: {error}")
+    assert len((tmp_path / "codes.jsonl").read_text().splitlines()) == 4000
+
+
+def test_the_table_of_the_page_is_that_of_the_committed_results(benchmarks):
+    engines = benchmarks("engines")
+    content = json.loads(engines.RESULTS.read_text(encoding="utf-8"))
+    assert engines.table(content) in PAGE.read_text(encoding="utf-8")
+    assert content["data"]["n_documents"] >= 50_000
+
+
+def test_benchmark_measures_every_engine(benchmarks, tmp_path, capsys):
+    engines = benchmarks("engines")
+    out = tmp_path / "engines.json"
+    arguments = ["--data", "tiny", "--n-components", "64", "--k", "8", "--steps", "20", "--n-nonzero", "8", "complete"]
+    arguments += ["--n-queries", "6", "--n-timed", "2", "--cache-dir", str(tmp_path), "--out", str(out)]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeadLatentsWarning)
+            engines.main([*arguments, "--engines", "qdrant", "milvus"])
+            engines.main([*arguments, "--engines", "postgres", "--measure", "recall"])
+    except benchmarks("_postgres_server").ServerUnavailable as error:
+        pytest.skip(f"no PostgreSQL: {error}")
+    content = json.loads(out.read_text())
+    assert set(content["engines"]) == {"qdrant", "postgres", "milvus"}
+    rows = {(row["engine"], row["variant"], row["n_nonzero"]): row for row in content["results"]}
+    assert len(rows) == len(content["results"]) == 12
+    for (engine, variant, n_nonzero), row in rows.items():
+        if "exact" in variant:
+            assert row["share_of_exact_order"] == 1.0
+            assert row["recall_at_100"] == rows["qdrant", "embedded, exact", n_nonzero]["recall_at_100"]
+        assert 0.3 < row["recall_at_100"] < 1.0
+        assert ("median_ms" in row) == (engine != "postgres" and "not reranked" not in variant)
+    capsys.readouterr()
+    engines.main(["--table", "--out", str(out)])
+    printed = capsys.readouterr().out
+    assert printed.count("\n| ") == 6
+    assert printed.startswith("| engine | 8 | complete |\n")
+    with pytest.raises(ValueError, match="holds results of another setup"):
+        engines.main([*arguments, "--seed", "1", "--engines", "qdrant"])
