@@ -99,6 +99,7 @@ def test_codes_that_cannot_be_decoded_are_refused(fitted):
         ("loss_weights", (1.0, "half")),
         ("neighborhood_weight", -1.0),
         ("neighborhood_weight", np.nan),
+        ("nested", "yes"),
         ("init", "zeros"),
         ("learning_rate", 0.0),
         ("learning_rate", np.nan),
