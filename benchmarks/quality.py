@@ -90,7 +90,8 @@ def our_coders(data: Split, ks: list[int], seed: int, options: argparse.Namespac
     if is_once:
         largest = max([k for k in ks if k <= 64], default=min(ks))
         shared = fit(largest)
-        ks = [k for k in ks if k < largest]
+        # at its own k it is the model of method "ours", but for one that was trained to serve several
+        ks = [k for k in ks if k < largest or (k == largest and options.ours.get("nested"))]
     for k in ks:
         model, fit_s = shared if is_once else fit(k)
         model.set_params(k=k)

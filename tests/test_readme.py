@@ -1,5 +1,6 @@
 """Every Python snippet of the README runs, in order, in one namespace; every command it names exists."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -23,3 +24,11 @@ def test_make_targets_and_links_exist():
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (README.parent / link).exists(), link
+
+
+def test_measured_section_is_what_the_result_files_say(monkeypatch):
+    monkeypatch.syspath_prepend(str(README.parent / "benchmarks"))
+    readme_section = importlib.import_module("readme_section")
+    text = README.read_text(encoding="utf-8")
+    written = text.split(readme_section.BEGIN)[1].split(readme_section.END)[0]
+    assert written == readme_section.section(readme_section.budget_curves())

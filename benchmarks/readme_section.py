@@ -1,0 +1,190 @@
+"""Write the README's measured figures and its picture from the committed results, so that the two cannot drift apart.
+
+    python benchmarks/readme_section.py
+
+Replaces what stands between the two ``measured`` markers of README.md and draws docs/_static/recall_against_bytes.png.
+"""
+
+# ruff: noqa: E501 - the README's sentences are easier to read here unbroken
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+from _common import REPOSITORY
+
+RESULTS = REPOSITORY / "benchmarks" / "results"
+README = REPOSITORY / "README.md"
+PICTURE = REPOSITORY / "docs" / "_static" / "recall_against_bytes.png"
+BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
+# The data set of the tables, and what a reader should be told it is.
+NAME, DESCRIPTION = "text-minilm-384", "sentence embeddings (all-MiniLM-L6-v2, d = 384) of short texts"
+DATA = {
+    "text-minilm-384": "short texts, all-MiniLM-L6-v2, d = 384",
+    "docstring_lsa": "docstrings, LSA, d = 256",
+    "identifiers": "names used together, factorised, d = 256",
+}
+MODES = {
+    "sparse": "sparse",
+    "sparse_query128": "sparse, query of 128 nonzeros",
+    "reconstructed": "reconstructed",
+    "asymmetric": "asymmetric",
+    "asymmetric_dot": "asymmetric, dot with projections",
+}
+BUDGETS = (16, 32, 64, 128)
+# Okabe and Ito's colours; ours stand out by weight.
+CURVES: dict[str, tuple[str, dict[str, Any]]] = {
+    "ours": ("skcompressae (packed; from 64 bytes with a residual code)", {"color": "#0072B2", "marker": "o", "lw": 3}),
+    "opq": ("OPQ", {"color": "#D55E00", "marker": "D"}),
+    "pq": ("PQ", {"color": "#E69F00", "marker": "s"}),
+    "rabitq": ("RaBitQ", {"color": "#CC79A7", "marker": "v"}),
+    "pca_int8": ("PCA + int8", {"color": "#8C6D1F", "marker": "x"}),
+    "paper": ("the paper's recipe (CSR, reconstructed)", {"color": "#777777", "marker": "^", "linestyle": "--"}),
+}
+
+
+def read(name: str) -> dict[str, Any]:
+    """Return a committed result file."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def mean_recall(rows: list[dict[str, Any]], **wanted: Any) -> float | None:
+    """Return the mean recall@100 over the seeds of the rows that have these values, None where there is none."""
+    found = [
+        row["recall_at_100"]
+        for row in rows
+        if all((row["params"] if key == "k" else row).get(key) == value for key, value in wanted.items())
+    ]
+    return float(np.mean(found)) if found else None
+
+
+def budget_curves() -> dict[str, dict[float, float]]:
+    """Return recall@100 by bytes per vector of every method of the picture."""
+    hybrid, quality = read(f"hybrid-{NAME}")["results"], read(f"quality-{NAME}")["results"]
+    curves: dict[str, dict[float, float]] = {name: {} for name in CURVES}
+    for row in hybrid:
+        name = "ours" if row["method"] in ("sparse", "hybrid") else row["method"]
+        curves[name][row["budget_bytes"]] = row["recall_at_100"]
+    for row in quality:
+        if row["method"] == "pca_int8":
+            curves["pca_int8"][row["size_bytes"]] = row["recall_at_100"]
+        elif row["method"] == "paper" and row["mode"] == "reconstructed":
+            curves["paper"][row["size_bytes"]] = row["recall_at_100"]
+        elif row["method"] == "pq" and row["size_bytes"] in BUDGETS:
+            curves["pq"].setdefault(row["size_bytes"], row["recall_at_100"])
+    return curves
+
+
+def draw(curves: dict[str, dict[float, float]]) -> None:
+    """Draw recall against bytes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axis = figure.subplots()
+    for name, (label, style) in CURVES.items():
+        points = sorted(curves[name].items())
+        axis.plot(*zip(*points, strict=True), label=label, markersize=6, **style)
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_ylim(0, 1)
+    axis.grid(alpha=0.3)
+    data = read(f"quality-{NAME}")["data"]
+    axis.set_title(f"{DESCRIPTION}: {data['n_documents']:,} documents", fontsize=10)
+    axis.set_xlabel(f"bytes per vector (float32: {4 * data['n_features']:,})")
+    axis.set_ylabel("recall@100 of the true neighbours")
+    axis.legend(loc="lower right", fontsize=9)
+    figure.savefig(PICTURE, dpi=150)
+
+
+def modes_table() -> list[str]:
+    """Return recall by search mode and data set, the paper's recipe in parentheses."""
+    contents = [read(f"quality-{name}") for name in DATA]
+    options, record = contents[0]["options"], contents[0]["environment"]
+    lines = [
+        "Recall@100 of the true neighbours of 2,000 held-out queries at k = 32, one seed. In parentheses the paper's recipe in plain PyTorch, at "
+        f"a constant learning rate of {options['learning_rate']:g} (the better of two on development rows), batches of {options['batch_size']:,} "
+        f"rows, given as many CPU seconds to fit as ours ({options['n_components']:,} latents, one thread of an {record['cpu'].split(' (')[0]}):",
+        "",
+        "| mode | " + " | ".join(label for label in DATA.values()) + " |",
+        "|---|" + "---:|" * len(DATA),
+    ]
+    for mode, label in MODES.items():
+        cells = []
+        for content in contents:
+            ours, paper = (mean_recall(content["results"], method=m, mode=mode, k=32) for m in ("ours", "paper"))
+            cells.append(f"**{ours:.3f}** ({paper:.3f})")
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def bytes_table(curves: dict[str, dict[float, float]]) -> list[str]:
+    """Return recall by bytes per vector."""
+    lines = [
+        "On the first set at equal bytes per vector, by dot product with the stored projection (packed codes of 4-bit values; from 64 bytes on, 32 bytes of code and a "
+        "product-quantised residual that reorders the first 500):",
+        "",
+        "| | " + " | ".join(f"{budget} B" for budget in BUDGETS) + " |",
+        "|---|" + "---:|" * len(BUDGETS),
+    ]
+    for name in ("ours", "pq", "opq", "rabitq", "pca_int8"):
+        cells = [f"{curves[name][b]:.3f}" if b in curves[name] else "" for b in BUDGETS]
+        lines.append(f"| {'**skcompressae**' if name == 'ours' else CURVES[name][0]} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def speed_lines() -> list[str]:
+    """Return the figures of speed in words."""
+    training, encoding = read("training_speed"), read("encoding_speed")
+    step = max(training["rows"], key=lambda row: row["n_threads"])
+    encode = max(encoding["rows"], key=lambda row: row["n_threads"])
+    shape, n_samples = training["settings"], encoding["settings"]["n_samples"]
+    record = training["environment"]
+    return [
+        f"One training step of {shape['batch_size']:,} rows (d = {shape['n_features']}, {shape['n_components']:,} latents, "
+        f"k = {shape['k']}) takes {step['our_step_float32_s']:.2f} s where plain PyTorch takes {step['plain_pytorch_step_s']:.2f} s; "
+        f"`transform` of {n_samples:,} rows {encode['transform_least_squares_float32_s']:.2f} s against "
+        f"{encode['plain_pytorch_s']:.2f} s, of a single row {1e3 * encode['single_row_least_squares_float32_s']:.1f} ms "
+        f"({step['n_threads']} threads of an {record['cpu'].split(' (')[0]}, float32, no GPU; GPU speed is not measured).",
+        "",
+        *search_lines(),
+    ]
+
+
+def search_lines() -> list[str]:
+    """Return the time of a query by batch size, ours beside the peers."""
+    content = read("search_speed")
+    n_docs = min(row["n_docs"] for row in content["results"])
+    rows = [row for row in content["results"] if (row["n_docs"], row["n_threads"]) == (n_docs, 1)]
+    batches = sorted({row["batch"] for row in rows})
+    settings = content["settings"]
+    lines = [
+        f"Search, ms per query for the top {settings['top']} of {n_docs:,} codes (k = {settings['k']}, {settings['n_components']:,} "
+        f"latents; originals of {settings['n_features']} dimensions; one thread):",
+        "",
+        "| | " + " | ".join(f"batch of {batch:,}" if batch > 1 else "one query" for batch in batches) + " |",
+        "|---|" + "---:|" * len(batches),
+    ]
+    for name in dict.fromkeys(row["name"] for row in rows):
+        times = {row["batch"]: row["per_query_ms"] for row in rows if row["name"] == name}
+        lines.append(f"| {name} | " + " | ".join(f"{times[b]:.2f}" if b in times else "" for b in batches) + " |")
+    return lines
+
+
+def section(curves: dict[str, dict[float, float]]) -> str:
+    """Return the Markdown between the markers."""
+    blocks = [modes_table(), bytes_table(curves), speed_lines()]
+    return "\n\n".join("\n".join(block) for block in blocks) + "\n"
+
+
+def main() -> None:
+    curves = budget_curves()
+    draw(curves)
+    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
+    _, after = rest.split(END)
+    README.write_text(before + BEGIN + section(curves) + END + after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
