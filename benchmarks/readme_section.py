@@ -5,8 +5,6 @@
 Replaces what stands between the two ``measured`` markers of README.md and draws docs/_static/recall_against_bytes.png.
 """
 
-# ruff: noqa: E501 - the README's sentences are easier to read here unbroken
-
 from __future__ import annotations
 
 import json
@@ -103,9 +101,10 @@ def modes_table() -> list[str]:
     contents = [read(f"quality-{name}") for name in DATA]
     options, record = contents[0]["options"], contents[0]["environment"]
     lines = [
-        "Recall@100 of the true neighbours of 2,000 held-out queries at k = 32, one seed. In parentheses the paper's recipe in plain PyTorch, at "
-        f"a constant learning rate of {options['learning_rate']:g} (the better of two on development rows), batches of {options['batch_size']:,} "
-        f"rows, given as many CPU seconds to fit as ours ({options['n_components']:,} latents, one thread of an {record['cpu'].split(' (')[0]}):",
+        "Recall@100 of the true neighbours of 2,000 held-out queries at k = 32, one seed. In parentheses the paper's "
+        f"recipe in plain PyTorch, at a constant learning rate of {options['learning_rate']:g} (the better of two on "
+        f"development rows), batches of {options['batch_size']:,} rows, given as many CPU seconds to fit as ours "
+        f"({options['n_components']:,} latents, one thread of an {record['cpu'].split(' (')[0]}):",
         "",
         "| mode | " + " | ".join(label for label in DATA.values()) + " |",
         "|---|" + "---:|" * len(DATA),
@@ -122,8 +121,8 @@ def modes_table() -> list[str]:
 def bytes_table(curves: dict[str, dict[float, float]]) -> list[str]:
     """Return recall by bytes per vector."""
     lines = [
-        "On the first set at equal bytes per vector, by dot product with the stored projection (packed codes of 4-bit values; from 64 bytes on, 32 bytes of code and a "
-        "product-quantised residual that reorders the first 500):",
+        "On the first set at equal bytes per vector, by dot product with the stored projection (packed codes of 4-bit "
+        "values; from 64 bytes on, 32 bytes of code and a product-quantised residual that reorders the first 500):",
         "",
         "| | " + " | ".join(f"{budget} B" for budget in BUDGETS) + " |",
         "|---|" + "---:|" * len(BUDGETS),
@@ -142,11 +141,12 @@ def speed_lines() -> list[str]:
     shape, n_samples = training["settings"], encoding["settings"]["n_samples"]
     record = training["environment"]
     return [
-        f"One training step of {shape['batch_size']:,} rows (d = {shape['n_features']}, {shape['n_components']:,} latents, "
-        f"k = {shape['k']}) takes {step['our_step_float32_s']:.2f} s where plain PyTorch takes {step['plain_pytorch_step_s']:.2f} s; "
-        f"`transform` of {n_samples:,} rows {encode['transform_least_squares_float32_s']:.2f} s against "
-        f"{encode['plain_pytorch_s']:.2f} s, of a single row {1e3 * encode['single_row_least_squares_float32_s']:.1f} ms "
-        f"({step['n_threads']} threads of an {record['cpu'].split(' (')[0]}, float32, no GPU; GPU speed is not measured).",
+        f"One training step of {shape['batch_size']:,} rows (d = {shape['n_features']}, {shape['n_components']:,} "
+        f"latents, k = {shape['k']}) takes {step['our_step_float32_s']:.2f} s where plain PyTorch takes "
+        f"{step['plain_pytorch_step_s']:.2f} s; `transform` of {n_samples:,} rows "
+        f"{encode['transform_least_squares_float32_s']:.2f} s against {encode['plain_pytorch_s']:.2f} s, of a single "
+        f"row {1e3 * encode['single_row_least_squares_float32_s']:.1f} ms ({step['n_threads']} threads of an "
+        f"{record['cpu'].split(' (')[0]}, float32, no GPU; GPU speed is not measured).",
         "",
         *search_lines(),
     ]
@@ -160,8 +160,8 @@ def search_lines() -> list[str]:
     batches = sorted({row["batch"] for row in rows})
     settings = content["settings"]
     lines = [
-        f"Search, ms per query for the top {settings['top']} of {n_docs:,} codes (k = {settings['k']}, {settings['n_components']:,} "
-        f"latents; originals of {settings['n_features']} dimensions; one thread):",
+        f"Search, ms per query for the top {settings['top']} of {n_docs:,} codes (k = {settings['k']}, "
+        f"{settings['n_components']:,} latents; originals of {settings['n_features']} dimensions; one thread):",
         "",
         "| | " + " | ".join(f"batch of {batch:,}" if batch > 1 else "one query" for batch in batches) + " |",
         "|---|" + "---:|" * len(batches),

@@ -13,11 +13,11 @@ sys.path.insert(0, str(HERE / "_ext"))
 sys.path.insert(0, str(ROOT / "examples"))
 os.environ.setdefault("MPLBACKEND", "agg")
 
-from api_pages import write_api  # noqa: E402
-from inventory import SKLEARN, SKLEARN_NAMES, write_inventory  # noqa: E402
-from pages import write_pages  # noqa: E402
+from api_pages import write_api
+from inventory import SKLEARN, SKLEARN_NAMES, write_inventory
+from pages import write_pages
 
-import skcompressae  # noqa: E402
+import skcompressae
 
 GENERATED = HERE / "generated"
 INVENTORY = GENERATED / "sklearn.inv"

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_scalar
-from sklearn.utils.validation import check_is_fitted
 
+from skcompressae._checks import check_compressor
 from skcompressae._files import atomic_write
 from skcompressae._fitting import measure_usage
 from skcompressae._transformer import CompresSAETransformer
@@ -136,9 +136,7 @@ def to_reference_checkpoint(model: CompresSAETransformer, path: str | os.PathLik
     sklearn.exceptions.NotFittedError
         If it is not fitted.
     """
-    if not isinstance(model, CompresSAETransformer):
-        raise TypeError(f"model must be a CompresSAETransformer; got {type(model).__name__}.")
-    check_is_fitted(model)
+    check_compressor(model)
     arrays = (model.encoder_weights_.T, model.encoder_bias_, model.components_)
     state = {key: torch.tensor(np.ascontiguousarray(array)) for key, array in zip(_KEYS, arrays, strict=True)}
     with atomic_write(path) as stream:

@@ -6,8 +6,8 @@ import copy
 from typing import Any
 
 import numpy as np
-from sklearn.utils.validation import check_is_fitted
 
+from skcompressae._checks import check_compressor
 from skcompressae._transformer import CompresSAETransformer
 
 __all__ = ["bare_model", "encode_rows"]
@@ -23,9 +23,7 @@ def bare_model(model: CompresSAETransformer) -> CompresSAETransformer:
     sklearn.exceptions.NotFittedError
         If it is not fitted.
     """
-    if not isinstance(model, CompresSAETransformer):
-        raise TypeError(f"model must be a CompresSAETransformer; got {type(model).__name__}.")
-    check_is_fitted(model)
+    check_compressor(model)
     bare = copy.copy(model)
     # The columns of a list have no names to compare, a data frame of codes would be dense, callbacks watch fits only.
     for attribute in ("feature_names_in_", "_sklearn_output_config", "_skl_callbacks"):

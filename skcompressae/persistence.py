@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 
-from sklearn.utils.validation import check_is_fitted
-
+from skcompressae._checks import check_compressor
 from skcompressae._model_io import FORMAT_VERSION, code_digest
 from skcompressae._reference_checkpoints import from_reference_checkpoint, to_reference_checkpoint
 from skcompressae._transformer import CompresSAETransformer
@@ -41,8 +40,7 @@ def save_model(model: CompresSAETransformer, path: str | os.PathLike[str], *, wi
     ValueError
         If its weights are not finite.
     """
-    if not isinstance(model, CompresSAETransformer):
-        raise TypeError(f"model must be a CompresSAETransformer; got {type(model).__name__}.")
+    check_compressor(model)
     model.save(path, with_moments=with_moments)
 
 
@@ -102,5 +100,5 @@ def model_hash(model: CompresSAETransformer) -> str:
     >>> model_hash(compressor.set_params(k=2)) == before
     False
     """
-    check_is_fitted(model)
+    check_compressor(model)
     return code_digest(model)

@@ -34,3 +34,26 @@ def device(request):
     if request.param == "mps" and not torch.backends.mps.is_available():
         pytest.skip("no MPS device on this machine")
     return request.param
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch, fitted, embeddings):
+    """A folder with a model and embeddings in every form, as the working directory."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.chdir(tmp_path)
+    fitted.save("model.safetensors")
+    np.save("x.npy", embeddings)
+    np.save("queries.npy", make_embeddings(15, seed=1))
+    columns = {"id": pa.array(range(len(embeddings))), "vector": pa.array(list(embeddings))}
+    pq.write_table(pa.table(columns), "x.parquet", row_group_size=150)
+    return tmp_path
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of 100 rows, so that 400 rows take several steps."""
+    from skcompressae._cli import _sources
+
+    monkeypatch.setattr(_sources, "_MAX_BLOCK_ROWS", 100)

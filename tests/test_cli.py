@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import zipfile
@@ -13,58 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
-from conftest import make_embeddings
+from cli_cases import COMMAND, refuses, refuses_usage, same_matrix
 
 from skcompressae import CodeNearestNeighbors, CompresSAETransformer, PackedCodes
-from skcompressae._cli import _sources
 from skcompressae._cli._main import main
-from skcompressae._cli._spool import Spool
 from skcompressae.arrow import codes_from_arrow
 from skcompressae.persistence import model_hash
 
-COMMAND = Path(sys.executable).with_name("skcompressae")
 
-
-@pytest.fixture
-def files(tmp_path, monkeypatch, fitted, embeddings):
-    """A folder with a model and embeddings in every form, as the working directory."""
-    monkeypatch.chdir(tmp_path)
-    fitted.save("model.safetensors")
-    np.save("x.npy", embeddings)
-    np.save("queries.npy", make_embeddings(15, seed=1))
-    columns = {"id": pa.array(range(len(embeddings))), "vector": pa.array(list(embeddings))}
-    pq.write_table(pa.table(columns), "x.parquet", row_group_size=150)
-    return tmp_path
-
-
-@pytest.fixture
-def small_blocks(monkeypatch):
-    """Blocks of 100 rows, so that 400 rows take several steps."""
-    monkeypatch.setattr(_sources, "_MAX_BLOCK_ROWS", 100)
-
-
-def refuses(capsys, *arguments, code=1):
-    """Run a command that must fail; return its one line."""
-    assert main([str(argument) for argument in arguments]) == code
-    error = capsys.readouterr().err
-    lines = [line for line in error.splitlines() if line.startswith("skcompressae: error: ")]
-    if code == 1:
-        assert error.splitlines() == lines
-    assert len(lines) == 1
-    return lines[0].removeprefix("skcompressae: error: ")
-
-
-def refuses_usage(capsys, *arguments):
-    return refuses(capsys, *arguments, code=2)
-
-
-def same_matrix(found, expected):
-    assert found.shape == expected.shape
-    assert found.dtype == expected.dtype
-    assert (found != expected).nnz == 0
-
-
-# ------------------------------------------------------------------------------------------------- encode, decode
 def test_encode_writes_what_transform_gives(files, small_blocks, fitted, embeddings):
     expected = fitted.transform(embeddings)
     assert main(["encode", "model.safetensors", "x.npy", "codes.npz", "-q"]) == 0
@@ -138,153 +93,6 @@ def test_decode_gives_what_inverse_transform_gives(files, small_blocks, fitted, 
     table = pq.read_table("back.parquet")
     np.testing.assert_array_equal(np.array(table["v"].to_pylist(), np.float32), expected)
     assert table.schema.names == (["id", "v"] if suffix == "parquet" else ["v"])
-
-
-# ------------------------------------------------------------------------------------------------- resuming
-@pytest.mark.parametrize(
-    ("output", "when"),
-    [
-        ("codes.npz", "before a step"),
-        ("codes.npz", "at the end"),
-        ("codes.skc", "within a step"),
-        ("codes.skc", "at the end"),
-        ("codes.parquet", "within a step"),
-        ("back.npy", "within a step"),
-    ],
-)
-def test_an_interrupted_run_continues_to_the_same_bytes(files, small_blocks, monkeypatch, capsys, output, when):
-    main(["encode", "model.safetensors", "x.npy", "source.npz", "-q"])
-    command = ["encode", "model.safetensors", "x.npy"]
-    if output == "back.npy":
-        command = ["decode", "model.safetensors", "source.npz"]
-    assert main([*command, "whole-" + output, "-q"]) == 0
-
-    append, finish, n_steps = Spool.append, Spool.finish, 0
-
-    def interrupted_append(self, n_rows, arrays):
-        nonlocal n_steps
-        n_steps += 1
-        if n_steps == 3:
-            if when == "within a step":  # bytes are on the disk, the journal does not count them
-                for name, array in arrays.items():
-                    self._files[name].write(np.ascontiguousarray(array).tobytes()[:77])
-            raise KeyboardInterrupt
-        append(self, n_rows, arrays)
-
-    def interrupted_finish(self, path, write):
-        def half(result):
-            result.write_bytes(b"half a file")
-            raise KeyboardInterrupt
-
-        finish(self, path, half)
-
-    with monkeypatch.context() as patch:
-        if when == "at the end":
-            patch.setattr(Spool, "finish", interrupted_finish)
-        else:
-            patch.setattr(Spool, "append", interrupted_append)
-        assert main([*command, output]) == 130
-    assert not Path(output).exists()
-    assert capsys.readouterr().err.splitlines()[-1].startswith("skcompressae: interrupted")
-
-    assert main([*command, output]) == 0
-    assert f"continuing after row {400 if when == 'at the end' else 200} of 400" in capsys.readouterr().err
-    assert Path(output).read_bytes() == Path("whole-" + output).read_bytes()
-    assert not list(files.glob("*.partial"))
-
-
-@pytest.fixture
-def leftover(files, small_blocks, monkeypatch):
-    """Unfinished work of an encode."""
-    steps = []
-    append = Spool.append
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            Spool,
-            "append",
-            lambda self, *step: steps.append(step) or (append(self, *step) if len(steps) < 3 else 1 / 0),
-        )
-        with pytest.raises(ZeroDivisionError):
-            main(["encode", "model.safetensors", "x.npy", "codes.npz", "-q"])
-    return files / "codes.npz.partial"
-
-
-@pytest.mark.parametrize("changed", ["model", "input", "options"])
-def test_the_leftover_of_other_work_is_refused(leftover, fitted, embeddings, capsys, changed):
-    command = ["encode", "model.safetensors", "x.npy", "codes.npz", "-q"]
-    if changed == "model":
-        command += ["--k", "2"]
-    elif changed == "input":
-        np.save("x.npy", embeddings[::-1])
-    else:
-        command += ["--column", "vector"]
-    assert f"unfinished work with another {changed}; give --restart" in refuses(capsys, *command)
-    assert (leftover / "journal").exists()
-    assert main([*command, "--restart"]) == 0
-    assert not leftover.exists()
-
-
-@pytest.mark.parametrize("damage", ["journal", "stream", "stranger"])
-def test_a_damaged_leftover_is_refused(leftover, capsys, damage):
-    if damage == "stranger":
-        (leftover / "thesis.txt").write_text("mine")
-    else:
-        path = leftover / ("journal" if damage == "journal" else "values.bin")
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 1
-        path.write_bytes(content)
-    expected = {"journal": "journal is damaged", "stream": "values.bin is damaged", "stranger": "is left alone"}[damage]
-    assert expected in refuses(capsys, "encode", "model.safetensors", "x.npy", "codes.npz", "-q")
-    restarted = main(["encode", "model.safetensors", "x.npy", "codes.npz", "-q", "--restart"])
-    assert restarted == (1 if damage == "stranger" else 0)
-    assert damage != "stranger" or (leftover / "thesis.txt").read_text() == "mine"
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no flock")
-def test_two_processes_do_not_write_one_output(leftover, capsys):
-    import fcntl
-
-    with open(leftover / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        message = refuses(capsys, "encode", "model.safetensors", "x.npy", "codes.npz", "-q")
-    assert "another process is at work" in message
-
-
-# The process kills itself, without a chance to clean up, in the place of a call of os.fsync: within a step (three
-# streams, the journal, its folder), or where the output is whole but has not taken its name.
-KILLED = """
-import os, signal, sys
-from skcompressae._cli import _sources
-from skcompressae._cli._main import main
-
-n_left, fsync = int(sys.argv[1]), os.fsync
-
-def fsync_or_die(descriptor):
-    global n_left
-    n_left -= 1
-    if n_left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    fsync(descriptor)
-
-os.fsync = fsync_or_die
-_sources._MAX_BLOCK_ROWS = 100
-main(sys.argv[2:])
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-@pytest.mark.parametrize(("n_calls", "n_rows"), [(5 * 2 + 2, 200), (5 * 2 + 4, 200), (5 * 4 + 1, 400)])
-def test_a_killed_encode_continues_to_the_same_bytes(files, small_blocks, capsys, n_calls, n_rows):
-    command = ["encode", "model.safetensors", "x.npy", "codes.npz"]
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(n_calls), *command], capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert not Path("codes.npz").exists()
-    assert (files / "codes.npz.partial").is_dir()
-    assert main(command) == 0
-    assert f"continuing after row {n_rows} of 400" in capsys.readouterr().err
-    assert main([*command[:3], "whole.npz", "-q"]) == 0
-    assert Path("codes.npz").read_bytes() == Path("whole.npz").read_bytes()
-    assert not list(files.glob("*.partial"))
 
 
 # ------------------------------------------------------------------------------------------------- the other commands
@@ -533,3 +341,15 @@ def test_metadata_that_the_columns_contradict_is_refused(files, capsys):
     pq.write_table(table.replace_schema_metadata({b"skcompressae.codes": json.dumps(meta)}), "claims.parquet")
     message = refuses(capsys, "export", "claims.parquet", "codes.npz", "-q")
     assert "do not hold the split signs that their metadata announces" in message
+
+
+@pytest.mark.parametrize(
+    ("module", "output", "command"),
+    [("pyarrow", "c.parquet", "encode"), ("matplotlib", "p.png", "evaluate")],
+)
+def test_a_missing_package_is_named_before_any_work(files, capsys, monkeypatch, module, output, command):
+    # a name that is None in sys.modules cannot be imported, nor is it found
+    monkeypatch.setitem(sys.modules, module, None)
+    arguments = ["x.npy", output] if command == "encode" else ["x.npy", "--picture", output]
+    assert "skcompressae[" in refuses(capsys, command, "model.safetensors", *arguments)
+    assert not list(files.glob(f"{output}*"))

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from skcompressae._plot import CompressionTradeoffDisplay, LatentUsageDisplay, LossCurveDisplay
 from skcompressae._plot import _references as references
-from skcompressae._plot import tradeoff as tradeoff_module
+from skcompressae._plot import _tradeoff_points as points_module
 from skcompressae._plot._references import reference_points
 from skcompressae.metrics import RetrievalRecallScorer
 
@@ -241,7 +241,7 @@ def test_tradeoff_adds_references_of_about_the_same_bytes(monkeypatch):
     assert [point["series"] for point in few.results] == ["CompresSAE, asymmetric", "PCA"]
     with pytest.raises(ValueError, match="need at least 256 documents, got 240"):
         CompressionTradeoffDisplay.from_estimator(model, X[:300], reference=["pq"], **kwargs)
-    monkeypatch.setattr(tradeoff_module, "has_faiss", lambda: False)
+    monkeypatch.setattr(points_module, "has_faiss", lambda: False)
     bare = CompressionTradeoffDisplay.from_estimator(model, X, **kwargs)
     assert [point["series"] for point in bare.results] == ["CompresSAE, asymmetric", "PCA"]
     with pytest.raises(ImportError, match=r"'pq' and 'opq' require FAISS.*skcompressae\[benchmark\]"):

@@ -2,82 +2,31 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import pickle
-import struct
 import tracemalloc
-import zlib
-from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from neighbor_cases import (
+    N_COMPONENTS,
+    N_FEATURES,
+    Compressor,
+    brute_force,
+    check_neighbors,
+    fitted_compressor,
+    random_codes,
+)
 from scipy.sparse import csc_matrix, csr_array, csr_matrix, issparse
-from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.base import clone
 from sklearn.cluster import DBSCAN
 from sklearn.exceptions import NotFittedError
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from skcompressae._core._search_store import PostingStore, RowStore, make_chunk
 from skcompressae._neighbors import CodeNearestNeighbors
-from skcompressae._torch._search import DeviceIndex
-from skcompressae.exceptions import CodesFormatError
-
-N_COMPONENTS, N_FEATURES = 40, 12
-
-
-class Compressor(TransformerMixin, BaseEstimator):
-    """Keep the `k` largest products with the atoms: a stand-in with the interface of the real one."""
-
-    def __init__(self, k=4, dtype="float64"):
-        self.k = k
-        self.dtype = dtype
-
-    def fit(self, X, y=None):
-        atoms = np.random.default_rng(0).standard_normal((N_COMPONENTS, N_FEATURES))
-        self.components_ = (atoms / np.linalg.norm(atoms, axis=1, keepdims=True)).astype(self.dtype)
-        return self
-
-    def transform(self, X):
-        products = X @ self.components_.T
-        small = np.argsort(-np.abs(products), axis=1)[:, self.k :]
-        np.put_along_axis(products, small, 0.0, axis=1)
-        return csr_matrix(products)
-
-
-def fitted_compressor(dtype="float64"):
-    return Compressor(dtype=dtype).fit(None)
-
-
-def random_codes(rng, n_rows, n_components=N_COMPONENTS, dtype=np.float64, longest=6):
-    """Ragged rows, some of them empty."""
-    dense = np.zeros((n_rows, n_components), dtype)
-    for row in dense:
-        columns = rng.choice(n_components, rng.integers(0, longest + 1), replace=False)
-        row[columns] = rng.standard_normal(len(columns))
-    return csr_matrix(dense)
-
-
-def brute_force(queries, documents, metric):
-    """Return float64 distances between dense rows, zero rows as scikit-learn's cosine has them."""
-    queries, documents = np.asarray(queries, np.float64), np.asarray(documents, np.float64)
-    if metric == "dot":
-        return -(queries @ documents.T)
-    unit = [v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-300) for v in (queries, documents)]
-    return np.clip(1.0 - unit[0] @ unit[1].T, 0.0, 2.0)
-
-
-def check_neighbors(expected, distances, indices, n_neighbors, atol=1e-12):
-    """The distances are the smallest ones, belong to their indices, and ties do not repeat an index."""
-    np.testing.assert_allclose(distances, np.sort(expected, axis=1)[:, :n_neighbors], rtol=0, atol=atol)
-    np.testing.assert_allclose(distances, np.take_along_axis(expected, indices, axis=1), rtol=0, atol=atol)
-    assert all(len(set(row)) == n_neighbors for row in indices)
 
 
 @parametrize_with_checks([CodeNearestNeighbors(n_neighbors=2)])
@@ -464,235 +413,6 @@ def test_packed_codes_stay_packed():
             expected_distances, expected_indices = expected.kneighbors(other)
             np.testing.assert_allclose(distances, expected_distances, atol=1e-6)
             assert (indices == expected_indices).mean() > 0.99
-
-
-# ------------------------------------------------------------------------------------------------- files
-@pytest.fixture
-def saved(tmp_path):
-    rng = np.random.default_rng(23)
-    documents = random_codes(rng, 40, dtype=np.float32)
-    compressor = fitted_compressor("float32")
-    index = CodeNearestNeighbors(4, compressor=compressor, batch_size=9).fit(documents)
-    index.save(tmp_path / "index.skc")
-    return index, documents, tmp_path / "index.skc"
-
-
-@pytest.mark.parametrize("mmap", [True, False])
-@pytest.mark.parametrize("mode", ["sparse", "reconstructed", "asymmetric"])
-def test_a_loaded_index_is_the_saved_one(tmp_path, mode, mmap):
-    rng = np.random.default_rng(24)
-    documents, embeddings = random_codes(rng, 40, dtype=np.float32), rng.standard_normal((6, N_FEATURES))
-    compressor = fitted_compressor("float32")
-    index = CodeNearestNeighbors(4, compressor=compressor, mode=mode, n_jobs=2).fit(documents)
-    path = tmp_path / "index.skc"
-    index.save(path)
-    content = path.read_bytes()
-    loaded = CodeNearestNeighbors.load(path, mmap=mmap, compressor=compressor)
-    assert loaded.get_params()["n_jobs"] == 2
-    assert loaded.nbytes_ == index.nbytes_
-    for got, expected in zip(loaded.kneighbors(embeddings), index.kneighbors(embeddings), strict=True):
-        np.testing.assert_array_equal(got, expected)
-    loaded.partial_fit(documents)
-    assert loaded.n_samples_fit_ == 80
-    assert path.read_bytes() == content
-
-
-def test_a_loaded_index_needs_no_compressor_for_asymmetric_queries(saved):
-    index, documents, path = saved
-    loaded = CodeNearestNeighbors.load(path)
-    assert isinstance(loaded._chunks[0].store.values.base, np.memmap)
-    for X in (np.ones((3, N_FEATURES), np.float32), documents):
-        np.testing.assert_array_equal(loaded.kneighbors(X), index.kneighbors(X))
-
-
-def test_saving_replaces_a_file_in_one_step(saved, monkeypatch):
-    index, documents, path = saved
-    before = path.read_bytes()
-    index.partial_fit(documents)
-
-    def fail(*_):
-        raise OSError("disk full")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", fail)
-        with pytest.raises(OSError, match="disk full"):
-            index.save(path)
-    assert path.read_bytes() == before
-    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
-    index.save(path)
-    assert CodeNearestNeighbors.load(path).n_samples_fit_ == 80
-
-
-def test_another_compressor_is_refused(saved):
-    path = saved[2]
-    other = fitted_compressor("float32")
-    other.components_ = other.components_[::-1]
-    with pytest.raises(ValueError, match="must have the components_ of the saved index, got others"):
-        CodeNearestNeighbors.load(path, compressor=other)
-
-
-def rewrite(path, change):
-    """Apply `change` to the header and write the file anew, header padded to its old length."""
-    content = path.read_bytes()
-    length = struct.unpack("<Q", content[8:16])[0]
-    header = json.loads(content[24 : 24 + length])
-    change(header)
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    assert len(encoded) <= length
-    encoded = encoded.ljust(length)
-    checksum = struct.pack("<Q", zlib.crc32(content[:16] + encoded))
-    path.write_bytes(content[:16] + checksum + encoded + content[24 + length :])
-
-
-def set_first_column(value):
-    def change(path):
-        content = bytearray(path.read_bytes())
-        length = struct.unpack("<Q", content[8:16])[0]
-        header = json.loads(content[24 : 24 + length])
-        base = -(-(24 + length) // 64) * 64
-        struct.pack_into("<H", content, base + header["arrays"]["0.indices"]["offset"], value)
-        path.write_bytes(content)
-
-    return change
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda p: p.write_bytes(b""), "is not a saved search index"),
-        (lambda p: p.write_bytes(b"\x93NUMPY" + bytes(200)), "is not a saved search index"),
-        (lambda p: p.write_bytes(p.read_bytes()[:100]), "is truncated: its header should have"),
-        (lambda p: p.write_bytes(p.read_bytes()[:-8]), "is truncated or damaged"),
-        (lambda p: p.write_bytes(p.read_bytes()[:16] + b"\xff" + p.read_bytes()[17:]), "has a damaged header"),
-        (lambda p: rewrite(p, lambda h: h.update(format_version=9)), "has format version 9; this release reads 2"),
-        (lambda p: rewrite(p, lambda h: h.pop("arrays")), "has a damaged header: KeyError"),
-        (lambda p: rewrite(p, lambda h: h["arrays"].pop("0.scale")), "has a damaged header: KeyError"),
-        (lambda p: rewrite(p, lambda h: h["arrays"]["0.scale"].update(dtype="|O")), "has dtype '|O'"),
-        (lambda p: rewrite(p, lambda h: h["arrays"]["0.scale"].update(shape=[9])), "arrays that do not fit"),
-        (lambda p: rewrite(p, lambda h: h["arrays"]["0.scale"].update(shape=[10**9])), "lies outside of the file"),
-        (lambda p: rewrite(p, lambda h: h["meta"]["chunks"][0].update(kind="x")), "chunk 0 has kind 'x'"),
-        (lambda p: rewrite(p, lambda h: h["meta"]["chunks"].clear()), "it holds no documents"),
-        (lambda p: rewrite(p, lambda h: h["meta"].update(n_features_in=9)), r"numbers outside of range\(9\)"),
-        (set_first_column(65_535), r"numbers outside of range\(40\)"),
-    ],
-)
-def test_damaged_files_are_refused(saved, damage, message):
-    path = saved[2]
-    damage(path)
-    with pytest.raises(CodesFormatError, match=message.replace("|O", r"\|O")):
-        CodeNearestNeighbors.load(path)
-
-
-@pytest.mark.parametrize("name", ["0.values", "0.scale", "components"])
-def test_a_changed_bit_is_noticed_where_checksums_are_compared(saved, name):
-    path = saved[2]
-    content = bytearray(path.read_bytes())
-    length = struct.unpack("<Q", content[8:16])[0]
-    header = json.loads(content[24 : 24 + length])
-    content[-(-(24 + length) // 64) * 64 + header["arrays"][name]["offset"]] ^= 1
-    path.write_bytes(content)
-    for options in ({"mmap": False}, {"verify": True}):
-        with pytest.raises(CodesFormatError, match=f"checksum of array '{name}' does not match"):
-            CodeNearestNeighbors.load(path, **options)
-    assert CodeNearestNeighbors.load(path).n_samples_fit_ == 40
-
-
-# ------------------------------------------------------------------------------------------------- devices
-def device_cases(kind):
-    rng = np.random.default_rng(25)
-    dtype = np.float32
-    if kind == "ties":
-        codes = csr_matrix(rng.choice([-1.0, 0.0, 0.0, 1.0], (300, 4)).astype(dtype))
-        targets = rng.choice([-1.0, 1.0], (4, 21)).astype(dtype)
-    else:
-        codes = random_codes(rng, 300, dtype=dtype)
-        targets = rng.standard_normal((N_COMPONENTS, 21)).astype(dtype)
-    bounds = [0, 130, 300]
-    chunks = [make_chunk(RowStore.from_csr(codes[a:b]), metric="cosine") for a, b in pairwise(bounds)]
-    return chunks, targets, rng.integers(-1, 300, 21)
-
-
-def torch_devices():
-    return ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))]
-
-
-@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")
-@pytest.mark.parametrize("kind", ["random", "ties"])
-@pytest.mark.parametrize("device", torch_devices())
-@pytest.mark.parametrize("n_neighbors", [1, 20, 299])
-def test_a_torch_device_finds_what_the_kernels_find(kind, device, n_neighbors):
-    from skcompressae._core._search import search
-
-    chunks, targets, exclude = device_cases(kind)
-    scores, rows = DeviceIndex(chunks, device).search(targets, n_neighbors, exclude=exclude)
-    expected_scores, expected_rows = search(chunks, targets, n_neighbors, exclude=exclude)
-    np.testing.assert_array_equal(rows, expected_rows)
-    np.testing.assert_array_equal(scores, expected_scores)
-
-
-@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
-@pytest.mark.parametrize("mode", ["sparse", "reconstructed", "asymmetric"])
-def test_cuda_equals_cpu(mode):
-    rng = np.random.default_rng(26)
-    documents, compressor = random_codes(rng, 500, dtype=np.float32), fitted_compressor("float32")
-    embeddings = rng.standard_normal((50, N_FEATURES)).astype(np.float32)
-    found = [
-        CodeNearestNeighbors(9, compressor=compressor, mode=mode, device=device).fit(documents).kneighbors(embeddings)
-        for device in ("cpu", "cuda")
-    ]
-    np.testing.assert_array_equal(found[0][1], found[1][1])
-    np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-6)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
-def test_without_cuda():
-    documents = random_codes(np.random.default_rng(27), 10)
-    with pytest.raises(ValueError, match="device='cuda' was asked for, but torch finds no CUDA device"):
-        CodeNearestNeighbors(device="cuda").fit(documents)
-    index = CodeNearestNeighbors(2, device="auto").fit(documents)
-    assert isinstance(index._chunks[0].store, PostingStore)
-
-
-# ------------------------------------------------------------------------------------------------- benchmark
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Sparse CSR tensor support is in beta state")
-@pytest.mark.filterwarnings("ignore:WARNING clustering:UserWarning")
-def test_the_speed_benchmark_runs(tmp_path, monkeypatch):
-    """On tiny input, all peers that are installed; a second run keeps the rows of the first."""
-    path = Path(__file__).parents[1] / "benchmarks" / "search_speed.py"
-    monkeypatch.syspath_prepend(str(path.parent))
-    specification = importlib.util.spec_from_file_location("search_speed", path)
-    benchmark = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(benchmark)
-    sizes = "--n-docs 400 --n-components 64 --n-features 16 --k 4 --top 5 --batches 1 3 --pq-train 400 --pq-bits 2"
-    output = tmp_path / "speed.json"
-    arguments = [*sizes.split(), "--seconds", "0.01", "--output", str(output), "--cache", str(tmp_path)]
-    benchmark.main([*arguments, "--threads", "1"])
-    benchmark.main([*arguments, "--threads", "2", "--parts", "own", "flat"])
-    report = json.loads(output.read_text())
-    own = [row for row in report["results"] if row["name"].startswith("skcompressae")]
-    assert len(own) == 3 * 2 * 2
-    assert {row["n_threads"] for row in own} == {1, 2}
-    assert all(row["first_call_s"] > 0 and row["per_query_ms"] > 0 for row in report["results"])
-    assert report["settings"]["seed"] == 0
-    assert report["environment"]["n_cpus"] >= 1
-    assert report["environment"]["versions"]["numba"]
-    assert str(tmp_path) not in output.read_text()
-    assert report["limits"]["kernel_ms"] > 0
-
-
-def test_benchmark_codes_have_distinct_sorted_latents_and_skewed_use(monkeypatch):
-    path = Path(__file__).parents[1] / "benchmarks" / "search_speed.py"
-    monkeypatch.syspath_prepend(str(path.parent))
-    specification = importlib.util.spec_from_file_location("search_speed", path)
-    benchmark = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(benchmark)
-    codes = benchmark.make_codes(500, 100, 20, 1.2, 0)
-    assert codes.has_canonical_format
-    np.testing.assert_array_equal(np.diff(codes.indptr), 20)
-    uses = np.sort(codes.getnnz(axis=0))
-    assert uses[-10:].sum() > 5 * uses[:10].sum()
-    assert (benchmark.make_codes(500, 100, 20, 1.2, 0) != codes).nnz == 0
 
 
 def test_the_memory_of_a_search_does_not_grow_with_the_queries():

@@ -32,15 +32,12 @@ def evaluate(arguments: argparse.Namespace) -> None:
     source = open_rows(arguments.input, arguments.column)
     model = read_model(arguments.model, arguments)
     documents, queries = _held_out(source, arguments)
-    from matplotlib.figure import Figure
-
-    from skcompressae import CompressionTradeoffDisplay
+    from skcompressae._plot._tradeoff_points import measure_tradeoff
     from skcompressae.metrics import exact_neighbors, neighbor_recall_score, search_codes
 
     ks = arguments.nonzeros or sorted({max(1, model.k // 2), model.k, min(2 * model.k, len(model.components_))})
     modes = [mode for mode in arguments.modes if mode != "packed"]
-    axes = Figure(figsize=(8, 5), layout="constrained").subplots()
-    results = CompressionTradeoffDisplay.from_estimator(
+    results = measure_tradeoff(
         model,
         documents,
         X_queries=queries,
@@ -50,8 +47,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         metric=arguments.metric,
         reference=arguments.references or None,
         random_state=arguments.seed,
-        ax=axes,
-    ).results
+    )
     if not modes:
         results = [point for point in results if point["is_reference"]]
     if "packed" in arguments.modes:
@@ -78,6 +74,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
         with atomic_write(arguments.json) as stream:
             stream.write((json.dumps(record, indent=1) + "\n").encode())
     if arguments.picture is not None:
+        from matplotlib.figure import Figure
+
+        from skcompressae import CompressionTradeoffDisplay
+
         figure = Figure(figsize=(8, 5), layout="constrained")
         axes = figure.subplots()
         CompressionTradeoffDisplay.from_results(results, ax=axes)

@@ -5,12 +5,26 @@ from __future__ import annotations
 import os
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 from skcompressae._cli._errors import CommandError, UsageError
 
-__all__ = ["check_output", "kind_of", "output_kind"]
+__all__ = ["ZIP_ERRORS", "check_output", "kind_of", "output_kind"]
 
+# What `zipfile` raises on a damaged archive. OSError: a damaged directory sends it to places before the start of the
+# file; NotImplementedError: a damaged field names a method of compression that there is not.
+ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,
+    RuntimeError,
+    NotImplementedError,
+    ValueError,
+    OverflowError,
+)
 _MAGICS = (
     (b"\x93NUMPY", "npy"),
     (b"PK\x03\x04", "zip"),
@@ -74,7 +88,7 @@ def _kind_of_zip(path: str | os.PathLike[str]) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError, OSError, struct.error):
+    except ZIP_ERRORS:
         return "npz"  # its reader says what is wrong
     return "reference" if any(name.endswith("data.pkl") for name in names) else "npz"
 
@@ -86,12 +100,22 @@ def output_kind(path: str | os.PathLike[str], allowed: tuple[str, ...]) -> str:
     ------
     UsageError
         If the suffix names none of the kinds in `allowed`.
+    ImportError
+        If writing that kind needs a package that is not installed: better now than after hours of work.
     """
     suffix = Path(path).suffix.lower()
     kind = _SUFFIXES.get(suffix)
     if kind not in allowed:
         known = ", ".join(suffix for suffix, known in _SUFFIXES.items() if known in allowed)
         raise UsageError(f"the output {path} must end in one of {known}; got {suffix or 'no suffix'}")
+    if kind == "parquet":
+        from skcompressae._arrow_columns import import_pyarrow
+
+        import_pyarrow("Parquet files")
+    if kind in ("png", "svg", "pdf"):
+        from skcompressae._plot._axes import require_matplotlib
+
+        require_matplotlib(f"a {suffix} picture")
     return kind
 
 

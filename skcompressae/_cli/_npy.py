@@ -11,8 +11,9 @@ import os
 import tokenize
 import warnings
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -157,10 +158,10 @@ class NpyRows:
                 yield block.astype(self.dtype, copy=False)
 
 
-def _read_into(stream: BinaryIO, block: NDArray[Any], name: str) -> None:
+def _read_into(stream: FileIO, block: NDArray[Any], name: str) -> None:
     view = block.reshape(-1).view(np.uint8).data
     while view:
-        n_read: Any = stream.readinto(view)  # type: ignore[attr-defined]
+        n_read = stream.readinto(view)
         if not n_read:
             raise CommandError(f"{name} ended while it was read")
         view = view[n_read:]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,22 +14,11 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from skcompressae._cli._errors import CommandError
+from skcompressae._cli._formats import ZIP_ERRORS
 from skcompressae._cli._npy import NpyHeader, read_npy_header
 
 __all__ = ["NpzCodes", "write_npz"]
 
-# OSError: a damaged directory sends the reader to places before the start of the file.
-_ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    OSError,
-    RuntimeError,
-    NotImplementedError,
-    ValueError,
-    OverflowError,
-)
 # Deflate cannot make data smaller than this; an entry that claims more lies about its size.
 _LARGEST_RATIO = 1032
 # Nonzeros of a block: 32 MiB of values and indices.
@@ -171,13 +158,13 @@ class _translating:
             self._archive = zipfile.ZipFile(self._path)
         except (FileNotFoundError, PermissionError):
             raise
-        except _ZIP_ERRORS as error:
+        except ZIP_ERRORS as error:
             raise CommandError(f"{self._name} is damaged: {error}") from error
         return self._archive
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: object) -> None:
         self._archive.close()
-        if isinstance(error, _ZIP_ERRORS):
+        if isinstance(error, ZIP_ERRORS):
             raise CommandError(f"{self._name} is damaged: {error}") from error
 
 

@@ -23,6 +23,10 @@ def _later(module: str, name: str) -> Run:
     return run
 
 
+def _add_restart(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--restart", action="store_true", help="throw unfinished work away instead of continuing it")
+
+
 def _add_force(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--force", action="store_true", help="replace an output that exists")
 
@@ -92,7 +96,7 @@ def _encode(parser: argparse.ArgumentParser) -> Run:
         help="of Parquet values; Spark cannot read float16",
     )
     parser.add_argument("--drop-columns", action="store_true", help="leave the input's other Parquet columns out")
-    parser.add_argument("--restart", action="store_true", help="throw unfinished work away instead of continuing it")
+    _add_restart(parser)
     _add_column(parser)
     _add_force(parser)
     add_encoding_options(parser)
@@ -105,7 +109,7 @@ def _decode(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("output", metavar="EMBEDDINGS", help=".npy or .parquet")
     parser.add_argument("--n-components", type=_positive, help="width of the codes where a Parquet file does not tell")
     parser.add_argument("--column", default="embedding", metavar="NAME", help="the Parquet column to write")
-    parser.add_argument("--restart", action="store_true", help="throw unfinished work away instead of continuing it")
+    _add_restart(parser)
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps")
     _add_force(parser)
     return _later("_encode", "decode")

@@ -5,6 +5,8 @@ Invariant: each latent is updated by one thread, from its own rows, so results d
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
@@ -16,7 +18,7 @@ __all__ = ["apply_adam"]
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _adam(parameter, gradient, first, second, rates):  # type: ignore[no-untyped-def]
+def _adam(parameter: Any, gradient: Any, first: Any, second: Any, rates: Any) -> None:
     """Update one row in place; `rates` is (step size, beta1, beta2, sqrt of the second bias correction, eps)."""
     step, beta1, beta2, correction, eps = rates[0], rates[1], rates[2], rates[3], rates[4]
     one = parameter.dtype.type(1)
@@ -27,10 +29,21 @@ def _adam(parameter, gradient, first, second, rates):  # type: ignore[no-untyped
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _apply_adam_rows(  # type: ignore[no-untyped-def]
-    encoder, bias, decoder, encoder_gradient, bias_gradient, decoder_gradient,
-    encoder_moments, bias_moments, decoder_moments, rates, keeps_mean_latent, start, stop,
-):  # fmt: skip
+def _apply_adam_rows(
+    encoder: Any,
+    bias: Any,
+    decoder: Any,
+    encoder_gradient: Any,
+    bias_gradient: Any,
+    decoder_gradient: Any,
+    encoder_moments: Any,
+    bias_moments: Any,
+    decoder_moments: Any,
+    rates: Any,
+    keeps_mean_latent: bool,
+    start: int,
+    stop: int,
+) -> None:
     n_features = encoder.shape[1]
     for latent in range(start, stop):
         row, gradient = decoder[latent], decoder_gradient[latent]

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from collections.abc import Iterable, Mapping
-from numbers import Integral
 from typing import Any
 
 import numpy as np
-from sklearn.utils import check_scalar
 
 from skcompressae._plot._axes import COLORS, MARKERS, label_points, make_axes, require_matplotlib, set_plain_log_scale
-from skcompressae._plot._references import MIN_PQ_DOCUMENTS, REFERENCES, has_faiss, reference_points
-from skcompressae.metrics import (
-    bytes_per_vector,
-    enter_compressor,
-    exact_neighbors,
-    neighbor_recall_score,
-    search_codes,
-    split_queries,
-)
+from skcompressae._plot._tradeoff_points import measure_tradeoff
 
 __all__ = ["CompressionTradeoffDisplay"]
 
-_MODE_NAMES = {
-    "asymmetric": "CompresSAE, asymmetric",
-    "reconstructed": "CompresSAE, reconstructed",
-    "sparse": "CompresSAE, sparse",
-}
-_REFERENCE_NAMES = {"pca": "PCA", "pq": "PQ (FAISS)", "opq": "OPQ (FAISS)"}
 _X_LABELS = {
     "compression_factor": "Compression factor (float32 bytes / code bytes)",
     "bytes_per_vector": "Bytes per vector",
@@ -138,56 +121,18 @@ class CompressionTradeoffDisplay:
         ValueError
             If a parameter is out of its range, or there are too few rows.
         """
-        ks, mode_names = list(dict.fromkeys(k)), list(dict.fromkeys(modes))
-        for value in ks:
-            check_scalar(value, "k", Integral, min_val=1)
-        if not ks:
-            raise ValueError("k must hold at least one number of nonzeros, got none.")
-        if not mode_names or any(mode not in _MODE_NAMES for mode in mode_names):
-            raise ValueError(f"modes must be some of {', '.join(map(repr, _MODE_NAMES))}, got {mode_names}.")
-        check_scalar(n_neighbors, "n_neighbors", Integral, min_val=1)
         require_matplotlib(f"{cls.__name__}.from_estimator")
-        documents, queries = X, X_queries
-        if queries is None:
-            documents, queries = split_queries(X, None, n_neighbors, random_state)
-        compressor, documents, queries = enter_compressor(estimator, documents, queries)
-        documents_array: Any = np.asarray(documents, dtype=np.float32)
-        queries_array: Any = np.asarray(queries, dtype=np.float32)
-        true = exact_neighbors(documents_array, queries_array, n_neighbors, metric=metric)
-        names = _check_reference(reference, documents_array.shape[0])
-
-        dense_bytes = 4.0 * documents_array.shape[1]
-        results: list[dict[str, Any]] = []
-
-        def add(series: str, label: str, size_bytes: float, found: Any, is_reference: bool) -> None:
-            results.append(
-                {
-                    "series": series,
-                    "label": label,
-                    "compression_factor": dense_bytes / size_bytes,
-                    "bytes_per_vector": size_bytes,
-                    "recall": float(neighbor_recall_score(true, found)),
-                    "n_neighbors": int(n_neighbors),
-                    "is_reference": is_reference,
-                }
-            )
-
-        sizes = []
-        for value in ks:
-            model = copy.copy(compressor).set_params(k=value)
-            codes = model.transform(documents)
-            sizes.append(bytes_per_vector(codes))
-            for mode in mode_names:
-                found = search_codes(model, codes, queries, mode, n_neighbors, metric)
-                add(_MODE_NAMES[mode], f"k={value}", sizes[-1], found, False)
-        if metric == "cosine":
-            norms = np.linalg.norm(documents_array, axis=1, keepdims=True)
-            documents_array = documents_array / np.where(norms == 0, 1, norms)
-        for name in names:
-            rule = "dot" if name == "pca" else metric
-            for label, size_bytes, kept in reference_points(name, documents_array, sizes, random_state):
-                found = exact_neighbors(kept, queries_array, n_neighbors, metric=rule)
-                add(_REFERENCE_NAMES[name], label, size_bytes, found, True)
+        results = measure_tradeoff(
+            estimator,
+            X,
+            X_queries=X_queries,
+            k=k,
+            modes=modes,
+            n_neighbors=n_neighbors,
+            metric=metric,
+            reference=reference,
+            random_state=random_state,
+        )
         return cls(results=results).plot(ax, **kwargs)
 
     @classmethod
@@ -305,24 +250,6 @@ class CompressionTradeoffDisplay:
         self.ax_, self.figure_ = ax, ax.figure
         self.texts_ = label_points(ax, labels, self.lines_) if show_labels and labels else []
         return self
-
-
-def _check_reference(reference: Any, n_documents: int) -> list[str]:
-    if reference is None:
-        return []
-    if isinstance(reference, str) and reference == "auto":
-        return list(REFERENCES) if has_faiss() and n_documents >= MIN_PQ_DOCUMENTS else ["pca"]
-    names = [reference] if isinstance(reference, str) else list(dict.fromkeys(reference))
-    if any(name not in REFERENCES for name in names):
-        raise ValueError(f"reference must be 'auto', None or some of {', '.join(map(repr, REFERENCES))}, got {names}.")
-    if {"pq", "opq"} & set(names):
-        if not has_faiss():
-            raise ImportError(
-                "reference 'pq' and 'opq' require FAISS, install it with: pip install 'skcompressae[benchmark]'"
-            )
-        if n_documents < MIN_PQ_DOCUMENTS:
-            raise ValueError(f"reference 'pq' and 'opq' need at least {MIN_PQ_DOCUMENTS} documents, got {n_documents}.")
-    return names
 
 
 def _check_record(record: Any, at: int) -> dict[str, Any]:

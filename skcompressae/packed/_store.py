@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -125,15 +126,15 @@ class PackedCodes(PackedLayoutMixin, PackedFormatsMixin):
         raise AttributeError(f"PackedCodes is immutable; {name!r} cannot be deleted")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (
-            np.asarray(self._rows),
-            np.asarray(self._scales),
-            self._n_components,
-            self._k,
-            self._quantizer,
-            None if self._residual_codes is None else np.asarray(self._residual_codes),
-            self._residual_quantizer,
-        )
+        residual = None if self._residual_codes is None else np.asarray(self._residual_codes)
+        rest: dict[str, Any] = {
+            "n_components": self._n_components,
+            "k": self._k,
+            "quantizer": self._quantizer,
+            "residual_codes": residual,
+            "residual_quantizer": self._residual_quantizer,
+        }
+        return partial(PackedCodes, **rest), (np.asarray(self._rows), np.asarray(self._scales))
 
     # -- making ---------------------------------------------------------------------------------------------
 
@@ -277,9 +278,8 @@ class PackedCodes(PackedLayoutMixin, PackedFormatsMixin):
         residual = (
             None if first._residual_codes is None else np.concatenate([np.asarray(s._residual_codes) for s in stores])
         )
-        return first._with(
-            np.concatenate([s._rows for s in stores]), np.concatenate([s._scales for s in stores]), residual
-        )
+        rows, scales = np.concatenate([s._rows for s in stores]), np.concatenate([s._scales for s in stores])
+        return first._with(rows, scales, residual, first._residual_quantizer)
 
     def with_residual(self, residual_codes: NDArray[np.uint8], residual_quantizer: ResidualQuantizer) -> PackedCodes:
         """Return this store with a residual code per row; the words are shared, not copied.
@@ -296,15 +296,7 @@ class PackedCodes(PackedLayoutMixin, PackedFormatsMixin):
         packed : PackedCodes
             A new store; this one is unchanged.
         """
-        return PackedCodes(
-            self._rows,
-            self._scales,
-            n_components=self._n_components,
-            k=self._k,
-            quantizer=self._quantizer,
-            residual_codes=residual_codes,
-            residual_quantizer=residual_quantizer,
-        )
+        return self._with(self._rows, self._scales, residual_codes, residual_quantizer)
 
     def with_residual_of(
         self,
@@ -359,15 +351,22 @@ class PackedCodes(PackedLayoutMixin, PackedFormatsMixin):
         )
         return self.with_residual(codes, fitted)
 
-    def _with(self, rows: NDArray[np.uint8], scales: Array, residual: NDArray[np.uint8] | None) -> PackedCodes:
+    def _with(
+        self,
+        rows: NDArray[np.uint8],
+        scales: Array,
+        residual_codes: NDArray[np.uint8] | None,
+        residual_quantizer: ResidualQuantizer | None,
+    ) -> PackedCodes:
+        """Return other rows in this store's layout."""
         return PackedCodes(
             rows,
             scales,
             n_components=self._n_components,
             k=self._k,
             quantizer=self._quantizer,
-            residual_codes=residual,
-            residual_quantizer=self._residual_quantizer,
+            residual_codes=residual_codes,
+            residual_quantizer=residual_quantizer,
         )
 
     # -- comparing ----------------------------------------------------------------------------------------------
@@ -413,7 +412,7 @@ class PackedCodes(PackedLayoutMixin, PackedFormatsMixin):
                     )
                 key = key.astype(np.intp)
         residual = None if self._residual_codes is None else self._residual_codes[key]
-        return self._with(self._rows[key], self._scales[key], residual)
+        return self._with(self._rows[key], self._scales[key], residual, self._residual_quantizer)
 
     def take(self, indices: Any) -> PackedCodes:
         """Return chosen rows as a new store.
@@ -497,23 +496,3 @@ def _frozen(array: Array) -> Array:
     view = np.asarray(array).view() if not isinstance(array, np.memmap) else array.view()
     view.setflags(write=False)
     return view
-
-
-def _rebuild(
-    rows: NDArray[np.uint8],
-    scales: Array,
-    n_components: int,
-    k: int,
-    quantizer: ValueQuantizer,
-    residual_codes: NDArray[np.uint8] | None,
-    residual_quantizer: ResidualQuantizer | None,
-) -> PackedCodes:
-    return PackedCodes(
-        rows,
-        scales,
-        n_components=n_components,
-        k=k,
-        quantizer=quantizer,
-        residual_codes=residual_codes,
-        residual_quantizer=residual_quantizer,
-    )

@@ -1,0 +1,29 @@
+"""What the tests of the command line share."""
+
+import sys
+from pathlib import Path
+
+from skcompressae._cli._main import main
+
+COMMAND = Path(sys.executable).with_name("skcompressae")
+
+
+def refuses(capsys, *arguments, code=1):
+    """Run a command that must fail; return its one line."""
+    assert main([str(argument) for argument in arguments]) == code
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("skcompressae: error: ")]
+    if code == 1:
+        assert error.splitlines() == lines
+    assert len(lines) == 1
+    return lines[0].removeprefix("skcompressae: error: ")
+
+
+def refuses_usage(capsys, *arguments):
+    return refuses(capsys, *arguments, code=2)
+
+
+def same_matrix(found, expected):
+    assert found.shape == expected.shape
+    assert found.dtype == expected.dtype
+    assert (found != expected).nnz == 0

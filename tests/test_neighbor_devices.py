@@ -1,0 +1,76 @@
+"""Search on a torch device finds what the kernels find."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from neighbor_cases import (
+    N_COMPONENTS,
+    N_FEATURES,
+    fitted_compressor,
+    random_codes,
+)
+from scipy.sparse import csr_matrix
+
+from skcompressae._core._search_store import PostingStore, RowStore, make_chunk
+from skcompressae._neighbors import CodeNearestNeighbors
+from skcompressae._torch._search import DeviceIndex
+
+
+def device_cases(kind):
+    rng = np.random.default_rng(25)
+    dtype = np.float32
+    if kind == "ties":
+        codes = csr_matrix(rng.choice([-1.0, 0.0, 0.0, 1.0], (300, 4)).astype(dtype))
+        targets = rng.choice([-1.0, 1.0], (4, 21)).astype(dtype)
+    else:
+        codes = random_codes(rng, 300, dtype=dtype)
+        targets = rng.standard_normal((N_COMPONENTS, 21)).astype(dtype)
+    bounds = [0, 130, 300]
+    chunks = [make_chunk(RowStore.from_csr(codes[a:b]), metric="cosine") for a, b in pairwise(bounds)]
+    return chunks, targets, rng.integers(-1, 300, 21)
+
+
+def torch_devices():
+    return ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))]
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")
+@pytest.mark.parametrize("kind", ["random", "ties"])
+@pytest.mark.parametrize("device", torch_devices())
+@pytest.mark.parametrize("n_neighbors", [1, 20, 299])
+def test_a_torch_device_finds_what_the_kernels_find(kind, device, n_neighbors):
+    from skcompressae._core._search import search
+
+    chunks, targets, exclude = device_cases(kind)
+    scores, rows = DeviceIndex(chunks, device).search(targets, n_neighbors, exclude=exclude)
+    expected_scores, expected_rows = search(chunks, targets, n_neighbors, exclude=exclude)
+    np.testing.assert_array_equal(rows, expected_rows)
+    np.testing.assert_array_equal(scores, expected_scores)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+@pytest.mark.parametrize("mode", ["sparse", "reconstructed", "asymmetric"])
+def test_cuda_equals_cpu(mode):
+    rng = np.random.default_rng(26)
+    documents, compressor = random_codes(rng, 500, dtype=np.float32), fitted_compressor("float32")
+    embeddings = rng.standard_normal((50, N_FEATURES)).astype(np.float32)
+    found = [
+        CodeNearestNeighbors(9, compressor=compressor, mode=mode, device=device).fit(documents).kneighbors(embeddings)
+        for device in ("cpu", "cuda")
+    ]
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+    np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-6)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
+def test_without_cuda():
+    documents = random_codes(np.random.default_rng(27), 10)
+    with pytest.raises(ValueError, match="device='cuda' was asked for, but torch finds no CUDA device"):
+        CodeNearestNeighbors(device="cuda").fit(documents)
+    index = CodeNearestNeighbors(2, device="auto").fit(documents)
+    assert isinstance(index._chunks[0].store, PostingStore)

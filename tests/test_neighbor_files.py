@@ -1,0 +1,148 @@
+"""Saved search indexes: the same answers when loaded, mapped or not, and no damaged file is read."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from neighbor_cases import (
+    N_FEATURES,
+    fitted_compressor,
+    random_codes,
+)
+
+from skcompressae._neighbors import CodeNearestNeighbors
+from skcompressae.exceptions import CodesFormatError
+
+
+@pytest.fixture
+def saved(tmp_path):
+    rng = np.random.default_rng(23)
+    documents = random_codes(rng, 40, dtype=np.float32)
+    compressor = fitted_compressor("float32")
+    index = CodeNearestNeighbors(4, compressor=compressor, batch_size=9).fit(documents)
+    index.save(tmp_path / "index.skc")
+    return index, documents, tmp_path / "index.skc"
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+@pytest.mark.parametrize("mode", ["sparse", "reconstructed", "asymmetric"])
+def test_a_loaded_index_is_the_saved_one(tmp_path, mode, mmap):
+    rng = np.random.default_rng(24)
+    documents, embeddings = random_codes(rng, 40, dtype=np.float32), rng.standard_normal((6, N_FEATURES))
+    compressor = fitted_compressor("float32")
+    index = CodeNearestNeighbors(4, compressor=compressor, mode=mode, n_jobs=2).fit(documents)
+    path = tmp_path / "index.skc"
+    index.save(path)
+    content = path.read_bytes()
+    loaded = CodeNearestNeighbors.load(path, mmap=mmap, compressor=compressor)
+    assert loaded.get_params()["n_jobs"] == 2
+    assert loaded.nbytes_ == index.nbytes_
+    for got, expected in zip(loaded.kneighbors(embeddings), index.kneighbors(embeddings), strict=True):
+        np.testing.assert_array_equal(got, expected)
+    loaded.partial_fit(documents)
+    assert loaded.n_samples_fit_ == 80
+    assert path.read_bytes() == content
+
+
+def test_a_loaded_index_needs_no_compressor_for_asymmetric_queries(saved):
+    index, documents, path = saved
+    loaded = CodeNearestNeighbors.load(path)
+    assert isinstance(loaded._chunks[0].store.values.base, np.memmap)
+    for X in (np.ones((3, N_FEATURES), np.float32), documents):
+        np.testing.assert_array_equal(loaded.kneighbors(X), index.kneighbors(X))
+
+
+def test_saving_replaces_a_file_in_one_step(saved, monkeypatch):
+    index, documents, path = saved
+    before = path.read_bytes()
+    index.partial_fit(documents)
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", fail)
+        with pytest.raises(OSError, match="disk full"):
+            index.save(path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    index.save(path)
+    assert CodeNearestNeighbors.load(path).n_samples_fit_ == 80
+
+
+def test_another_compressor_is_refused(saved):
+    path = saved[2]
+    other = fitted_compressor("float32")
+    other.components_ = other.components_[::-1]
+    with pytest.raises(ValueError, match="must have the components_ of the saved index, got others"):
+        CodeNearestNeighbors.load(path, compressor=other)
+
+
+def rewrite(path, change):
+    """Apply `change` to the header and write the file anew, header padded to its old length."""
+    content = path.read_bytes()
+    length = struct.unpack("<Q", content[8:16])[0]
+    header = json.loads(content[24 : 24 + length])
+    change(header)
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    assert len(encoded) <= length
+    encoded = encoded.ljust(length)
+    checksum = struct.pack("<Q", zlib.crc32(content[:16] + encoded))
+    path.write_bytes(content[:16] + checksum + encoded + content[24 + length :])
+
+
+def set_first_column(value):
+    def change(path):
+        content = bytearray(path.read_bytes())
+        length = struct.unpack("<Q", content[8:16])[0]
+        header = json.loads(content[24 : 24 + length])
+        base = -(-(24 + length) // 64) * 64
+        struct.pack_into("<H", content, base + header["arrays"]["0.indices"]["offset"], value)
+        path.write_bytes(content)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda p: p.write_bytes(b""), "is not a saved search index"),
+        (lambda p: p.write_bytes(b"\x93NUMPY" + bytes(200)), "is not a saved search index"),
+        (lambda p: p.write_bytes(p.read_bytes()[:100]), "is truncated: its header should have"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-8]), "is truncated or damaged"),
+        (lambda p: p.write_bytes(p.read_bytes()[:16] + b"\xff" + p.read_bytes()[17:]), "has a damaged header"),
+        (lambda p: rewrite(p, lambda h: h.update(format_version=9)), "has format version 9; this release reads 2"),
+        (lambda p: rewrite(p, lambda h: h.pop("arrays")), "has a damaged header: KeyError"),
+        (lambda p: rewrite(p, lambda h: h["arrays"].pop("0.scale")), "has a damaged header: KeyError"),
+        (lambda p: rewrite(p, lambda h: h["arrays"]["0.scale"].update(dtype="|O")), "has dtype '|O'"),
+        (lambda p: rewrite(p, lambda h: h["arrays"]["0.scale"].update(shape=[9])), "arrays that do not fit"),
+        (lambda p: rewrite(p, lambda h: h["arrays"]["0.scale"].update(shape=[10**9])), "lies outside of the file"),
+        (lambda p: rewrite(p, lambda h: h["meta"]["chunks"][0].update(kind="x")), "chunk 0 has kind 'x'"),
+        (lambda p: rewrite(p, lambda h: h["meta"]["chunks"].clear()), "it holds no documents"),
+        (lambda p: rewrite(p, lambda h: h["meta"].update(n_features_in=9)), r"numbers outside of range\(9\)"),
+        (set_first_column(65_535), r"numbers outside of range\(40\)"),
+    ],
+)
+def test_damaged_files_are_refused(saved, damage, message):
+    path = saved[2]
+    damage(path)
+    with pytest.raises(CodesFormatError, match=message.replace("|O", r"\|O")):
+        CodeNearestNeighbors.load(path)
+
+
+@pytest.mark.parametrize("name", ["0.values", "0.scale", "components"])
+def test_a_changed_bit_is_noticed_where_checksums_are_compared(saved, name):
+    path = saved[2]
+    content = bytearray(path.read_bytes())
+    length = struct.unpack("<Q", content[8:16])[0]
+    header = json.loads(content[24 : 24 + length])
+    content[-(-(24 + length) // 64) * 64 + header["arrays"][name]["offset"]] ^= 1
+    path.write_bytes(content)
+    for options in ({"mmap": False}, {"verify": True}):
+        with pytest.raises(CodesFormatError, match=f"checksum of array '{name}' does not match"):
+            CodeNearestNeighbors.load(path, **options)
+    assert CodeNearestNeighbors.load(path).n_samples_fit_ == 40
