@@ -39,7 +39,7 @@ POINTERS = {
     torch.int32: "*i32", torch.int64: "*i64",
 }  # fmt: skip
 # What a launch may say beside the kernel's own arguments.
-OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
 
 
 def compile_launch(kernel: JITFunction, arguments: tuple[Any, ...], keywords: dict[str, Any], target: GPUTarget) -> Any:
@@ -49,7 +49,8 @@ def compile_launch(kernel: JITFunction, arguments: tuple[Any, ...], keywords: di
     signature, constants, attributes = {}, {}, {}
     for place, parameter in enumerate(kernel.params):
         name, value = parameter.name, values[parameter.name]
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+        is_special = not parameter.do_not_specialize
+        if parameter.is_constexpr or (is_special and isinstance(value, int) and value == 1):
             signature[name], constants[name] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[name] = POINTERS[value.dtype]
@@ -58,10 +59,10 @@ def compile_launch(kernel: JITFunction, arguments: tuple[Any, ...], keywords: di
             signature[name] = "fp32"
         else:
             signature[name] = "i32" if abs(value) < 2**31 else "i64"
-            if value % 16 == 0:
+            if is_special and value % 16 == 0:
                 attributes[place,] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return triton.compile(source, target=target, options={"enable_fp_fusion": True, **options})
+    return triton.compile(source, target=target, options=options)
 
 
 def resources(machine_code: bytes) -> dict[str, int | None]:

@@ -55,7 +55,7 @@ def resolve_device(device: str) -> torch.device:
 
 @lru_cache(maxsize=1)
 def _has_triton() -> bool:
-    if find_spec("triton") is None:
+    if torch.version.cuda is None or find_spec("triton") is None:  # ROCm's devices call themselves CUDA too
         return False
     import triton
 

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from skcompressae._torch._pursuit import GramTable
-from skcompressae._torch._triton_rows import launching_on
+from skcompressae._torch._triton_rows import OPTIONS, launching_on
 
 __all__ = ["can_pursue", "pursue_triton"]
 
@@ -15,7 +15,7 @@ _MAX_WIDTH = 128
 _ENTRIES_PER_WARP = 1024
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_candidates", "k"])
 def _pursue(  # type: ignore[no-untyped-def]
     grams, correlations, candidates, indices, values, norms, overlaps,
     n_candidates, n_components, k, ridge,
@@ -82,6 +82,6 @@ def pursue_triton(
             gram, correlations, candidates, indices, values, norms, overlaps,
             n_candidates, grams.decoder.shape[0], k, ridge,
             WIDTH=width, HAS_TABLE=grams.table is not None, IS_FIXED=n_candidates == k,
-            num_warps=max(1, width * width // _ENTRIES_PER_WARP),
+            num_warps=max(1, width * width // _ENTRIES_PER_WARP), **OPTIONS,
         )  # fmt: skip
     return indices, values, norms, overlaps

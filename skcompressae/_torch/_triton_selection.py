@@ -13,13 +13,16 @@ import torch
 import triton
 import triton.language as tl
 
-from skcompressae._torch._triton_rows import launching_on
+from skcompressae._torch._triton_rows import OPTIONS, launching_on
 
 __all__ = ["can_select", "can_select_dense", "select_triton", "spread_triton"]
 
-# Columns that one program holds: 16 a thread at the 512 threads of 16 warps.
+# Columns that one program holds: 8 a thread at the 1,024 threads of 32 warps.
 _MAX_WIDTH = 8192
-_COLUMNS_PER_WARP = 512
+_COLUMNS_PER_WARP = 256
+# Registers of a thread: left alone the compiler takes up to 168, and then a multiprocessor holds too few programs to
+# work through one's waits with another. At 64 nothing is spilled (benchmarks/compile_kernels.py).
+_MAX_REGISTERS = 64
 # Running counts of the leading and the other entries share one integer, 16 bits each.
 _MAX_ACTIVE = 2**15
 # The largest number of columns that two rounds are used for.
@@ -55,7 +58,7 @@ def _bound(magnitudes, columns, n_kept, WIDTH: tl.constexpr, GUESS: tl.constexpr
     return low, last
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunk", "k", "n_active"])
 def _select(  # type: ignore[no-untyped-def]
     block, bias, indices, values, leading, others, fired,
     n_columns, chunk, n_chunks, k, n_active,
@@ -116,7 +119,8 @@ def _launch(
         _select[(n_rows * n_chunks,)](
             block.contiguous(), block if bias is None else bias, indices, values, *(dense or [values] * 3),
             n_columns, chunk, n_chunks, k, n_active,
-            WIDTH=width, HAS_BIAS=bias is not None, IS_DENSE=bool(dense), num_warps=max(1, width // _COLUMNS_PER_WARP),
+            WIDTH=width, HAS_BIAS=bias is not None, IS_DENSE=bool(dense),
+            num_warps=max(1, width // _COLUMNS_PER_WARP), maxnreg=_MAX_REGISTERS, **OPTIONS,
         )  # fmt: skip
     return indices, values
 

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from skcompressae._torch._triton_rows import launching_on
+from skcompressae._torch._triton_rows import OPTIONS, launching_on
 
 __all__ = ["can_hold_rows", "cosine_gradients_triton", "gathered_gradients_triton", "write_slopes_triton"]
 
@@ -56,7 +56,7 @@ def _cosine_gradients(  # type: ignore[no-untyped-def]
     tl.store(gradient_wide + place, slope_wide.to(kind), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_active", "k"])
 def _write_slopes(indices, slopes, slopes_wide, latent, n_components, n_active, k, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     for first in range(0, n_active, WIDTH):
@@ -94,7 +94,7 @@ def _store_slopes(gradient, decoder, indices, slopes, first, last, n_columns, co
         tl.store(slopes + entries, tl.sum(tile * gradient[None, :], axis=1), mask=is_entry)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_active", "k"])
 def _gathered_gradients(  # type: ignore[no-untyped-def]
     x, decoder, indices, values, cosines, gradient, gradient_wide, slopes, weight, weight_wide,
     n_columns, n_active, k, WIDTH: tl.constexpr, TILE_ROWS: tl.constexpr,
@@ -142,7 +142,7 @@ def cosine_gradients_triton(
     with launching_on(x):
         _cosine_gradients[(len(x),)](
             x, near, rest, cosines, gradient, gradient_wide, *weights, x.shape[1],
-            WIDTH=width, num_warps=max(1, width // _COLUMNS_PER_WARP // 2),
+            WIDTH=width, num_warps=max(1, width // _COLUMNS_PER_WARP // 2), **OPTIONS,
         )  # fmt: skip
     return cosines, gradient, gradient_wide
 
@@ -154,7 +154,7 @@ def write_slopes_triton(
     n_rows, n_active = indices.shape
     arguments = indices.contiguous(), slopes.contiguous(), slopes_wide.contiguous(), latent, latent.shape[1]
     with launching_on(latent):
-        _write_slopes[(n_rows,)](*arguments, n_active, k, WIDTH=128, num_warps=1)
+        _write_slopes[(n_rows,)](*arguments, n_active, k, WIDTH=128, num_warps=1, **OPTIONS)
 
 
 def gathered_gradients_triton(
@@ -192,6 +192,6 @@ def gathered_gradients_triton(
         _gathered_gradients[(len(x),)](
             x, decoder, indices, values, cosines, gradient, gradient_wide, slopes, *weights,
             x.shape[1], indices.shape[1], k,
-            WIDTH=width, TILE_ROWS=_TILE_ROWS, num_warps=max(1, min(8, width // _COLUMNS_PER_WARP)),
+            WIDTH=width, TILE_ROWS=_TILE_ROWS, num_warps=max(1, min(8, width // _COLUMNS_PER_WARP)), **OPTIONS,
         )  # fmt: skip
     return cosines, gradient, gradient_wide, slopes
