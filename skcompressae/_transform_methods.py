@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn import get_config
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_scalar
 from sklearn.utils.validation import assert_all_finite, check_array, check_is_fitted, validate_data
 
 from skcompressae import _encoding
 from skcompressae._compat import align_sparse_interface, validate_parameter_constraints
-from skcompressae._core._threads import row_blocks
-from skcompressae._fitting import BLOCK_ROWS
+from skcompressae._core._threads import effective_n_threads, row_blocks, run_blocks
 from skcompressae._recipes import RECIPES
 from skcompressae._torch._devices import resolve_device
 from skcompressae._torch._weights import Weights
@@ -203,7 +203,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         indices = np.empty((len(rows), n_kept), dtype=np.int32)
         values = np.empty((len(rows), n_kept), dtype=dtype)
         importance = np.sqrt(self.latent_rms_).astype(np.float32)
-        for start, stop in row_blocks(len(rows), BLOCK_ROWS):
+        for start, stop in row_blocks(len(rows), _encoding.BLOCK_ROWS):
             indices[start:stop], values[start:stop] = _encoding.expand_queries(
                 rows[start:stop], self.components_, importance, n_kept
             )
@@ -240,8 +240,12 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
     def _check_rows(self, X: ArrayLike, *, reset: bool) -> NDArray[Any]:
         """Validate rows without copying them whole: dtype, shape, names at once, finiteness block by block."""
         rows = validate_data(self, X, reset=reset, dtype=[np.float64, np.float32, np.float16], ensure_all_finite=False)
-        for start, stop in row_blocks(len(rows), BLOCK_ROWS):
+
+        def check(start: int, stop: int) -> None:
             assert_all_finite(rows[start:stop], estimator_name=type(self).__name__, input_name="X")
+
+        if not get_config()["assume_finite"]:  # which other threads would not know of
+            run_blocks(check, len(rows), _encoding.BLOCK_ROWS, effective_n_threads())
         return rows
 
     def _check_encoding_parameters(self) -> None:
