@@ -11,7 +11,7 @@ from skcompressae._core._initialise import data_weights
 from skcompressae._core._pursuit import least_squares_codes
 from skcompressae._core._rows import unit_rows
 from skcompressae._encoding import Encoder
-from skcompressae._torch import _devices, _pursuit, _row_ops
+from skcompressae._torch import _pursuit, _row_ops
 from skcompressae._torch._device_encoder import DeviceEncoder
 from skcompressae._torch._pursuit import GramTable, least_squares_codes_torch
 from skcompressae._torch._row_ops import decoded_norms, gathered_dots, unit_rows_torch
@@ -203,7 +203,3 @@ def test_gathers_are_cut_into_bounded_blocks(device, monkeypatch):
     norms = decoded_norms(tensors[3], tensors[1], tensors[2])
     decoded = np.einsum("ia,iaj->ij", values, matrix[picks])
     np.testing.assert_allclose(norms.cpu(), np.linalg.norm(decoded, axis=1), rtol=1e-4)
-
-
-def test_kernels_are_for_cuda_only():
-    assert not _devices.uses_triton(torch.zeros(1))

@@ -81,9 +81,15 @@ def matmul_precision(precision: str, device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    backend = torch.backends.cuda.matmul
+    # From torch 2.9 on there are two names for one setting. Reading the old one fails where the user wrote to the new
+    # one; writing to the old one keeps both in step.
+    before = getattr(backend, "fp32_precision", None)
+    allowed = backend.allow_tf32 if before is None else before == "tf32"
+    backend.allow_tf32 = precision == "tf32"
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        backend.allow_tf32 = allowed
+        if before is not None:
+            backend.fp32_precision = before
