@@ -2,8 +2,8 @@
 
 On CUDA rows pass through two pinned buffers and two buffers on the device, in turn: while the device works on one, the
 host fills the other and a second stream copies it. Two orders keep that safe. The host writes to a pinned buffer only
-after the copy out of it has ended (`copied`), and that copy starts only after all work on what its target held before
-(`used`, recorded when the next rows are asked for). On other devices the same calls copy and wait.
+after the copy out of it has ended (`copied`), and that copy starts only after the work on what its target held before
+(`used`). On other devices the same calls copy and wait.
 """
 
 from __future__ import annotations
@@ -80,31 +80,34 @@ class RowStream:
         The norms are on the device, or on the CPU where the device has no float64.
         """
         if not has_float64(self._device):
-            unit, norms = unit_rows(self._rows[which])
-            return torch.from_numpy(unit).to(self._device), torch.from_numpy(norms)
-        return unit_rows_torch(self._fetch_raw(which))
-
-    def _fetch_raw(self, which: slice | NDArray[np.intp]) -> torch.Tensor:
+            found = unit_rows(self._rows[which])
+            return torch.from_numpy(found[0]).to(self._device), torch.from_numpy(found[1])
         if self._device.type != "cuda":
             raw = self._rows[which]
             # Copied where it is a view: torch warns about arrays that are read-only, as memory-mapped ones are.
-            return torch.from_numpy(raw.copy() if isinstance(which, slice) else raw).to(self._device)
+            return unit_rows_torch(torch.from_numpy(raw.copy() if isinstance(which, slice) else raw).to(self._device))
+        slot = self._next_slot()
+        unit, norms = unit_rows_torch(self._copy(slot, which))
+        slot.used = recorded_event(self._device)
+        return unit, norms
+
+    def _next_slot(self) -> _Slot:
         if not self._slots:
             dtype = torch.from_numpy(np.empty(0, dtype=self._rows.dtype)).dtype
             self._slots = [_Slot(self._shape, dtype, self._device) for _ in range(2)]
             self._copy_stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        current = torch.cuda.current_stream(self._device)
-        if self._n_fetched:
-            self._slots[(self._n_fetched - 1) % 2].used = recorded_event(self._device)
-        slot = self._slots[self._n_fetched % 2]
         self._n_fetched += 1
+        return self._slots[self._n_fetched % 2]
+
+    def _copy(self, slot: _Slot, which: slice | NDArray[np.intp]) -> torch.Tensor:
+        """Queue the copy of rows to a slot's place on the device, and return that place."""
         slot.copied.synchronize()
         n_rows = self._fill(slot.pinned.numpy(), which)
         self._copy_stream.wait_event(slot.used)
         with torch.cuda.stream(self._copy_stream):
             slot.on_device[:n_rows].copy_(slot.pinned[:n_rows], non_blocking=True)
             slot.copied = recorded_event(self._device)
-        current.wait_event(slot.copied)
+        torch.cuda.current_stream(self._device).wait_event(slot.copied)
         return slot.on_device[:n_rows]
 
     def _fill(self, target: NDArray[Any], which: slice | NDArray[np.intp]) -> int:

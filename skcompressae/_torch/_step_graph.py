@@ -50,9 +50,8 @@ class StepGraphs:
             return self._take_step(blocks, n_rows, rates, settings, share)
         recorded = self._graphs[key]
         if recorded is None:
-            # Copies: what blocks are in is overwritten by later ones.
-            x = [block.clone() for block in blocks]
-            recorded = self._graphs[key] = self._record(x, n_rows, rates.clone(), settings, share)
+            # The tensors of this batch are the graph's from here on.
+            recorded = self._graphs[key] = self._record(list(blocks), n_rows, rates, settings, share)
         else:
             for target, block in zip(recorded.x, blocks, strict=True):
                 target.copy_(block)
