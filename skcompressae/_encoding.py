@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,13 @@ from skcompressae._core._supports import activation_codes, rounding_margin, supp
 from skcompressae._core._threads import effective_n_threads, row_blocks, run_product_blocks
 from skcompressae._core._topk import top_k
 from skcompressae._torch._cpu_engine import PreActivations
-from skcompressae._torch._torch_engine import TorchEncoder
+from skcompressae._torch._device_encoder import DeviceEncoder
 from skcompressae._torch._weights import Weights
 
-__all__ = ["Encoder", "codes_to_csr", "expand_queries"]
+__all__ = ["BLOCK_ROWS", "Encoder", "codes_to_csr", "expand_queries"]
+
+# Rows checked, encoded or decoded at a time on the CPU: bounds memory, not speed.
+BLOCK_ROWS = 4096
 
 # Candidates beyond k whose activations are recomputed: reduced precision may order neighbours of the k-th wrongly.
 _MARGIN = 8
@@ -38,7 +42,6 @@ class Encoder:
         Candidates per nonzero for ``coding="pursuit"``.
     precision : {"float32", "tf32", "bfloat16"}
     device : torch.device
-        Where the encoder's product and the selection run. Values are fitted on the CPU.
     """
 
     def __init__(
@@ -48,7 +51,7 @@ class Encoder:
         self._coding = coding
         self._candidate_factor = candidate_factor
         self._n_threads = effective_n_threads()
-        self._on_device: TorchEncoder | None = None
+        self._on_device: DeviceEncoder | None = None
         self._has_exact_products = device.type == "cpu" and precision != "bfloat16"
         self._margin: float | None = None
         self._unit = np.empty((0, weights.encoder.shape[1]), dtype=np.float32)
@@ -56,8 +59,7 @@ class Encoder:
             self._pre_activations = PreActivations(weights.encoder, precision)
             self._block_rows = self._pre_activations.block_rows
         else:
-            self._on_device = TorchEncoder(weights, device, precision)
-            self._block_rows = self._on_device.block_rows
+            self._on_device = DeviceEncoder(weights, device, precision, coding)
 
     @property
     def n_components(self) -> int:
@@ -81,37 +83,64 @@ class Encoder:
         indices : int32 array of shape (n_rows, k), ascending in each row
         values : array of shape (n_rows, k); all zero for an all-zero row
         """
-        x, norms, indices, raw, decoded = self._encode_unit_rows(rows, k)
-        scale = np.ones(len(x))
-        if norm is not None:
-            np.divide(norms if norm == "input" else 1.0, decoded, out=scale, where=decoded > 0)
-        scale[norms == 0] = 0.0
+        indices = np.empty((len(rows), k), dtype=np.int32)
         values = np.empty((len(rows), k), dtype=dtype)
-        with np.errstate(over="ignore"):
-            np.multiply(raw, scale[:, None], out=values, casting="same_kind")
-        if not np.isfinite(values).all():
-            largest = norms.max()
-            raise ValueError(
-                f"norm='input' scales codes to the rows' L2 norms, but X has a row of norm {largest:.3g}, beyond "
-                f"{np.dtype(dtype).name}. Scale X down, or use norm='unit'."
-            )
+        for where, block_indices, block_values in self.encode_blocks(rows, k, norm=norm, dtype=dtype):
+            indices[where], values[where] = block_indices, block_values
         return indices, values
+
+    def encode_blocks(
+        self, rows: NDArray[Any], k: int, *, norm: str | None, dtype: type[np.floating[Any]]
+    ) -> Iterator[tuple[slice, IndexArray, FloatArray]]:
+        """Encode rows block by block: yield which rows, and what :meth:`encode` returns for them.
+
+        On a device the next block is on its way while the caller has one.
+        """
+        if self._on_device is not None:
+            found = self._on_device.encode_blocks(rows, k, self._n_candidates(k), norm=norm, dtype=dtype)
+            for where, indices, values, norms in found:
+                _check_scaled(values, norms)
+                yield where, indices, values
+            return
+        for start, stop in row_blocks(len(rows), BLOCK_ROWS):
+            _, norms, indices, raw, decoded = self._encode_unit_rows(rows[start:stop], k)
+            scale = np.ones(stop - start)
+            if norm is not None:
+                np.divide(norms if norm == "input" else 1.0, decoded, out=scale, where=decoded > 0)
+            scale[norms == 0] = 0.0
+            values = np.empty((stop - start, k), dtype=dtype)
+            with np.errstate(over="ignore"):
+                np.multiply(raw, scale[:, None], out=values, casting="same_kind")
+            _check_scaled(values, norms)
+            yield slice(start, stop), indices, values
 
     def cosines(self, rows: NDArray[Any], k: int) -> NDArray[np.float64]:
         """Return the cosine similarity of each row with its reconstruction; 1 for an all-zero row."""
-        x, norms, indices, values, _ = self._encode_unit_rows(rows, k)
-        _, _, _, found = reconstruction_gradients(
-            x, self._weights.decoder, indices, values, k, (1.0, 0.0), n_threads=self._n_threads
-        )
+        if self._on_device is not None:
+            return self._on_device.cosines(rows, k, self._n_candidates(k))
         cosines = np.ones(len(rows))
-        cosines[norms > 0] = np.clip(found[norms > 0, 0], -1, 1)
+        for start, stop in row_blocks(len(rows), BLOCK_ROWS):
+            x, norms, indices, values, _ = self._encode_unit_rows(rows[start:stop], k)
+            _, _, _, found = reconstruction_gradients(
+                x, self._weights.decoder, indices, values, k, (1.0, 0.0), n_threads=self._n_threads
+            )
+            cosines[start:stop][norms > 0] = np.clip(found[norms > 0, 0], -1, 1)
         return cosines
 
     def decode(self, codes: Any) -> FloatArray:
-        """Multiply a block of codes, sparse or dense, by the decoder, on the device."""
-        if self._on_device is None:
-            return codes @ self._weights.decoder
-        return self._on_device.decode(codes if isinstance(codes, np.ndarray) else codes.toarray())
+        """Multiply codes, sparse or dense, by the decoder, in their dtype, on the device."""
+        if self._on_device is not None:
+            return self._on_device.decode(codes)
+        decoder = self._weights.decoder.astype(codes.dtype, copy=False)
+        x_hat = np.empty((codes.shape[0], decoder.shape[1]), dtype=codes.dtype)
+        for start, stop in row_blocks(codes.shape[0], BLOCK_ROWS):
+            x_hat[start:stop] = codes[start:stop] @ decoder
+        return x_hat
+
+    def _n_candidates(self, k: int) -> int:
+        """Count the candidates of a row, more than k: the product only proposes, see `_core/_supports.py`."""
+        n_candidates = round(self._candidate_factor * k) if self._coding == "pursuit" else k + _MARGIN
+        return min(self.n_components, max(k, n_candidates))
 
     def _encode_unit_rows(
         self, rows: NDArray[Any], k: int
@@ -142,20 +171,13 @@ class Encoder:
 
         The unit rows are valid until the next call.
         """
-        # More candidates than k: the product only proposes, see `_core/_supports.py`.
-        n_candidates = round(self._candidate_factor * k) if self._coding == "pursuit" else k + _MARGIN
-        n_candidates = min(self.n_components, max(k, n_candidates))
+        n_candidates = self._n_candidates(k)
         if len(self._unit) < len(rows):
             self._unit = np.empty(rows.shape, dtype=np.float32)
         x = self._unit[: len(rows)]
         norms = np.empty(len(rows))
         candidates = np.empty((len(rows), n_candidates), dtype=np.int32)
         proposed = np.empty((len(rows), n_candidates), dtype=np.float32)
-        if self._on_device is not None:
-            for start, stop in row_blocks(len(rows), self._block_rows):
-                _, norms[start:stop] = unit_rows(rows[start:stop], out=x[start:stop])
-                candidates[start:stop], proposed[start:stop] = self._on_device.top_k(x[start:stop], n_candidates)
-            return x, norms, candidates, proposed
         multiply = self._pre_activations
         multiply.round_for(len(rows))
 
@@ -167,6 +189,14 @@ class Encoder:
 
         run_product_blocks(propose, len(rows), self._block_rows, self._n_threads)
         return x, norms, candidates, proposed
+
+
+def _check_scaled(values: FloatArray, norms: NDArray[np.float64]) -> None:
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"norm='input' scales codes to the rows' L2 norms, but X has a row of norm {norms.max():.3g}, beyond "
+            f"{values.dtype.name}. Scale X down, or use norm='unit'."
+        )
 
 
 def expand_queries(

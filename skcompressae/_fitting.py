@@ -12,13 +12,11 @@ from numpy.typing import NDArray
 from skcompressae._core._initialise import data_weights, is_anisotropic, kaiming_weights
 from skcompressae._core._rows import unit_rows
 from skcompressae._core._threads import row_blocks
-from skcompressae._encoding import Encoder
+from skcompressae._encoding import BLOCK_ROWS, Encoder
 from skcompressae._torch._weights import Weights
 
 __all__ = ["BLOCK_ROWS", "LatentUsage", "check_loss_weights", "initial_weights", "measure_usage", "split_rows"]
 
-# Rows checked, encoded or decoded at a time by the public methods: bounds memory, not speed.
-BLOCK_ROWS = 4096
 # Rows encoded after training for the usage statistics; the standard error of a share p is then below sqrt(p / 1e5).
 _MAX_STATISTICS_ROWS = 100_000
 _MAX_VALIDATION_ROWS = 4096

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skcompressae._torch._weights import Engine, StepLosses
+from skcompressae._torch._weights import Engine, Losses
 
 __all__ = ["StepReporter"]
 
@@ -59,7 +59,7 @@ class StepReporter:
         if self._context is not None and exception[0] is None:
             self._context.call_on_fit_task_end(estimator=self._estimator, X=self._rows)
 
-    def __call__(self, step: int, losses: StepLosses, engine: Engine) -> bool:
+    def __call__(self, step: int, losses: Losses, engine: Engine) -> bool:
         """Show one step; return True where a callback asks to stop."""
         if self._bar is not None:
             self._show(step, losses)
@@ -80,7 +80,7 @@ class StepReporter:
             )
         )
 
-    def _show(self, step: int, losses: StepLosses) -> None:
+    def _show(self, step: int, losses: Losses) -> None:
         if self._last_fired is None:
             self._last_fired = np.full(len(losses.fired), self._n_done, dtype=np.int64)
         self._last_fired[losses.fired > 0] = step

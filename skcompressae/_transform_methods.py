@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn import get_config
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_scalar
 from sklearn.utils.validation import assert_all_finite, check_array, check_is_fitted, validate_data
 
 from skcompressae import _encoding
 from skcompressae._compat import align_sparse_interface, validate_parameter_constraints
-from skcompressae._core._threads import row_blocks
-from skcompressae._fitting import BLOCK_ROWS
+from skcompressae._core._threads import effective_n_threads, row_blocks, run_blocks
 from skcompressae._recipes import RECIPES
 from skcompressae._torch._devices import resolve_device
 from skcompressae._torch._weights import Weights
@@ -81,12 +81,11 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
             dense = np.zeros((len(rows), encoder.n_components), dtype=dtype)
         indices = np.empty((len(rows) if self.sparse_output else 0, k), dtype=np.int32)
         values = np.empty((indices.shape[0], k), dtype=dtype)
-        for start, stop in row_blocks(len(rows), BLOCK_ROWS):
-            block_indices, block_values = encoder.encode(rows[start:stop], k, norm=self.norm, dtype=dtype)
+        for where, block_indices, block_values in encoder.encode_blocks(rows, k, norm=self.norm, dtype=dtype):
             if self.sparse_output:
-                indices[start:stop], values[start:stop] = block_indices, block_values
+                indices[where], values[where] = block_indices, block_values
             else:
-                np.put_along_axis(dense[start:stop], block_indices, block_values, axis=1)
+                np.put_along_axis(dense[where], block_indices, block_values, axis=1)
         if not self.sparse_output:
             return dense
         return align_sparse_interface(_encoding.codes_to_csr(indices, values, encoder.n_components))
@@ -132,10 +131,10 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
                 *encoder.encode(sample, k, norm=self.norm, dtype=np.float32), encoder.n_components
             )
             quantizer = ValueQuantizer.fit(codes, value_bits=value_bits, k=k)
-        blocks = []
-        for start, stop in row_blocks(len(rows), BLOCK_ROWS):
-            indices, values = encoder.encode(rows[start:stop], k, norm=self.norm, dtype=np.float32)
-            blocks.append(PackedCodes.from_topk(indices, values, encoder.n_components, quantizer=quantizer))
+        blocks = [
+            PackedCodes.from_topk(indices, values, encoder.n_components, quantizer=quantizer)
+            for _, indices, values in encoder.encode_blocks(rows, k, norm=self.norm, dtype=np.float32)
+        ]
         return PackedCodes.concatenate(blocks)
 
     def inverse_transform(self, X: Any) -> NDArray[np.floating[Any]]:
@@ -169,13 +168,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         device = resolve_device(self.device)
         # float64 codes are decoded in float64, which MPS does not have.
         on_device = device.type == "cuda" or (device.type == "mps" and codes.dtype == np.float32)
-        encoder = self._encoder() if on_device else None
-        decoder = self.components_.astype(codes.dtype, copy=False)
-        x_hat = np.empty((codes.shape[0], decoder.shape[1]), dtype=codes.dtype)
-        for start, stop in row_blocks(codes.shape[0], BLOCK_ROWS):
-            block = codes[start:stop]
-            x_hat[start:stop] = block @ decoder if encoder is None else encoder.decode(block)
-        return x_hat
+        return self._encoder(device if on_device else resolve_device("cpu")).decode(codes)
 
     def transform_query(self, X: ArrayLike, n_nonzero: int | None = None) -> Any:
         """Expand dense queries into code space, for engines that compute sparse dot products.
@@ -210,7 +203,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         indices = np.empty((len(rows), n_kept), dtype=np.int32)
         values = np.empty((len(rows), n_kept), dtype=dtype)
         importance = np.sqrt(self.latent_rms_).astype(np.float32)
-        for start, stop in row_blocks(len(rows), BLOCK_ROWS):
+        for start, stop in row_blocks(len(rows), _encoding.BLOCK_ROWS):
             indices[start:stop], values[start:stop] = _encoding.expand_queries(
                 rows[start:stop], self.components_, importance, n_kept
             )
@@ -238,10 +231,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         rows = self._check_rows(X, reset=False)
         encoder = self._encoder()
         k = self._effective_k(encoder.n_components)
-        total = 0.0
-        for start, stop in row_blocks(len(rows), BLOCK_ROWS):
-            total += float(encoder.cosines(rows[start:stop], k).sum())
-        return total / len(rows)
+        return float(encoder.cosines(rows, k).sum()) / len(rows)
 
     @property
     def _n_features_out(self) -> int:
@@ -250,8 +240,12 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
     def _check_rows(self, X: ArrayLike, *, reset: bool) -> NDArray[Any]:
         """Validate rows without copying them whole: dtype, shape, names at once, finiteness block by block."""
         rows = validate_data(self, X, reset=reset, dtype=[np.float64, np.float32, np.float16], ensure_all_finite=False)
-        for start, stop in row_blocks(len(rows), BLOCK_ROWS):
+
+        def check(start: int, stop: int) -> None:
             assert_all_finite(rows[start:stop], estimator_name=type(self).__name__, input_name="X")
+
+        if not get_config()["assume_finite"]:  # which other threads would not know of
+            run_blocks(check, len(rows), _encoding.BLOCK_ROWS, effective_n_threads())
         return rows
 
     def _check_encoding_parameters(self) -> None:
@@ -280,11 +274,11 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
     def _weights(self) -> Weights:
         return Weights(self.encoder_weights_, self.encoder_bias_, self.components_)
 
-    def _encoder(self) -> _encoding.Encoder:
+    def _encoder(self, device: Any = None) -> _encoding.Encoder:
         return _encoding.Encoder(
             self._weights(),
             coding=self._resolved("coding"),
             candidate_factor=self.candidate_factor,
             precision=self.precision,
-            device=resolve_device(self.device),
+            device=device or resolve_device(self.device),
         )

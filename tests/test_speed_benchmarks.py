@@ -1,5 +1,6 @@
 """The profile, memory and scaling benchmarks on tiny input."""
 
+import contextlib
 import importlib
 import json
 import sys
@@ -73,3 +74,34 @@ def test_memory_and_scaling_tasks_measure_fit_and_transform(benchmark, tmp_path)
     rows = [{**point, "axis": axis, **record} for axis in scaling.AXES]
     scaling.plot(rows, {"n_features": 16, "n_steps": 2, "batch_size": 256}, tmp_path / "figures")
     assert len(list((tmp_path / "figures").glob("scaling_*.png"))) == 4
+
+
+def test_gpu_suite_runs_its_benchmarks(benchmark, tmp_path, monkeypatch):
+    suite = benchmark("gpu_suite")
+
+    def run_here(command, log, limit_s):
+        """Run a script in this process, which has imported all it needs."""
+        with contextlib.redirect_stdout(log):
+            benchmark(Path(command[1]).stem).main(command[2:])
+        return 0
+
+    monkeypatch.setattr(suite, "run_part", run_here)
+    assert suite.main(["--out", str(tmp_path), "--device", "cpu", "--tiny", "--skip-tests"]) == 0
+    training, encoding = (json.loads((tmp_path / f"gpu_{name}.json").read_text()) for name in ("training", "encoding"))
+    assert {row["precision"] for row in training["steps"] if row["who"] == "ours"} == {"float32", "tf32", "bfloat16"}
+    assert training["paper_fit"]["n_steps"] == 3
+    assert [row["precision"] for row in training["recall"]] == ["float32", "tf32", "bfloat16"]
+    assert training["speedups"]["bfloat16_over_plain_tf32"] > 0
+    assert "select_s" in training["stages"]["bfloat16_plain"]
+    assert len(encoding["on_device"]) == 2 + 9
+    exact = [row for row in encoding["transform"] if row.get("precision") == "float32" and row["who"] == "ours"]
+    assert all(row["equal_supports"] > 0.9 for row in exact)
+    assert "correlations_and_refit" in encoding["stages_s_per_million_rows"]["plain"]
+    assert json.loads((tmp_path / "suite.json").read_text())["parts"]["gpu_encoding"]["ended"] == 0
+
+
+def test_gpu_suite_stops_what_runs_too_long(benchmark, tmp_path):
+    with (tmp_path / "log.txt").open("w") as log:
+        assert benchmark("gpu_suite").run_part([sys.executable, "-c", "print(1)"], log, 60) == 0
+        assert benchmark("gpu_suite").run_part(["sleep", "60"], log, 0.1) == "out of time"
+    assert (tmp_path / "log.txt").read_text() == "1\n"

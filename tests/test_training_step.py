@@ -17,7 +17,7 @@ from skcompressae._core._rows import unit_rows
 from skcompressae._core._sparse_step import group_by_latent, reconstruction_gradients, sum_gradients
 from skcompressae._core._topk import top_k
 from skcompressae._torch._cpu_engine import CpuEngine
-from skcompressae._torch._torch_engine import TorchEncoder, TorchEngine, is_out_of_memory
+from skcompressae._torch._torch_engine import TorchEngine, is_out_of_memory
 from skcompressae._torch._weights import Moments, StepSettings, Weights, adam_rates
 from skcompressae.exceptions import DeviceMemoryWarning
 
@@ -390,21 +390,3 @@ def test_other_runtime_errors_are_not_taken_for_out_of_memory(monkeypatch):
     with pytest.raises(RuntimeError, match="device-side assert"):
         CompresSAETransformer(batch_size=64, **small).fit(make_embeddings(n_rows=100))
     assert not is_out_of_memory(ValueError("out of memory"))
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_device_encoder_agrees_with_the_kernels(device, dtype):
-    random_state = np.random.RandomState(2)
-    weights = draw_weights(50, 16, random_state, np.float32)
-    if device == "mps" and dtype == np.float64:
-        pytest.skip("MPS has no float64")
-    encoder = TorchEncoder(weights, torch.device(device), "float32")
-    x, _ = unit_rows(random_state.standard_normal((30, 16)))
-    indices, values = encoder.top_k(x, 5)
-    expected = top_k(x @ weights.encoder.T + weights.bias, 5, n_threads=1)
-    np.testing.assert_array_equal(indices, expected[0])
-    np.testing.assert_allclose(values, expected[1], rtol=1e-4, atol=1e-6)
-    latents = random_state.standard_normal((7, 50)).astype(dtype)
-    decoded = encoder.decode(latents)
-    assert decoded.dtype == dtype
-    np.testing.assert_allclose(decoded, latents @ weights.decoder.astype(dtype), rtol=1e-4, atol=1e-5)

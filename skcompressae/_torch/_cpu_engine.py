@@ -159,19 +159,22 @@ class CpuEngine:
         settings: StepSettings,
     ) -> StepLosses:
         """Accumulate over the rows, or this rank's share of them, and then over the ranks."""
-        if self._ranks is None:
-            return self._accumulate(row_indices, gradients, settings)
-        mine = self._ranks.share(row_indices)
-        losses = self._accumulate(mine, gradients, settings)
-        return self._ranks.combine(losses, len(mine), len(row_indices), gradients or ())
+        mine = row_indices if self._ranks is None else self._ranks.share(row_indices)
+        cosines, fired = self._accumulate(mine, gradients, settings)
+        if self._ranks is not None:
+            import torch
+
+            share = len(mine) / len(row_indices)
+            self._ranks.combine(torch.from_numpy(cosines), torch.from_numpy(fired), share, gradients or ())
+        return StepLosses(float(cosines[0]), float(cosines[1]), fired)
 
     def _accumulate(
         self,
         row_indices: NDArray[np.intp],
         gradients: tuple[FloatArray, FloatArray, FloatArray] | None,
         settings: StepSettings,
-    ) -> StepLosses:
-        """Sum cosines and, where asked for, gradients over blocks of the batch."""
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return mean cosines and counts of use; add gradients, where asked for, over blocks of the batch."""
         weights = self._weights
         loss_weights = settings.loss_weights[0] / len(row_indices), settings.loss_weights[1] / len(row_indices)
         totals = np.zeros(2)
@@ -199,8 +202,7 @@ class CpuEngine:
                 gradients,
                 n_threads=self._n_threads,
             )
-        cosine, cosine_wide = totals / len(row_indices)
-        return StepLosses(float(cosine), float(cosine_wide), fired=fired)
+        return totals / len(row_indices), fired
 
     def _add_neighborhood(
         self,

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
+from importlib.util import find_spec
 
 import torch
 
-__all__ = ["matmul_precision", "resolve_device"]
+__all__ = ["has_float64", "matmul_precision", "resolve_device", "uses_triton"]
+
+# The oldest Triton that the kernels were compiled and interpreted with; it came with torch 2.7.
+_MIN_TRITON = (3, 3)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -48,15 +53,43 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
+@lru_cache(maxsize=1)
+def _has_triton() -> bool:
+    if torch.version.cuda is None or find_spec("triton") is None:  # ROCm's devices call themselves CUDA too
+        return False
+    import triton
+
+    return tuple(map(int, triton.__version__.split(".")[:2])) >= _MIN_TRITON
+
+
+def uses_triton(tensor: torch.Tensor) -> bool:
+    """Tell whether the Triton kernels work on this tensor: on CUDA, where Triton is installed. Else plain torch does.
+
+    The one place that decides; the kernels' own limits are checked beside each.
+    """
+    return tensor.is_cuda and _has_triton()
+
+
+def has_float64(device: torch.device) -> bool:
+    """Tell whether a device computes in float64; Apple's do not."""
+    return device.type != "mps"
+
+
 @contextmanager
 def matmul_precision(precision: str, device: torch.device) -> Iterator[None]:
-    """Let float32 products on a CUDA device run as TF32 inside the block where `precision` says so."""
+    """Run float32 products on a CUDA device as TF32 inside the block where `precision` says so, and only there."""
     if device.type != "cuda":
         yield
         return
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    backend = torch.backends.cuda.matmul
+    # From torch 2.9 on there are two names for one setting. Reading the old one fails where the user wrote to the new
+    # one; writing to the old one keeps both in step.
+    before = getattr(backend, "fp32_precision", None)
+    allowed = backend.allow_tf32 if before is None else before == "tf32"
+    backend.allow_tf32 = precision == "tf32"
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        backend.allow_tf32 = allowed
+        if before is not None:
+            backend.fp32_precision = before

@@ -17,7 +17,7 @@ import torch.distributed
 from numpy.typing import NDArray
 
 from skcompressae._core._arrays import FloatArray
-from skcompressae._torch._weights import StepLosses, Weights
+from skcompressae._torch._weights import Weights
 
 __all__ = ["Ranks", "current_ranks", "data_parallel"]
 
@@ -122,19 +122,20 @@ class Ranks:
         return row_indices[self.rank :: self.n_ranks]
 
     def combine(
-        self, losses: StepLosses, n_rows: int, n_rows_of_all: int, gradients: Sequence[torch.Tensor | FloatArray]
-    ) -> StepLosses:
-        """Average gradients, in place, and losses over the rows of all ranks; `n_rows` of them are this rank's."""
-        share = n_rows / n_rows_of_all
+        self,
+        cosines: torch.Tensor,
+        fired: torch.Tensor,
+        share: float,
+        gradients: Sequence[torch.Tensor | FloatArray],
+    ) -> None:
+        """Average gradients and cosines over the rows of all ranks, and add the counts up; all in place.
+
+        `share` is the share of this rank in those rows.
+        """
         for array in gradients:
             gradient = torch.as_tensor(array)  # shares its memory
             gradient.mul_(share)
             torch.distributed.all_reduce(gradient)
-        fired = torch.from_numpy(losses.fired).to(self._device)
         torch.distributed.all_reduce(fired)
-        cosines = torch.tensor(
-            [losses.cosine * share, losses.cosine_wide * share], dtype=torch.float64, device=self._device
-        )
+        cosines.mul_(share)
         torch.distributed.all_reduce(cosines)
-        cosine, cosine_wide = cosines.tolist()
-        return StepLosses(cosine, cosine_wide, fired=fired.cpu().numpy())

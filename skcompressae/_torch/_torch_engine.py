@@ -1,30 +1,38 @@
-"""The sparse autoencoder in plain torch, for accelerators: products on dense blocks of masked activations.
+"""The sparse autoencoder in torch, for accelerators: products on dense blocks of masked activations.
 
-On an accelerator a dense product costs less than the gathers it would save, so a block's codes are scattered into a
-dense (block, n_components) array that stays on the device; blocks bound its size. Gradients are written out by hand,
-from the same formulas as the CPU kernels, and agree with them (a test compares the two step by step).
+On an accelerator a dense product costs about what the gathers do that it would save, so a block's codes stand in dense
+(block, n_components) arrays that stay on the device; blocks bound their size. In float32, which runs outside the tensor
+cores, four of the eight products give way to gathers where Triton is there. Gradients are written out by hand, from the
+same formulas as the CPU kernels, and agree with them (a test compares the two step by step).
+
+Invariant: a step asks the device for nothing, so the host queues the next ones meanwhile.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from skcompressae._core._arrays import FloatArray, IndexArray
-from skcompressae._core._neighborhood import MIN_SPREAD
-from skcompressae._core._rows import unit_rows
 from skcompressae._core._threads import row_blocks
-from skcompressae._torch._devices import matmul_precision
+from skcompressae._torch import _devices
+from skcompressae._torch._products import Products
 from skcompressae._torch._ranks import Ranks
-from skcompressae._torch._weights import Moments, StepLosses, StepSettings, Weights
+from skcompressae._torch._selection import select_dense
+from skcompressae._torch._staging import RowStream, recorded_event, upload
+from skcompressae._torch._step_graph import StepGraphs
+from skcompressae._torch._step_ops import cosine_gradients, neighborhood_gradient, write_slopes
+from skcompressae._torch._weights import Losses, Moments, StepSettings, Weights
 
-__all__ = ["TorchEncoder", "TorchEngine", "encode_rows_torch", "is_out_of_memory"]
+__all__ = ["DeviceLosses", "TorchEngine", "is_out_of_memory"]
 
-# Bytes of one dense (block, n_components) float32 array; a step holds about six of them.
+# Bytes of one dense (block, n_components) array; a step holds about five of them.
 _BLOCK_BYTES = 512 * 2**20
+# Rows that are brought to the device at a time where all of them stay there.
+_RESIDENT_BLOCK_ROWS = 32768
 # Share of the free device memory that resident training rows may take.
 _RESIDENT_SHARE = 0.5
 
@@ -36,62 +44,49 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _largest(pre_activations: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return indices and signed values of the k entries of largest magnitude, largest first."""
-    indices = pre_activations.abs().topk(k, dim=1, sorted=True).indices
-    return indices, pre_activations.gather(1, indices)
+class DeviceLosses:
+    """What a step found (see :class:`Losses`), still on the device; whoever asks waits for it.
 
-
-def _product(a: torch.Tensor, b: torch.Tensor, precision: str) -> torch.Tensor:
-    """Multiply float32 matrices, rounding the factors to bfloat16 first where `precision` says so."""
-    if precision == "bfloat16":
-        return (a.to(torch.bfloat16) @ b.to(torch.bfloat16)).to(a.dtype)
-    return a @ b
-
-
-def _cosine_gradient(x: torch.Tensor, x_hat: torch.Tensor, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return cosines of unit rows x with x_hat, and the gradient of ``weight * sum(cosdist)``."""
-    norm = x_hat.norm(dim=1, keepdim=True)
-    safe = torch.where(norm > 0, norm, torch.ones_like(norm))
-    cosine = (x * x_hat).sum(dim=1, keepdim=True) / safe
-    gradient = -weight * (x / safe - cosine * x_hat / safe**2)
-    return cosine[:, 0], torch.where(norm > 0, gradient, torch.zeros_like(gradient))
-
-
-def _neighborhood_gradient(
-    x: torch.Tensor, latents: torch.Tensor, temperatures: tuple[float, float], precision: str
-) -> torch.Tensor:
-    """Return the gradient of the neighbourhood term of weight 1 with respect to dense latents."""
-    norms = latents.norm(dim=1, keepdim=True)
-    safe = torch.where(norms > 0, norms, torch.ones_like(norms))
-    unit = latents / safe
-    cosines = _product(x, x.T, precision)
-    spread = cosines[~torch.eye(len(x), dtype=torch.bool, device=x.device)].std(correction=0).clamp_min(MIN_SPREAD)
-    wanted = cosines / (temperatures[0] * spread)
-    found = _product(unit, unit.T, precision) / (temperatures[1] * spread)
-    wanted.fill_diagonal_(-torch.inf)
-    found.fill_diagonal_(-torch.inf)
-    pairs = (found.softmax(dim=1) - wanted.softmax(dim=1)) / (temperatures[1] * spread * len(x))
-    gradient = _product(pairs + pairs.T, unit, precision)
-    gradient = (gradient - (gradient * unit).sum(dim=1, keepdim=True) * unit) / safe
-    return torch.where(norms > 0, gradient, torch.zeros_like(gradient))
-
-
-def encode_rows_torch(
-    x: torch.Tensor, encoder: torch.Tensor, bias: torch.Tensor, k: int, precision: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Select the k latents of largest magnitude of unit rows on the device.
-
-    Returns
-    -------
-    indices : int64 tensor of shape (n_rows, k), ascending in each row
-    values : tensor of shape (n_rows, k)
+    Parameters
+    ----------
+    cosines : tensor of shape (2,)
+    fired : int64 tensor of shape (n_components,)
     """
-    with matmul_precision(precision, x.device):
-        pre_activations = _product(x, encoder.T, precision) + bias
-    indices, values = _largest(pre_activations, k)
-    indices, order = indices.sort(dim=1)
-    return indices, values.gather(1, order)
+
+    def __init__(self, cosines: torch.Tensor, fired: torch.Tensor) -> None:
+        self._cosines = cosines
+        self._fired = fired
+        self._arrived: torch.cuda.Event | None = None
+        if cosines.is_cuda:
+            self._cosines = torch.empty(2, dtype=cosines.dtype, pin_memory=True)
+            self._cosines.copy_(cosines, non_blocking=True)
+            self._arrived = recorded_event(cosines.device)
+
+    def _known(self) -> tuple[float, float]:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        cosine, cosine_wide = self._cosines.tolist()
+        return cosine, cosine_wide
+
+    @property
+    def cosine(self) -> float:
+        """Mean cosine similarity with k latents."""
+        return self._known()[0]
+
+    @property
+    def cosine_wide(self) -> float:
+        """Mean cosine similarity with n_active latents."""
+        return self._known()[1]
+
+    @property
+    def fired(self) -> NDArray[np.int64]:
+        """How often each latent was among the k."""
+        return self._fired.cpu().numpy()
+
+    def loss(self, weights: tuple[float, float]) -> float:
+        """Weighted sum of the two cosine distances."""
+        cosine, cosine_wide = self._known()
+        return weights[0] * (1 - cosine) + weights[1] * (1 - cosine_wide)
 
 
 class TorchEngine:
@@ -100,13 +95,16 @@ class TorchEngine:
     Parameters
     ----------
     rows : array of shape (n_samples, n_features)
-        Training rows. Moved to the device once where they fit, else batch by batch.
+        Training rows. Moved to a CUDA device once where they fit, else batch by batch.
     weights : Weights
     moments : Moments
     settings : StepSettings
     device : torch.device
     ranks : Ranks or None, default=None
         The processes that share every batch.
+    captures : bool, default=False
+        Record a step as a CUDA graph, and replay it. Saves the host's launches, which take longer than the work where
+        batches are small. Not with `ranks`.
     """
 
     def __init__(
@@ -117,52 +115,48 @@ class TorchEngine:
         settings: StepSettings,
         device: torch.device,
         ranks: Ranks | None = None,
+        *,
+        captures: bool = False,
     ) -> None:
         self._device = device
         self._ranks = ranks
         self._settings = settings
-        self._rows = rows
-        self._resident: torch.Tensor | None = None
-        self._parameters = [torch.from_numpy(array).to(device) for array in weights.arrays]
-        self._moments = [torch.from_numpy(array).to(device) for array in moments.arrays]
-        if device.type == "cpu":  # torch shares memory with NumPy there; the caller's arrays are not ours to write
-            self._parameters = [parameter.clone() for parameter in self._parameters]
-            self._moments = [moment.clone() for moment in self._moments]
+        # torch shares memory with NumPy on the CPU, and the caller's arrays are not ours to write
+        self._parameters = [torch.from_numpy(array).to(device, copy=True) for array in weights.arrays]
+        self._moments = [torch.from_numpy(array).to(device, copy=True) for array in moments.arrays]
+        self._gradients = [torch.zeros_like(parameter) for parameter in self._parameters]
         self._n_steps = moments.n_steps
-        self._block_rows = min(settings.batch_size, max(256, _BLOCK_BYTES // (4 * weights.n_components)))
-        if device.type == "cuda":
-            free_bytes, _ = torch.cuda.mem_get_info(device)
-            if rows.shape[0] * rows.shape[1] * 4 <= _RESIDENT_SHARE * free_bytes:
-                self._resident = torch.empty(rows.shape, dtype=torch.float32, device=device)
-                for start, stop in row_blocks(len(rows), 65536):
-                    self._resident[start:stop] = torch.from_numpy(unit_rows(rows[start:stop])[0]).to(device)
+        self._products = Products(settings.precision, device)
+        self._block_rows = max(256, _BLOCK_BYTES // (self._products.dtype.itemsize * weights.n_components))
+        self._gathers = settings.precision == "float32" and self._can_gather()
+        self._graphs = StepGraphs(self._take_step) if captures and ranks is None and device.type == "cuda" else None
+        self._resident: torch.Tensor | None = None
+        if device.type == "cuda" and 4 * rows.size <= _RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
+            self._resident = torch.empty(rows.shape, dtype=torch.float32, device=device)
+            stream = RowStream(rows, device, _RESIDENT_BLOCK_ROWS)
+            for start, stop in row_blocks(len(rows), _RESIDENT_BLOCK_ROWS):
+                self._resident[start:stop] = stream.fetch(slice(start, stop))[0]
+        self._stream = RowStream(rows, device, min(self._block_rows, settings.batch_size))
 
-    def step(self, row_indices: NDArray[np.intp], learning_rate: float) -> StepLosses:
+    def step(self, row_indices: NDArray[np.intp], learning_rate: float) -> Losses:
         """Take one optimiser step on a batch of rows."""
-        decoder = self._parameters[2]
-        gradients = [torch.zeros_like(parameter) for parameter in self._parameters]
-        losses = self._share(row_indices, gradients, self._settings.of_step(self._n_steps))
-        gradients[2] -= (gradients[2] * decoder).sum(dim=1, keepdim=True) * decoder
-        settings = self._settings
-        correction1 = 1 - settings.beta1 ** (self._n_steps + 1)
-        correction2 = (1 - settings.beta2 ** (self._n_steps + 1)) ** 0.5
-        mean_direction = decoder[0].clone()
-        for parameter, gradient, moments in zip(self._parameters, gradients, self._moments, strict=True):
-            moments[0].lerp_(gradient, 1 - settings.beta1)
-            moments[1].mul_(settings.beta2).addcmul_(gradient, gradient, value=1 - settings.beta2)
-            denominator = (moments[1].sqrt() / correction2).add_(settings.epsilon)
-            parameter.addcdiv_(moments[0], denominator, value=-learning_rate / correction1)
+        settings = self._settings.of_step(self._n_steps)
+        mine = row_indices if self._ranks is None else self._ranks.share(row_indices)
+        correction = 1 - settings.beta1 ** (self._n_steps + 1), 1 - settings.beta2 ** (self._n_steps + 1)
+        rates = upload(np.array([learning_rate / correction[0], correction[1] ** -0.5], np.float32), self._device)
+        share = len(mine) / len(row_indices)
+        take = self._take_step if self._graphs is None else self._graphs
+        cosines, fired = take(self._blocks(mine), len(mine), rates, settings, share)
         self._n_steps += 1
-        if settings.keeps_mean_latent:
-            decoder -= torch.outer(decoder @ mean_direction, mean_direction)
-            decoder[0] = mean_direction
-        norm = decoder.norm(dim=1, keepdim=True)
-        decoder.div_(torch.where(norm > 0, norm, torch.ones_like(norm)))
-        return losses
+        return DeviceLosses(cosines, fired)
 
-    def losses(self, row_indices: NDArray[np.intp]) -> StepLosses:
+    def losses(self, row_indices: NDArray[np.intp]) -> Losses:
         """Evaluate rows without training."""
-        return self._share(row_indices, None, self._settings)
+        mine = row_indices if self._ranks is None else self._ranks.share(row_indices)
+        cosines, fired = self._accumulate(self._blocks(mine), len(mine), self._settings, has_gradients=False)
+        if self._ranks is not None:
+            self._ranks.combine(cosines, fired, len(mine) / len(row_indices), ())
+        return DeviceLosses(cosines, fired)
 
     def current_weights(self) -> Weights:
         """Return a NumPy copy of the weights."""
@@ -177,99 +171,114 @@ class TorchEngine:
         encoder, bias, decoder = (moment.cpu().numpy().copy() for moment in self._moments)
         return Moments(encoder, bias, decoder, n_steps=self._n_steps)
 
-    def _fetch(self, row_indices: NDArray[np.intp]) -> torch.Tensor:
-        if self._resident is not None:
-            return self._resident[torch.from_numpy(row_indices).to(self._device)]
-        unit = torch.from_numpy(unit_rows(self._rows[row_indices])[0])
-        if self._device.type == "cuda":
-            return unit.pin_memory().to(self._device, non_blocking=True)
-        return unit.to(self._device)
+    def _can_gather(self) -> bool:
+        if not _devices.uses_triton(self._parameters[2]):
+            return False
+        from skcompressae._torch._triton_step import can_hold_rows
 
-    def _share(
-        self, row_indices: NDArray[np.intp], gradients: list[torch.Tensor] | None, settings: StepSettings
-    ) -> StepLosses:
-        """Accumulate over the rows, or this rank's share of them, and then over the ranks."""
-        if self._ranks is None:
-            return self._accumulate(row_indices, gradients, settings)
-        mine = self._ranks.share(row_indices)
-        losses = self._accumulate(mine, gradients, settings)
-        return self._ranks.combine(losses, len(mine), len(row_indices), gradients or ())
+        return can_hold_rows(self._parameters[2].shape[1])
+
+    def _blocks(self, row_indices: NDArray[np.intp]) -> Iterator[torch.Tensor]:
+        """Yield the unit rows of a batch on the device, in blocks of about one size."""
+        n_rows = len(row_indices)
+        n_blocks = -(-n_rows // min(self._block_rows, self._settings.batch_size))
+        places = None if self._resident is None else upload(row_indices, self._device)
+        for start, stop in row_blocks(n_rows, -(-n_rows // n_blocks)):
+            if self._resident is not None and places is not None:
+                yield self._resident[places[start:stop]]
+            else:
+                yield self._stream.fetch(row_indices[start:stop])[0]
+
+    def _take_step(
+        self, blocks: Iterable[torch.Tensor], n_rows: int, rates: torch.Tensor, settings: StepSettings, share: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take one step on the blocks of a batch; return mean cosines and counts of use, on the device.
+
+        `rates` are the learning rate and the inverse root of the second moments' correction, on the device too.
+        """
+        for gradient in self._gradients:
+            gradient.zero_()
+        cosines, fired = self._accumulate(blocks, n_rows, settings, has_gradients=True)
+        if self._ranks is not None:
+            self._ranks.combine(cosines, fired, share, self._gradients)
+        decoder = self._parameters[2]
+        self._gradients[2] -= (self._gradients[2] * decoder).sum(dim=1, keepdim=True) * decoder
+        mean_direction = decoder[0].clone()
+        for parameter, gradient, moments in zip(self._parameters, self._gradients, self._moments, strict=True):
+            moments[0].lerp_(gradient, 1 - settings.beta1)
+            moments[1].mul_(settings.beta2).addcmul_(gradient, gradient, value=1 - settings.beta2)
+            denominator = moments[1].sqrt().mul_(rates[1]).add_(settings.epsilon)
+            parameter.sub_((moments[0] / denominator).mul_(rates[0]))
+        if settings.keeps_mean_latent:
+            decoder -= torch.outer(decoder @ mean_direction, mean_direction)
+            decoder[0] = mean_direction
+        norm = decoder.norm(dim=1, keepdim=True)
+        decoder.div_(torch.where(norm > 0, norm, torch.ones_like(norm)))
+        return cosines, fired
 
     def _accumulate(
-        self, row_indices: NDArray[np.intp], gradients: list[torch.Tensor] | None, settings: StepSettings
-    ) -> StepLosses:
-        """Sum cosines and, where asked for, gradients over blocks of the batch."""
+        self, blocks: Iterable[torch.Tensor], n_rows: int, settings: StepSettings, *, has_gradients: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean cosines and counts of use; add up gradients, where asked for, over blocks of the batch."""
         encoder, bias, decoder = self._parameters
-        n_components = decoder.shape[0]
-        totals = torch.zeros(2, dtype=torch.float64 if self._device.type != "mps" else torch.float32)
-        totals = totals.to(self._device)
-        fired = torch.zeros(n_components, dtype=torch.int64, device=self._device)
-        k, precision = settings.k, settings.precision
-        weight, weight_wide = (w / len(row_indices) for w in settings.loss_weights)
-        with torch.no_grad(), matmul_precision(precision, self._device):
-            for start, stop in row_blocks(len(row_indices), self._block_rows):
-                x = self._fetch(row_indices[start:stop])
-                indices, values = _largest(_product(x, encoder.T, precision) + bias, settings.n_active)
-                leading = torch.zeros((len(x), n_components), device=self._device)
-                others = torch.zeros_like(leading)
-                leading.scatter_(1, indices[:, :k], values[:, :k])
-                others.scatter_(1, indices[:, k:], values[:, k:])
-                x_hat = _product(leading, decoder, precision)
-                cosines, gradient = _cosine_gradient(x, x_hat, weight)
-                x_hat = x_hat + _product(others, decoder, precision)
-                cosines_wide, gradient_wide = _cosine_gradient(x, x_hat, weight_wide)
-                totals[0] += cosines.sum()
-                totals[1] += cosines_wide.sum()
-                fired += torch.bincount(indices[:, :k].reshape(-1), minlength=n_components)
-                if gradients is None:
-                    continue
-                gradient = gradient + gradient_wide
-                gradients[2] += _product(leading.T, gradient, precision)
-                gradients[2] += _product(others.T, gradient_wide, precision)
-                latent = torch.zeros_like(leading)
-                slopes = _product(gradient, decoder.T, precision).gather(1, indices[:, :k])
-                latent.scatter_(1, indices[:, :k], slopes)
-                slopes = _product(gradient_wide, decoder.T, precision).gather(1, indices[:, k:])
-                latent.scatter_(1, indices[:, k:], slopes)
-                if start == 0 and settings.neighborhood_weight > 0 and len(row_indices) > 1:
-                    n_rows = min(settings.neighborhood_rows, len(x))
-                    pulls = _neighborhood_gradient(
-                        x[:n_rows], leading[:n_rows], settings.neighborhood_temperatures, precision
-                    )
-                    chosen = indices[:n_rows, :k]
-                    pulls = settings.neighborhood_weight * (1 - cosines.mean()) * pulls.gather(1, chosen)
-                    latent[:n_rows].scatter_add_(1, chosen, pulls)
-                gradients[0] += _product(latent.T, x, precision)
-                gradients[1] += latent.sum(dim=0)
-        cosine, cosine_wide = (totals / len(row_indices)).tolist()
-        return StepLosses(cosine, cosine_wide, fired=fired.cpu().numpy())
+        dtype = self._products.dtype
+        factors = encoder.to(dtype), bias, decoder.to(dtype)
+        wide = torch.float64 if _devices.has_float64(self._device) else torch.float32
+        totals = torch.zeros(2, dtype=wide, device=self._device)
+        fired = torch.zeros(len(bias), dtype=torch.int64, device=self._device)
+        weights = settings.loss_weights[0] / n_rows, settings.loss_weights[1] / n_rows
+        with torch.no_grad():
+            for number, x in enumerate(blocks):
+                has_neighborhood = number == 0 and settings.neighborhood_weight > 0 and n_rows > 1
+                totals += self._add_block(
+                    x, factors, fired, weights, settings, has_gradients=has_gradients, has_neighborhood=has_neighborhood
+                ).sum(dim=0, dtype=wide)
+        return totals / n_rows, fired
 
+    def _add_block(
+        self,
+        x: torch.Tensor,
+        factors: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        fired: torch.Tensor,
+        weights: tuple[float, float],
+        settings: StepSettings,
+        *,
+        has_gradients: bool,
+        has_neighborhood: bool,
+    ) -> torch.Tensor:
+        """Add the gradients of a block of rows, where asked for; return the cosines, shape (n_rows, 2)."""
+        encoder, bias, decoder = factors
+        multiply, add, k = self._products.multiply, self._products.add, settings.k
+        x_factor = x.to(encoder.dtype)
+        selection = select_dense(multiply(x_factor, encoder.T), bias, k, settings.n_active, fired, encoder.dtype)
+        indices, values, leading, others = selection
+        if self._gathers:
+            from skcompressae._torch._triton_step import gathered_gradients_triton
 
-class TorchEncoder:
-    """Encode and decode blocks of rows on a device that is not the CPU.
-
-    Parameters
-    ----------
-    weights : Weights
-    device : torch.device
-    precision : {"float32", "tf32", "bfloat16"}
-    """
-
-    def __init__(self, weights: Weights, device: torch.device, precision: str) -> None:
-        # Copied rather than shared: weights that joblib memory-maps are read-only, which torch warns about.
-        self._parameters = [torch.tensor(array, device=device) for array in weights.arrays]
-        self._device = device
-        self._precision = precision
-        self.block_rows = max(256, _BLOCK_BYTES // (4 * weights.n_components))
-
-    def top_k(self, x: FloatArray, k: int) -> tuple[IndexArray, FloatArray]:
-        """Select k latents of each unit row; see :func:`encode_rows_torch`."""
-        encoder, bias, _ = self._parameters
-        indices, values = encode_rows_torch(torch.from_numpy(x).to(self._device), encoder, bias, k, self._precision)
-        return indices.to(torch.int32).cpu().numpy(), values.cpu().numpy()
-
-    def decode(self, latents: FloatArray) -> FloatArray:
-        """Multiply a dense block of codes by the decoder, in the precision of the codes."""
-        block = torch.from_numpy(latents)
-        decoder = self._parameters[2].to(block.dtype)
-        return (block.to(decoder.device) @ decoder).cpu().numpy()
+            found = gathered_gradients_triton(x, decoder, indices, values, k, weights)
+            cosines, gradient, gradient_wide, slopes = found
+        else:
+            rest = multiply(others, decoder)
+            cosines, gradient, gradient_wide = cosine_gradients(x, multiply(leading, decoder), rest, weights)
+        if not has_gradients:
+            return cosines
+        add(self._gradients[2], leading.T, gradient)
+        add(self._gradients[2], others.T, gradient_wide)
+        del others
+        pulls = None
+        if has_neighborhood:
+            n_rows = min(settings.neighborhood_rows, len(x))
+            first = leading[:n_rows]
+            pulls = neighborhood_gradient(x[:n_rows], first, settings.neighborhood_temperatures, self._products)
+            pulls *= settings.neighborhood_weight * (1 - cosines[:, 0].mean())
+        if self._gathers:
+            latent = leading.scatter_(1, indices.long(), slopes.to(leading.dtype))
+        else:
+            slopes, slopes_wide = multiply(gradient, decoder.T), multiply(gradient_wide, decoder.T)
+            latent = write_slopes(selection, slopes, slopes_wide, k)
+        if pulls is not None:
+            chosen = indices[: len(pulls), :k].long()
+            latent[: len(pulls)].scatter_add_(1, chosen, pulls.gather(1, chosen).to(latent.dtype))
+        add(self._gradients[0], latent.T, x_factor)
+        self._gradients[1] += latent.sum(dim=0, dtype=torch.float32)
+        return cosines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from skcompressae._torch._cpu_engine import CpuEngine
 from skcompressae._torch._ranks import Ranks, current_ranks
 from skcompressae._torch._torch_engine import TorchEngine, is_out_of_memory
-from skcompressae._torch._weights import Engine, Moments, StepLosses, StepSettings, Weights
+from skcompressae._torch._weights import Engine, Losses, Moments, StepSettings, Weights
 from skcompressae.exceptions import DeviceMemoryWarning
 
 __all__ = ["Schedule", "TrainingResult", "TrainingState", "is_memory_mapped", "train"]
@@ -23,6 +24,9 @@ __all__ = ["Schedule", "TrainingResult", "TrainingState", "is_memory_mapped", "t
 # Rows that training visits in random order are drawn as short runs of consecutive rows where X is memory-mapped:
 # one seek then serves a whole run, and a batch still mixes dozens of places of the file.
 _MEMMAP_RUN_ROWS = 32
+# Steps that may be queued on a device before the loss of the first is asked for: enough that the device never waits for
+# the host, few enough that an interrupt is soon heeded and little memory is held.
+_STEPS_AHEAD = 4
 # Validation is looked at this many times over the planned steps.
 _N_EVALUATIONS = 50
 
@@ -161,7 +165,7 @@ def train(
     random_state: np.random.RandomState,
     *,
     n_iter_no_change: int | None,
-    on_step: Callable[[int, StepLosses, Engine], bool],
+    on_step: Callable[[int, Losses, Engine], bool],
     keeps_remainder: bool = False,
     on_checkpoint: Callable[[TrainingState], None] | None = None,
     checkpoint_interval: int | None = None,
@@ -215,8 +219,15 @@ def train(
     evaluate_every = max(1, schedule.max_iter // _N_EVALUATIONS)
     checkpoint_interval = checkpoint_interval or evaluate_every
     was_interrupted = False
+    queued: deque[Losses] = deque()
 
-    def shrinking(work: Callable[[], StepLosses]) -> StepLosses:
+    def settle(n_left: int) -> None:
+        """Move the losses of all steps but the last few to the curve, waiting for the device where it is behind."""
+        while len(queued) > n_left:
+            loss_curve.append(queued[0].loss(settings.loss_weights))
+            queued.popleft()
+
+    def shrinking(work: Callable[[], Losses]) -> Losses:
         """Do the work; out of device memory, halve the batch, tell the user, and try again."""
         nonlocal engine, settings
         while True:
@@ -242,7 +253,8 @@ def train(
             batch, rate = sampler.draw(settings.batch_size), schedule(step)
             # The lambda runs before the loop goes on; it reads `settings` anew after each halving.
             losses = shrinking(lambda: engine.step(batch[: settings.batch_size], rate))  # noqa: B023
-            loss_curve.append(losses.loss(settings.loss_weights))
+            queued.append(losses)
+            settle(_STEPS_AHEAD)
             if len(validation_indices) and (step % evaluate_every == 0 or step == schedule.max_iter):
                 loss = shrinking(lambda: engine.losses(validation_indices)).loss(settings.loss_weights)
                 validation_curve.append(loss)
@@ -257,6 +269,7 @@ def train(
             if n_iter_no_change is not None and n_without_gain >= n_iter_no_change:
                 break
             if on_checkpoint is not None and step % checkpoint_interval == 0 and step < schedule.max_iter:
+                settle(0)
                 on_checkpoint(
                     TrainingState(
                         engine.current_weights(),
@@ -274,6 +287,7 @@ def train(
                 )
     except KeyboardInterrupt:
         was_interrupted = True
+    settle(0)
     final = engine.current_weights()
     if best_weights is not None and n_without_gain > 0 and not was_interrupted:
         final = best_weights

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from skcompressae._core._arrays import FloatArray
 
-__all__ = ["Engine", "Moments", "StepLosses", "StepSettings", "Weights", "adam_rates"]
+__all__ = ["Engine", "Losses", "Moments", "StepLosses", "StepSettings", "Weights", "adam_rates"]
 
 
 @dataclass
@@ -95,9 +95,27 @@ class StepSettings:
         return replace(self, k=k, n_active=min(4 * k, self.n_active), is_nested=False)
 
 
+class Losses(Protocol):
+    """Mean cosine similarity with k latents and with n_active, and how often each latent was among the k.
+
+    Asking may wait for a device that still works on the step.
+    """
+
+    @property
+    def cosine(self) -> float:
+        """Mean cosine similarity with k latents."""
+
+    @property
+    def fired(self) -> NDArray[np.int64]:
+        """How often each latent was among the k."""
+
+    def loss(self, weights: tuple[float, float]) -> float:
+        """Weighted sum of the two cosine distances."""
+
+
 @dataclass(frozen=True)
 class StepLosses:
-    """Mean cosine similarity with k latents and with n_active, and how often each latent was among the k."""
+    """:class:`Losses` that are known."""
 
     cosine: float
     cosine_wide: float
@@ -125,10 +143,10 @@ def adam_rates(learning_rate: float, settings: StepSettings, n_steps: int) -> Fl
 class Engine(Protocol):
     """One device's way to train: :class:`CpuEngine`, :class:`TorchEngine`."""
 
-    def step(self, row_indices: NDArray[np.intp], learning_rate: float) -> StepLosses:
-        """Take one optimiser step on a batch of rows."""
+    def step(self, row_indices: NDArray[np.intp], learning_rate: float) -> Losses:
+        """Take one optimiser step on a batch of rows; a device may still be at it afterwards."""
 
-    def losses(self, row_indices: NDArray[np.intp]) -> StepLosses:
+    def losses(self, row_indices: NDArray[np.intp]) -> Losses:
         """Evaluate rows without training."""
 
     def current_weights(self) -> Weights:

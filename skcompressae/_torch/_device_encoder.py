@@ -1,0 +1,172 @@
+"""Encoding and decoding on a device that is not the CPU: rows go there and codes come back, block by block.
+
+Everything between stays on the device: norms, the encoder's product, the selection, the recomputed activations that
+decide, the fitted values, the scale. As on the CPU the product only proposes, so a code hardly depends on the precision
+of the product, or on the rows beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._threads import row_blocks
+from skcompressae._torch import _devices
+from skcompressae._torch._products import Products
+from skcompressae._torch._pursuit import GramTable, least_squares_codes_torch
+from skcompressae._torch._row_ops import decoded_norms, gathered_dots
+from skcompressae._torch._selection import select
+from skcompressae._torch._staging import RowStream, download_blocks
+from skcompressae._torch._weights import Weights
+
+__all__ = ["DeviceEncoder"]
+
+# Bytes of one dense (block, n_components) array: small beside any device, large enough for a product at full speed.
+_BLOCK_BYTES = 256 * 2**20
+_MIN_BLOCK_ROWS, _MAX_BLOCK_ROWS = 256, 16384
+
+
+class _Codes(NamedTuple):
+    """Codes of unit rows, on the device; `norms` and `overlaps` are of the rows' reconstructions."""
+
+    indices: torch.Tensor
+    values: torch.Tensor
+    norms: torch.Tensor
+    overlaps: torch.Tensor
+
+
+class DeviceEncoder:
+    """Encode and decode on a device.
+
+    Parameters
+    ----------
+    weights : Weights
+    device : torch.device
+    precision : {"float32", "tf32", "bfloat16"}
+        Of the encoder's product. Activations are recomputed, and values fitted, in float32.
+    coding : {"pursuit", "least_squares", "activations"}
+    """
+
+    def __init__(self, weights: Weights, device: torch.device, precision: str, coding: str) -> None:
+        # Copied rather than shared: weights that joblib memory-maps are read-only, which torch warns about.
+        self._encoder, self._bias, self._decoder = (torch.tensor(array, device=device) for array in weights.arrays)
+        self._device = device
+        self._coding = coding
+        self._products = Products(precision, device)
+        self._factor = self._encoder.to(self._products.dtype)
+        self._grams: GramTable | None = None  # of the decoder, once values are fitted
+        n_rows = _BLOCK_BYTES // (4 * weights.n_components)
+        self.block_rows = max(_MIN_BLOCK_ROWS, min(_MAX_BLOCK_ROWS, n_rows))
+
+    def encode_blocks(
+        self, rows: NDArray[Any], k: int, n_candidates: int, *, norm: str | None, dtype: type[np.floating[Any]]
+    ) -> Iterator[tuple[slice, IndexArray, FloatArray, NDArray[np.float64]]]:
+        """Encode rows of any scale; copies in both directions overlap with the work where the device can.
+
+        Parameters
+        ----------
+        rows : array of shape (n_rows, n_features)
+        k : int
+        n_candidates : int
+            At least k; candidates that the product proposes for each row.
+        norm : {"input", "unit", None}
+        dtype : float32 or float64, of the values
+
+        Yields
+        ------
+        where : slice
+            Of the rows of the block.
+        indices : int32 array of shape (n_block_rows, k), ascending in each row
+        values : array of shape (n_block_rows, k)
+        norms : float64 array of shape (n_block_rows,)
+            Of the rows.
+        """
+
+        def work() -> Iterator[tuple[slice, tuple[torch.Tensor, ...]]]:
+            for where, x, norms in self._fetch(rows):
+                codes = self._encode(x, k, n_candidates)
+                scaled = _scaled(codes.values.to(norms.device), codes.norms.to(norms.device), norms, norm, dtype)
+                yield where, (codes.indices.to(torch.int32), scaled, norms)
+
+        for where, (indices, values, norms) in download_blocks(work(), self._device):
+            yield where, indices, values, norms
+
+    def cosines(self, rows: NDArray[Any], k: int, n_candidates: int) -> NDArray[np.float64]:
+        """Return the cosine similarity of each row with its reconstruction, 1 for an all-zero row."""
+
+        def work() -> Iterator[tuple[slice, tuple[torch.Tensor, ...]]]:
+            for where, x, norms in self._fetch(rows):
+                codes = self._encode(x, k, n_candidates)
+                found = codes.overlaps / torch.where(codes.norms > 0, codes.norms, 1.0)
+                yield where, (torch.where(norms.to(found.device) > 0, found.clamp(-1, 1), 1.0),)
+
+        cosines = np.empty(len(rows))
+        for where, (found,) in download_blocks(work(), self._device):
+            cosines[where] = found
+        return cosines
+
+    def decode(self, codes: Any) -> FloatArray:
+        """Multiply codes, a CSR matrix or a dense block, by the decoder, in the precision of the codes."""
+        n_rows, n_components = codes.shape
+        x_hat = np.empty((n_rows, self._decoder.shape[1]), dtype=codes.dtype)
+
+        def work() -> Iterator[tuple[slice, tuple[torch.Tensor, ...]]]:
+            for start, stop in row_blocks(n_rows, self.block_rows):
+                block = codes[start:stop]
+                if isinstance(block, np.ndarray):
+                    dense = torch.from_numpy(block).to(self._device)
+                else:
+                    # Only what is stored travels.
+                    lengths = torch.from_numpy(np.diff(block.indptr).astype(np.int64)).to(self._device)
+                    columns = torch.from_numpy(block.indices.astype(np.int64)).to(self._device)
+                    values = torch.tensor(block.data, device=self._device)
+                    numbers = torch.arange(stop - start, device=self._device)
+                    of_row = torch.repeat_interleave(numbers, lengths, output_size=len(columns))
+                    dense = values.new_zeros((stop - start, n_components))
+                    dense.index_put_((of_row, columns), values, accumulate=True)
+                with _devices.matmul_precision("float32", self._device):
+                    yield slice(start, stop), (dense @ self._decoder.to(dense.dtype),)
+
+        for where, (decoded,) in download_blocks(work(), self._device):
+            x_hat[where] = decoded
+        return x_hat
+
+    def _fetch(self, rows: NDArray[Any]) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+        stream = RowStream(rows, self._device, self.block_rows)
+        for start, stop in row_blocks(len(rows), self.block_rows):
+            yield slice(start, stop), *stream.fetch(slice(start, stop))
+
+    def _encode(self, x: torch.Tensor, k: int, n_candidates: int) -> _Codes:
+        """Encode unit rows."""
+        proposals = self._products.multiply(x, self._factor.T)
+        candidates, _ = select(proposals, self._bias, n_candidates)
+        del proposals
+        if self._coding != "pursuit":
+            activations = gathered_dots(x, self._encoder, candidates) + self._bias[candidates.long()]
+            chosen, values = select(activations, torch.zeros_like(activations[0]), k)
+            candidates = candidates.gather(1, chosen.long())
+            if self._coding == "activations":
+                norms = decoded_norms(values, self._decoder, candidates)
+                overlaps = (values * gathered_dots(x, self._decoder, candidates)).sum(dim=1)
+                return _Codes(candidates, values, norms, overlaps)
+        if self._grams is None:
+            self._grams = GramTable(self._decoder)
+        return _Codes(*least_squares_codes_torch(x, self._grams, candidates, k))
+
+
+def _scaled(
+    values: torch.Tensor, decoded: torch.Tensor, norms: torch.Tensor, norm: str | None, dtype: type[np.floating[Any]]
+) -> torch.Tensor:
+    """Scale codes of unit rows to the wanted norm of the reconstruction, in float64; those of zero rows to zero."""
+    scale = torch.ones_like(norms)
+    if norm is not None:
+        wanted = norms if norm == "input" else torch.ones_like(norms)
+        scale = torch.where(decoded > 0, wanted / decoded.to(torch.float64), scale)
+    scale = torch.where(norms > 0, scale, 0.0)
+    kind = torch.float64 if dtype == np.float64 else torch.float32
+    return (values.to(torch.float64) * scale[:, None]).to(kind)

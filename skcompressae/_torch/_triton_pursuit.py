@@ -1,0 +1,87 @@
+"""A Triton kernel that eliminates each row's small system in registers; see `_pursuit.py` for the algorithm."""
+
+# No `from __future__ import annotations`: Triton reads the annotations of its kernels.
+import torch
+import triton
+import triton.language as tl
+
+from skcompressae._torch._pursuit import GramTable
+from skcompressae._torch._triton_rows import OPTIONS, launching_on
+
+__all__ = ["can_pursue", "pursue_triton"]
+
+# A system of 128 x 128 float32 takes 64 KB, a quarter of a multiprocessor's registers.
+_MAX_WIDTH = 128
+_ENTRIES_PER_WARP = 1024
+
+
+@triton.jit(do_not_specialize=["n_candidates", "k"])
+def _pursue(  # type: ignore[no-untyped-def]
+    grams, correlations, candidates, indices, values, norms, overlaps,
+    n_candidates, n_components, k, ridge,
+    WIDTH: tl.constexpr, HAS_TABLE: tl.constexpr, IS_FIXED: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0).to(tl.int64)
+    entries = tl.arange(0, WIDTH)
+    inside = entries < n_candidates
+    candidate = tl.load(candidates + program * n_candidates + entries, mask=inside, other=0)
+    correlation = tl.load(correlations + program * n_candidates + entries, mask=inside, other=0.0)
+    both = inside[:, None] & inside[None, :]
+    if HAS_TABLE:
+        # Of the two places of a product the one below the diagonal, so that half the table serves all.
+        one, other = candidate[:, None].to(tl.int64), candidate[None, :].to(tl.int64)
+        place = tl.maximum(one, other) * n_components + tl.minimum(one, other)
+    else:
+        place = (program * n_candidates + entries[:, None]) * n_candidates + entries[None, :]
+    system = tl.load(grams + place, mask=both, other=0.0)
+    system = tl.where(entries[:, None] == entries[None, :], system + ridge, system)
+    right = correlation
+    pivots = tl.full((WIDTH,), 1.0, tl.float32)
+    is_open = inside
+    for step in range(k):
+        pick = step
+        if not IS_FIXED:
+            pick = tl.argmax(tl.where(is_open, tl.abs(right), -1.0), axis=0)
+        is_pick = entries == pick
+        row = tl.sum(tl.where(is_pick[:, None], system, 0.0), axis=0)
+        column = tl.sum(tl.where(is_pick[None, :], system, 0.0), axis=1)
+        pivot = tl.maximum(tl.sum(tl.where(is_pick, column, 0.0), axis=0), ridge)
+        factor = tl.where(is_pick, 0.0, column / pivot)
+        system -= factor[:, None] * row[None, :]
+        right -= factor * tl.sum(tl.where(is_pick, right, 0.0), axis=0)
+        pivots = tl.where(is_pick, pivot, pivots)
+        is_open = is_open & (entries != pick)
+    is_picked = inside & (is_open == 0)
+    value = tl.where(is_picked, right / pivots, 0.0)
+    squares = tl.sum(value * (correlation - ridge * value), axis=0)
+    tl.store(norms + program, tl.sqrt(tl.maximum(squares, 0.0)))
+    tl.store(overlaps + program, tl.sum(value * correlation, axis=0))
+    place = program * k + tl.cumsum(is_picked.to(tl.int32), axis=0) - 1
+    tl.store(indices + place, candidate, mask=is_picked)
+    tl.store(values + place, value, mask=is_picked)
+
+
+def can_pursue(n_candidates: int) -> bool:
+    """Tell whether the kernel holds the system of this many candidates."""
+    return n_candidates <= _MAX_WIDTH
+
+
+def pursue_triton(
+    grams: GramTable, correlations: torch.Tensor, candidates: torch.Tensor, k: int, ridge: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Do what :func:`skcompressae._torch._pursuit.least_squares_codes_torch` does, from the correlations on."""
+    n_rows, n_candidates = candidates.shape
+    candidates, correlations = candidates.to(torch.int32).contiguous(), correlations.contiguous()
+    indices = torch.empty((n_rows, k), dtype=torch.int32, device=candidates.device)
+    values = torch.empty((n_rows, k), dtype=torch.float32, device=candidates.device)
+    norms, overlaps = torch.empty((2, n_rows), dtype=torch.float32, device=candidates.device)
+    gram = grams.gather(candidates) if grams.table is None else grams.table
+    width = max(16, triton.next_power_of_2(n_candidates))
+    with launching_on(candidates):
+        _pursue[(n_rows,)](
+            gram, correlations, candidates, indices, values, norms, overlaps,
+            n_candidates, grams.decoder.shape[0], k, ridge,
+            WIDTH=width, HAS_TABLE=grams.table is not None, IS_FIXED=n_candidates == k,
+            num_warps=max(1, width * width // _ENTRIES_PER_WARP), **OPTIONS,
+        )  # fmt: skip
+    return indices, values, norms, overlaps

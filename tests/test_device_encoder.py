@@ -1,0 +1,205 @@
+"""Encoding and decoding in torch on a device against the kernels of the CPU."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_embeddings
+from scipy.sparse import csr_array
+
+from skcompressae import CompresSAETransformer
+from skcompressae._core._initialise import data_weights
+from skcompressae._core._pursuit import least_squares_codes
+from skcompressae._core._rows import unit_rows
+from skcompressae._encoding import Encoder
+from skcompressae._torch import _pursuit, _row_ops
+from skcompressae._torch._device_encoder import DeviceEncoder
+from skcompressae._torch._pursuit import GramTable, least_squares_codes_torch
+from skcompressae._torch._row_ops import decoded_norms, gathered_dots, unit_rows_torch
+from skcompressae._torch._weights import Weights
+
+CODINGS = ["activations", "least_squares", "pursuit"]
+
+
+@pytest.fixture(scope="module")
+def weights():
+    x, _ = unit_rows(make_embeddings(n_rows=300, n_features=24))
+    encoder, _, decoder = data_weights(x, 60, 0.5, np.random.RandomState(0))
+    return Weights(encoder, (0.05 * np.random.RandomState(1).standard_normal(60)).astype(np.float32), decoder)
+
+
+def make_encoder(weights, coding, device, precision="float32"):
+    """An encoder whose torch path works on any device, the CPU included."""
+    cpu = torch.device("cpu")
+    encoder = Encoder(weights, coding=coding, candidate_factor=3.0, precision=precision, device=cpu)
+    if device is not None:
+        encoder._on_device = DeviceEncoder(weights, torch.device(device), precision, coding)
+        encoder._on_device.block_rows = 16
+    return encoder
+
+
+def rows_of(dtype, n_rows=70):
+    rows = make_embeddings(n_rows=n_rows, seed=3).astype(np.float64)
+    rows[5] = 0
+    rows[6] *= 1e-4
+    if dtype != np.float16:
+        rows[7] *= 1e30
+    if dtype == np.float64:
+        rows[8:10] *= [[1e200], [1e-200]]
+    return rows.astype(dtype)
+
+
+def assert_same_codes(found, expected, min_share=1.0):
+    """Equal supports in (nearly) all rows, and there equal values to 1e-5 of the row's largest."""
+    same = (found[0] == expected[0]).all(axis=1)
+    assert same.mean() >= min_share
+    size = np.abs(expected[1]).max(axis=1, keepdims=True)
+    difference = np.abs(found[1] - expected[1]) / np.where(size > 0, size, 1)
+    assert difference[same].max() < 1e-5
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize(("dtype", "norm"), [(np.float32, "input"), (np.float16, "unit"), (np.float64, None)])
+def test_codes_are_those_of_the_cpu(weights, device, coding, dtype, norm):
+    rows = rows_of(dtype)
+    kind = np.float64 if dtype == np.float64 else np.float32
+    found, expected = (
+        make_encoder(weights, coding, where).encode(rows, 6, norm=norm, dtype=kind) for where in (device, None)
+    )
+    assert found[0].dtype == expected[0].dtype == np.int32
+    assert found[1].dtype == expected[1].dtype == kind
+    assert not found[1][5].any()
+    assert_same_codes(found, expected, 0.97)
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_cosines_are_those_of_the_cpu(weights, device, coding):
+    rows = rows_of(np.float32)
+    found, expected = (make_encoder(weights, coding, where).cosines(rows, 6) for where in (device, None))
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    assert found[5] == 1
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_rounded_products_change_few_codes(weights, device, coding):
+    rows = make_embeddings(n_rows=200, seed=4)
+    rounded, exact = (
+        make_encoder(weights, coding, device, precision).encode(rows, 6, norm="unit", dtype=np.float32)
+        for precision in ("bfloat16", "float32")
+    )
+    assert_same_codes(rounded, exact, 0.95)
+
+
+def test_a_row_has_its_code_whatever_rows_are_beside_it(weights, device):
+    rows = make_embeddings(n_rows=40, seed=5)
+    encoder = make_encoder(weights, "least_squares", device)
+    together = encoder.encode(rows, 6, norm="input", dtype=np.float32)
+    for i in (0, 17, 39):
+        assert_same_codes(
+            encoder.encode(rows[i : i + 1], 6, norm="input", dtype=np.float32), [a[i : i + 1] for a in together]
+        )
+
+
+def test_blocks_cover_the_rows_in_order(weights, device):
+    encoder = make_encoder(weights, "least_squares", device)
+    rows = make_embeddings(n_rows=37)
+    found = [(where.start, where.stop) for where, *_ in encoder.encode_blocks(rows, 6, norm=None, dtype=np.float32)]
+    assert found == [(0, 16), (16, 32), (32, 37)]
+
+
+def test_norms_beyond_float32_are_refused(weights, device):
+    rows = np.full((1, 24), 3e38, np.float32)
+    with pytest.raises(ValueError, match=r"X has a row of norm .* beyond float32"):
+        make_encoder(weights, "activations", device).encode(rows, 6, norm="input", dtype=np.float32)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("is_sparse", [True, False])
+def test_decoding_is_the_product_with_the_decoder(weights, device, dtype, is_sparse):
+    if device == "mps" and dtype == np.float64:
+        pytest.skip("MPS has no float64")
+    random_state = np.random.RandomState(0)
+    dense = np.where(random_state.uniform(size=(40, 60)) < 0.1, random_state.standard_normal((40, 60)), 0).astype(dtype)
+    dense[3] = 0
+    encoder = DeviceEncoder(weights, torch.device(device), "float32", "activations")
+    encoder.block_rows = 16
+    decoded = encoder.decode(csr_array(dense) if is_sparse else dense)
+    assert decoded.dtype == dtype
+    np.testing.assert_allclose(decoded, dense @ weights.decoder.astype(dtype), rtol=1e-4, atol=1e-5)
+
+
+def test_the_estimator_gives_the_same_on_a_device(device):
+    if device == "cpu":
+        pytest.skip("there the estimator takes the CPU's own path")
+    X = make_embeddings(n_rows=300)
+    model = CompresSAETransformer(48, k=4, max_iter=20, random_state=0, device=device).fit(X)
+    on_device, score = model.transform(X), model.score(X)
+    model.set_params(device="cpu")
+    expected = model.transform(X)
+    assert abs(on_device - expected).max() < 1e-4 * abs(expected).max()
+    assert score == pytest.approx(model.score(X), abs=1e-5)
+
+
+# The parts -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n_candidates", "k"), [(7, 7), (20, 6), (33, 33), (40, 1), (30, 29)])
+@pytest.mark.parametrize("has_table", [True, False])
+def test_elimination_picks_and_fits_as_the_kernel_does(device, monkeypatch, n_candidates, k, has_table):
+    if not has_table:
+        monkeypatch.setattr(_pursuit, "_TABLE_BYTES", 0)
+    monkeypatch.setattr(_pursuit, "TEMPORARY_BYTES", 100_000)  # several blocks of rows
+    random_state = np.random.RandomState(n_candidates)
+    decoder = unit_rows(random_state.standard_normal((60, 48)))[0]
+    x = unit_rows(random_state.standard_normal((50, 48)))[0]
+    candidates = np.array([np.sort(random_state.choice(60, n_candidates, replace=False)) for _ in range(50)], np.int32)
+    expected = least_squares_codes(x, decoder, candidates, k, n_threads=1)
+    x, decoder, candidates = (torch.from_numpy(array).to(device) for array in (x, decoder, candidates))
+    indices, values, norms, overlaps = least_squares_codes_torch(x, GramTable(decoder), candidates, k)
+    np.testing.assert_array_equal(indices.cpu(), expected[0])
+    np.testing.assert_allclose(values.cpu(), expected[1], atol=2e-5)
+    np.testing.assert_allclose(norms.cpu(), expected[2], rtol=1e-4)
+    decoded = (values[:, :, None] * decoder[indices.long()]).sum(dim=1)
+    np.testing.assert_allclose(overlaps.cpu(), (decoded * x).sum(dim=1).cpu(), atol=1e-5)
+
+
+def test_latents_that_coincide_stay_finite(device):
+    random_state = np.random.RandomState(0)
+    decoder = unit_rows(random_state.standard_normal((20, 6)))[0]
+    decoder[::2] = decoder[0]
+    decoder[3::5] = 0
+    x = unit_rows(random_state.standard_normal((9, 6)))[0]
+    x[2] = 0
+    candidates = np.tile(np.arange(12, dtype=np.int32), (9, 1))
+    for k in (8, 12):  # more than there are features
+        arguments = (torch.from_numpy(array).to(device) for array in (x, decoder, candidates))
+        x_device, decoder_device, candidates_device = arguments
+        found = least_squares_codes_torch(x_device, GramTable(decoder_device), candidates_device, k)
+        assert all(torch.isfinite(part).all() for part in found)
+        assert not found[1][2].any()
+        expected = least_squares_codes(x, decoder, candidates, k, n_threads=1)
+        np.testing.assert_allclose(found[2].cpu(), expected[2], atol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_unit_rows_are_those_of_the_kernel(device, dtype):
+    if device == "mps":
+        pytest.skip("MPS has no float64, so rows are normalised on the CPU")
+    rows = rows_of(dtype)
+    expected = unit_rows(rows)
+    unit, norms = unit_rows_torch(torch.from_numpy(rows).to(device))
+    np.testing.assert_allclose(unit.cpu(), expected[0], rtol=3e-7, atol=1e-12)
+    np.testing.assert_allclose(norms.cpu(), expected[1], rtol=1e-12)
+
+
+def test_gathers_are_cut_into_bounded_blocks(device, monkeypatch):
+    random_state = np.random.RandomState(0)
+    x, matrix = (random_state.standard_normal((n, 10)).astype(np.float32) for n in (23, 30))
+    picks = random_state.randint(0, 30, (23, 4))
+    values = random_state.standard_normal((23, 4)).astype(np.float32)
+    monkeypatch.setattr(_row_ops, "TEMPORARY_BYTES", 4 * 4 * 10 * 5)
+    tensors = [torch.from_numpy(array).to(device) for array in (x, matrix, picks, values)]
+    dots = gathered_dots(*tensors[:3])
+    np.testing.assert_allclose(dots.cpu(), np.einsum("ij,iaj->ia", x, matrix[picks]), rtol=1e-4, atol=1e-5)
+    norms = decoded_norms(tensors[3], tensors[1], tensors[2])
+    decoded = np.einsum("ia,iaj->ij", values, matrix[picks])
+    np.testing.assert_allclose(norms.cpu(), np.linalg.norm(decoded, axis=1), rtol=1e-4)
