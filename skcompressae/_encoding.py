@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from skcompressae._core._arrays import FloatArray, IndexArray
-from skcompressae._core._pursuit import least_squares_codes
+from skcompressae._core._pursuit import count_candidates, least_squares_codes
 from skcompressae._core._rows import codes_to_csr, decode_norms, unit_rows
 from skcompressae._core._sparse_step import reconstruction_gradients
 from skcompressae._core._supports import activation_codes, rounding_margin, supports
@@ -143,8 +143,10 @@ class Encoder:
         The unit rows are valid until the next call.
         """
         # More candidates than k: the product only proposes, see `_core/_supports.py`.
-        n_candidates = round(self._candidate_factor * k) if self._coding == "pursuit" else k + _MARGIN
-        n_candidates = min(self.n_components, max(k, n_candidates))
+        if self._coding == "pursuit":
+            n_candidates = count_candidates(k, self._candidate_factor, self.n_components)
+        else:
+            n_candidates = min(self.n_components, k + _MARGIN)
         if len(self._unit) < len(rows):
             self._unit = np.empty(rows.shape, dtype=np.float32)
         x = self._unit[: len(rows)]

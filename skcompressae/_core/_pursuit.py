@@ -19,11 +19,16 @@ from skcompressae._core._gathers import FAST, dot, dots
 from skcompressae._core._lanes import N_LANES, add_multiple
 from skcompressae._core._threads import run_blocks
 
-__all__ = ["least_squares_codes"]
+__all__ = ["RIDGE", "count_candidates", "least_squares_codes"]
 
 # Added to the unit diagonal of the Gram matrix: keeps the solve stable when two latents (nearly) coincide, and is
 # far below the squared reconstruction error of any code.
-_RIDGE = 1e-5
+RIDGE = 1e-5
+
+
+def count_candidates(k: int, candidate_factor: float, n_components: int) -> int:
+    """Return how many latents pursuit chooses k from."""
+    return min(n_components, max(k, round(candidate_factor * k)))
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
@@ -219,7 +224,7 @@ def least_squares_codes(
     n_rows = x.shape[0]
     values = np.empty((n_rows, k), dtype=x.dtype)
     norms = np.empty(n_rows, dtype=x.dtype)
-    ridge = x.dtype.type(_RIDGE)
+    ridge = x.dtype.type(RIDGE)
     if candidates.shape[1] == k:
 
         def refit(start: int, stop: int) -> None:
