@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from skcompressae._core._arrays import FloatArray
 
@@ -44,7 +45,7 @@ class GraphBuilder:
 
     def constant(self, value: Any, dtype: type = np.int64) -> str:
         """Return the name of a small constant, one for all its uses."""
-        array = np.array(value, dtype=dtype)
+        array: NDArray[Any] = np.array(value, dtype=dtype)
         key = array.dtype.str, array.shape, array.tobytes()
         if key not in self._constants:
             self._constants[key] = self.onnx.numpy_helper.from_array(array, self.new_name("constant"))

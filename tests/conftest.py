@@ -1,10 +1,15 @@
 """Fixtures that several test files share."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 
 from skcompressae import CompresSAETransformer
+
+# before sentence-transformers is imported: no test reaches for the network
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def make_embeddings(n_rows=400, n_features=24, n_topics=12, seed=0, dtype=np.float32):
