@@ -56,7 +56,8 @@ def encoder_model(onnx: Any, weights: Mapping[str, NDArray[np.float32]], setting
     k, coding, norm = settings["k"], settings["coding"], settings["norm"]
     n_components, n_features = weights["components"].shape
     graph = GraphBuilder(onnx)
-    unit, norms = _unit_rows(graph)
+    n_rows, rows = _at_least_one_row(graph)
+    unit, norms = _unit_rows(graph, rows)
     encoder, bias = (graph.weight(name, weights[name]) for name in ("encoder_weights", "encoder_bias"))
     pre_activations = graph.add("Gemm", unit, encoder, bias, transB=1)
     n = k
@@ -72,8 +73,10 @@ def encoder_model(onnx: Any, weights: Mapping[str, NDArray[np.float32]], setting
         indices, values, correlations = _fit(graph, unit, _atoms(graph, weights, indices), indices, n, k)
         if norm is not None:
             decoded_norms = _fitted_norms(graph, values, correlations)
-    graph.add("Cast", indices, output="indices", to=onnx.TensorProto.INT32)
-    graph.add("Mul", values, _scales(graph, norms, decoded_norms, is_input=norm == "input"), output="values")
+    scales = _scales(graph, norms, decoded_norms, is_input=norm == "input")
+    found = graph.add("Cast", indices, to=onnx.TensorProto.INT32), graph.add("Mul", values, scales)
+    for array, name in zip(found, OUTPUTS, strict=True):
+        graph.add("Slice", array, graph.constant([0]), n_rows, graph.constant([0]), output=name)
     built = onnx.helper.make_graph(
         graph.nodes,
         "skcompressae_encoder",
@@ -84,12 +87,24 @@ def encoder_model(onnx: Any, weights: Mapping[str, NDArray[np.float32]], setting
     return onnx.helper.make_model(built, opset_imports=[onnx.helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
 
 
-def _unit_rows(graph: GraphBuilder) -> tuple[str, str]:
+def _at_least_one_row(graph: GraphBuilder) -> tuple[str, str]:
+    """Return the number of rows, and the rows or, where there are none, a zero row.
+
+    TopK of no rows divides by zero in onnxruntime up to 1.23, which ends the process.
+    """
+    zero = graph.constant([0])
+    n_rows = graph.add("Shape", INPUT, start=0, end=1)
+    n_missing = graph.add("Cast", graph.add("Equal", n_rows, zero), to=graph.onnx.TensorProto.INT64)
+    pads = graph.add("Concat", graph.constant([0, 0]), n_missing, zero, axis=0)
+    return n_rows, graph.add("Pad", INPUT, pads)
+
+
+def _unit_rows(graph: GraphBuilder, rows: str) -> tuple[str, str]:
     """Divide rows by their norms, zero rows by 1; return both. Squares are of x / max |x|, which cannot overflow."""
     columns, zero, one = graph.constant([1]), graph.constant(0, np.float32), graph.constant(1, np.float32)
-    largest = graph.add("ReduceMax", graph.add("Abs", INPUT), columns)
+    largest = graph.add("ReduceMax", graph.add("Abs", rows), columns)
     is_zero = graph.add("Equal", largest, zero)
-    scaled = graph.add("Div", INPUT, graph.add("Where", is_zero, one, largest))
+    scaled = graph.add("Div", rows, graph.add("Where", is_zero, one, largest))
     lengths = graph.add("ReduceL2", scaled, columns)
     unit = graph.add("Div", scaled, graph.add("Where", is_zero, one, lengths))
     return unit, graph.add("Mul", largest, lengths)
