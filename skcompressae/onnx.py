@@ -27,9 +27,9 @@ def to_onnx(model: CompresSAETransformer, path: str | os.PathLike[str]) -> None:
 
     The graph takes ``embeddings``, float32 of shape (n_rows, n_features), any number of rows of any scale, and gives
     ``indices``, int32, ascending in each row, and ``values``, float32, both of shape (n_rows, k): what
-    :meth:`CompresSAETransformer.transform` gives with the model's `k`, `coding` and `norm` of now. An entry whose value
-    is 0 is no part of the code; all values of a zero row are 0. It is made of standard operators of opset 18 and needs
-    no custom ones.
+    :meth:`~skcompressae.CompresSAETransformer.transform` gives with the model's `k`, `coding` and `norm` of now. An
+    entry whose value is 0 is no part of the code; all values of a zero row are 0. The graph is made of standard
+    operators of opset 18 and needs no custom ones.
 
     Parameters
     ----------

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from skcompressae._checks import check_compressor
 from skcompressae._model_weights import code_settings, finite_weights, settings_digest
@@ -40,9 +41,9 @@ class CompresSAEModule(Module):
 
     It reads ``features["sentence_embedding"]``, of shape (batch, n_features), and puts codes in its place: a dense
     tensor of shape (batch, n_components) with at most k nonzeros a row, which ``SparseEncoder.encode`` makes sparse.
-    They are what :meth:`CompresSAETransformer.transform` gives for the same embeddings, up to rounding, for every
-    `coding` and `norm`, computed on the device of the embeddings. ``SparseEncoder.encode(..., max_active_dims=16)``
-    fits codes of 16 nonzeros, as ``set_params(k=16)`` does.
+    They are what :meth:`~skcompressae.CompresSAETransformer.transform` gives for the same embeddings, up to rounding,
+    for every `coding` and `norm`, computed on the device of the embeddings. With ``max_active_dims=16``,
+    ``SparseEncoder.encode`` fits codes of 16 nonzeros, as ``set_params(k=16)`` does.
 
     The weights are buffers: training a SparseEncoder leaves them alone and passes gradients on to the modules before.
     They stay float32 where a model is cast to less, as rounded weights give other codes.
@@ -272,7 +273,10 @@ class CompresSAEModule(Module):
         name = f"{model_name_or_path}/{subfolder}" if subfolder else model_name_or_path
         config = cls.load_config(model_name_or_path, **place)
         _check_config(name, config)
-        weights = cls.load_torch_weights(model_name_or_path, **place)
+        try:
+            weights = cls.load_torch_weights(model_name_or_path, **place)
+        except SafetensorError as error:
+            raise ModelFormatError(f"{name} is damaged: {error}") from error
         try:
             module = cls(weights, **{key: config[key] for key in _SETTINGS})
             is_intact = module.model_hash == config["model_hash"]

@@ -83,8 +83,8 @@ def compressor(dense):
 
 
 @pytest.fixture(scope="module")
-def encoder(bert, compressor):
-    modules = [Transformer(bert), Pooling(16), CompresSAEModule.from_compressor(compressor)]
+def encoder(dense, compressor):
+    modules = [*dense, CompresSAEModule.from_compressor(compressor)]
     return sentence_transformers.SparseEncoder(modules=modules, similarity_fn_name="cosine", device="cpu")
 
 
@@ -231,6 +231,17 @@ def test_damaged_and_foreign_folders_are_refused(fitted, tmp_path, change, messa
     config = {name: value for name, value in config.items() if value is not ...}
     path.write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(ModelFormatError, match=message):
+        CompresSAEModule.load(str(tmp_path), local_files_only=True)
+
+
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_damaged_weights_are_refused(fitted, tmp_path, is_cut):
+    CompresSAEModule.from_compressor(fitted).save(str(tmp_path))
+    path = tmp_path / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1  # of the last number of the last array
+    path.write_bytes(content[:-1] if is_cut else content)
+    with pytest.raises(ModelFormatError, match="is damaged: "):
         CompresSAEModule.load(str(tmp_path), local_files_only=True)
 
 
