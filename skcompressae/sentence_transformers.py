@@ -248,8 +248,14 @@ class CompresSAEModule(Module):
             Folder of the whole model, or its name on the Hugging Face Hub.
         subfolder : str, default=""
             Where in it the module is.
-        token, cache_folder, revision, local_files_only
-            As in ``SparseEncoder``, for models on the Hub.
+        token : bool, str or None, default=None
+            As in ``SparseEncoder``, like the next three: for models on the Hub.
+        cache_folder : str or None, default=None
+            As in ``SparseEncoder``.
+        revision : str or None, default=None
+            As in ``SparseEncoder``.
+        local_files_only : bool, default=False
+            As in ``SparseEncoder``.
         **kwargs : dict
             Not used.
 
