@@ -95,7 +95,8 @@ def to_onnx(model: CompresSAETransformer, path: str | os.PathLike[str]) -> None:
             f"got {n_bytes} bytes for n_components={len(model.components_)}. Fit with fewer components, or encode with "
             "skcompressae itself."
         )
-    settings = {**code_settings(model), "precision": "float32"}
+    k = model._effective_k(len(model.components_))  # warns like transform
+    settings = {**code_settings(model), "k": k, "precision": "float32"}
     proto = encoder_model(onnx, weights, settings)
     proto.producer_name, proto.producer_version = "skcompressae", __version__
     onnx.helper.set_model_props(proto, {"skcompressae": json.dumps(_header(model, weights, settings))})

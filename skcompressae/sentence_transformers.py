@@ -118,7 +118,8 @@ class CompresSAEModule(Module):
         """
         check_compressor(model)
         model._check_encoding_parameters()
-        settings = code_settings(model)
+        k = model._effective_k(len(model.components_))  # warns like transform
+        settings = {**code_settings(model), "k": k}
         return cls(finite_weights(model), **{name: settings[name] for name in _SETTINGS})
 
     @property

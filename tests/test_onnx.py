@@ -253,6 +253,13 @@ def test_what_cannot_be_exported_is_refused_and_leaves_the_old_file(tmp_path, mo
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_k_above_the_width_is_clipped_with_a_warning(tmp_path):
+    model = make_model(6, 8, k=2).set_params(k=9)
+    with pytest.warns(UserWarning, match="k=9 is above n_components=8"):
+        session = export(model, tmp_path)
+    assert run(session, np.ones((2, 6), np.float32))[0].shape == (2, 8)
+
+
 def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ImportError, match=r"onnx: install it with pip install 'skcompressae\[onnx\]'"):

@@ -253,6 +253,8 @@ def test_what_does_not_fit_is_refused(fitted):
         codes_of(module, np.zeros((3, 16), np.float32))
     with pytest.raises(TypeError, match="must be a CompresSAETransformer; got dict"):
         CompresSAEModule.from_compressor({})
+    with pytest.warns(UserWarning, match="k=49 is above n_components=48"):
+        assert CompresSAEModule.from_compressor(altered(fitted, k=49)).k == 48
     with pytest.raises(NotFittedError):
         CompresSAEModule.from_compressor(CompresSAETransformer())
     with pytest.raises(ValueError, match="The 'norm' parameter"):
