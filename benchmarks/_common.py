@@ -22,7 +22,7 @@ import scipy.sparse as sp
 Array = np.ndarray
 BLOCK_BYTES = 64 * 2**20  # one block of scores: large enough for BLAS, small beside any data set
 REPOSITORY = Path(__file__).resolve().parent.parent
-VERSIONED = ("numpy", "scipy", "scikit-learn", "torch", "numba", "faiss-cpu", "skcompressae")
+VERSIONED = ("numpy", "scipy", "scikit-learn", "torch", "numba", "faiss-cpu", "onnx", "onnxruntime", "skcompressae")
 
 
 def environment() -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from skcompressae._core._arrays import FloatArray, IndexArray
-from skcompressae._core._pursuit import least_squares_codes
+from skcompressae._core._pursuit import count_candidates, least_squares_codes
 from skcompressae._core._rows import codes_to_csr, decode_norms, unit_rows
 from skcompressae._core._sparse_step import reconstruction_gradients
 from skcompressae._core._supports import activation_codes, rounding_margin, supports
@@ -139,8 +139,9 @@ class Encoder:
 
     def _n_candidates(self, k: int) -> int:
         """Count the candidates of a row, more than k: the product only proposes, see `_core/_supports.py`."""
-        n_candidates = round(self._candidate_factor * k) if self._coding == "pursuit" else k + _MARGIN
-        return min(self.n_components, max(k, n_candidates))
+        if self._coding == "pursuit":
+            return count_candidates(k, self._candidate_factor, self.n_components)
+        return min(self.n_components, k + _MARGIN)
 
     def _encode_unit_rows(
         self, rows: NDArray[Any], k: int

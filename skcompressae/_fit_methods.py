@@ -14,7 +14,8 @@ from sklearn.utils import check_random_state
 from skcompressae._checkpoint import FitCheckpoint
 from skcompressae._compat import _fit_context, with_callbacks
 from skcompressae._fitting import BLOCK_ROWS, check_loss_weights, initial_weights, measure_usage, split_rows
-from skcompressae._model_io import plain_parameter, weights_digest
+from skcompressae._model_io import plain_parameter
+from skcompressae._model_weights import weights_digest
 from skcompressae._progress import StepReporter
 from skcompressae._recipes import RECIPES
 from skcompressae._torch._devices import resolve_device

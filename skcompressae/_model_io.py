@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Mapping
@@ -13,11 +12,11 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from skcompressae._model_format import array_digest, check_array, read_model_file, write_model_file
-from skcompressae._recipes import RECIPES
+from skcompressae._model_weights import WEIGHT_NAMES, code_digest, finite_weights, weights_digest
 from skcompressae._version import __version__
 from skcompressae.exceptions import ModelFormatError
 
-__all__ = ["FORMAT_VERSION", "ModelFileMixin", "code_digest", "library_versions", "plain_parameter", "weights_digest"]
+__all__ = ["FORMAT_VERSION", "ModelFileMixin", "library_versions", "plain_parameter"]
 
 # A change of what the header or an array means raises this, keeps a reader for the old version, and adds a golden file
 # to tests/data. A new parameter or a new optional entry does not: readers take what is absent at its default.
@@ -25,7 +24,6 @@ FORMAT_VERSION = 1
 _KIND = "skcompressae model"
 # Where and when checkpoints are written is a matter of the machine that fits, not of the model.
 _UNSAVED_PARAMETERS = ("checkpoint_dir", "checkpoint_interval")
-_WEIGHTS = {"encoder_weights": "encoder_weights_", "encoder_bias": "encoder_bias_", "components": "components_"}
 _CURVES = {
     "loss_curve": ("loss_curve_", "float64"),
     "validation_loss_curve": ("validation_loss_curve_", "float64"),
@@ -50,28 +48,6 @@ def library_versions() -> dict[str, str]:
         "torch": torch.__version__,
         "safetensors": safetensors.__version__,
     }
-
-
-def _weights_of(model: Any) -> dict[str, NDArray[np.float32]]:
-    return {name: getattr(model, attribute) for name, attribute in _WEIGHTS.items()}
-
-
-def weights_digest(model: Any) -> str:
-    """Return the SHA-256 of a fitted model's weights."""
-    return array_digest(_weights_of(model))
-
-
-def code_digest(model: Any) -> str:
-    """Return the SHA-256 of all that decides a fitted model's codes, as `persistence.model_hash` documents it."""
-    coding = RECIPES[model.recipe].coding if model.coding == "auto" else model.coding
-    decisive = {
-        "k": int(min(model.k, model.components_.shape[0])),
-        "coding": coding,
-        "candidate_factor": float(model.candidate_factor) if coding == "pursuit" else None,
-        "norm": model.norm,
-        "precision": model.precision,
-    }
-    return array_digest(_weights_of(model), "skcompressae codes 1", json.dumps(decisive, sort_keys=True))
 
 
 def plain_parameter(name: str, value: Any) -> Any:
@@ -130,10 +106,7 @@ class ModelFileMixin:
         """
         check_is_fitted(self)
         model: Any = self
-        weights = _weights_of(model)
-        for name, array in weights.items():
-            if not np.isfinite(array).all():
-                raise ValueError(f"The model's {_WEIGHTS[name]} holds NaN or infinity; a broken model is not saved.")
+        weights = finite_weights(model)
         arrays: dict[str, NDArray[Any]] = {
             **weights,
             "latent_counts": model.latent_counts_,
@@ -238,7 +211,7 @@ def _build(
     weights["components"] = components
     if array_digest(weights) != header["weights_sha256"]:
         raise ModelFormatError(f"{path} is damaged: its weights are not those that its header describes.")
-    for name, attribute in _WEIGHTS.items():
+    for name, attribute in WEIGHT_NAMES.items():
         setattr(model, attribute, weights[name])
     model.n_features_in_ = n_features
     if header["feature_names_in"] is not None:
@@ -261,7 +234,7 @@ def _build(
         setattr(model, attribute, check_array(path, arrays, name, dtype, (None,), is_finite=False))
     if len(model.validation_steps_) != len(model.validation_loss_curve_):
         raise ModelFormatError(f"{path} is damaged: its validation curves have different lengths.")
-    known = {*_WEIGHTS, *_CURVES, "latent_counts", "latent_rms"}
+    known = {*WEIGHT_NAMES, *_CURVES, "latent_counts", "latent_rms"}
     model._moments = None
     if training["moments_n_steps"] is not None:
         known.update(_MOMENTS)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from skcompressae._checks import check_compressor
-from skcompressae._model_io import FORMAT_VERSION, code_digest
+from skcompressae._model_io import FORMAT_VERSION
+from skcompressae._model_weights import code_digest
 from skcompressae._reference_checkpoints import from_reference_checkpoint, to_reference_checkpoint
 from skcompressae._transformer import CompresSAETransformer
 

@@ -11,6 +11,8 @@ from skcompressae import CompresSAETransformer
 # Without a GPU, Triton kernels run in Triton's interpreter, which has to be chosen before Triton is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# before sentence-transformers is imported: no test reaches for the network
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def make_embeddings(n_rows=400, n_features=24, n_topics=12, seed=0, dtype=np.float32):

@@ -105,3 +105,24 @@ def test_gpu_suite_stops_what_runs_too_long(benchmark, tmp_path):
         assert benchmark("gpu_suite").run_part([sys.executable, "-c", "print(1)"], log, 60) == 0
         assert benchmark("gpu_suite").run_part(["sleep", "60"], log, 0.1) == "out of time"
     assert (tmp_path / "log.txt").read_text() == "1\n"
+
+
+def test_onnx_latency_is_measured_for_every_coding_and_batch(benchmark, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    latency, out = benchmark("onnx_latency"), tmp_path / "latency.json"
+    monkeypatch.setattr(latency, "N_TRAINING_ROWS", 600)
+    arguments = ["--n-features", "16", "--n-components", "64", "--k", "4", "--n-steps", "3", "--n-repeats", "1"]
+    n_threads = torch.get_num_threads()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a fit of three steps leaves latents unused
+        latency.main([*arguments, "--batch-sizes", "1", "40", "--threads", "1", "--out", str(out)])
+    torch.set_num_threads(n_threads)
+    result = json.loads(out.read_text(encoding="utf-8"))
+    assert result["environment"]["versions"]["onnxruntime"]
+    assert [(row["coding"], row["n_rows"]) for row in result["rows"]] == [
+        (coding, n_rows) for coding in ("activations", "least_squares", "pursuit") for n_rows in (1, 40)
+    ]
+    for row in result["rows"]:
+        assert min(row["load_s"], row["onnxruntime_s"], row["transform_s"], row["torch_s"]) > 0
+        assert row["same_latents"] > 0.9
+        assert row["max_difference"] < 1e-4

@@ -84,7 +84,8 @@ def object_page(entry: PublicName) -> str:
     lines = [entry.name, "=" * len(entry.name), "", f".. currentmodule:: {entry.module}", ""]
     lines.append(f".. {entry.directive}:: {entry.name}")
     if entry.directive == "autoclass":
-        lines += ["   :members:", "   :inherited-members:", f"   :exclude-members: {EXCLUDED_MEMBERS}"]
+        # but not of torch.nn.Module, under the name that its subclass in sentence-transformers shares
+        lines += ["   :members:", "   :inherited-members: Module", f"   :exclude-members: {EXCLUDED_MEMBERS}"]
     lines += ["", f".. minigallery:: {entry.path}", "   :add-heading: Examples", "   :heading-level: -", ""]
     return "\n".join(lines)
 

@@ -17,7 +17,7 @@ GROUPS = {
     "metrics": ("metrics", "_neighbor_metrics", "_core._exact"),
     "displays": ("_plot",),
     "packed": ("packed", "_packed", "_core._pack", "_core._archive", "_core._residual", "_core._rows"),
-    "files": ("persistence", "_persistence", "checkpoints", "_checkpoint", "onnx", "_onnx"),
+    "files": ("persistence", "_persistence", "checkpoints", "_checkpoint", "onnx", "_onnx", "sentence_transformers"),
     "arrow": ("arrow", "_arrow", "dask", "_dask", "spark", "_spark", "_parquet"),
     "engines": ("engines", "_engines"),
     "command_line": ("cli", "_cli", "__main__"),

@@ -31,7 +31,7 @@ def export(arguments: argparse.Namespace) -> None:
     """Run ``skcompressae export``."""
     kind = kind_of(arguments.input)
     if kind in ("model", "reference"):
-        to = output_kind(arguments.output, ("model", "reference") if kind == "model" else ("model",))
+        to = output_kind(arguments.output, ("model", "reference", "onnx") if kind == "model" else ("model",))
         check_output(arguments.output, force=arguments.force)
         _export_model(kind, to, arguments)
     else:
@@ -60,6 +60,10 @@ def _export_model(kind: str, to: str, arguments: argparse.Namespace) -> None:
         model = read_model(arguments.input, arguments)
     if to == "model":
         model.save(arguments.output, with_moments=False)
+    elif to == "onnx":
+        from skcompressae.onnx import to_onnx
+
+        to_onnx(model, arguments.output)
     else:
         to_reference_checkpoint(model, arguments.output)
 

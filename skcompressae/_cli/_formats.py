@@ -112,6 +112,10 @@ def output_kind(path: str | os.PathLike[str], allowed: tuple[str, ...]) -> str:
         from skcompressae._arrow_columns import import_pyarrow
 
         import_pyarrow("Parquet files")
+    if kind == "onnx":
+        from skcompressae._onnx_nodes import import_onnx
+
+        import_onnx()
     if kind in ("png", "svg", "pdf"):
         from skcompressae._plot._axes import require_matplotlib
 

@@ -32,6 +32,7 @@ Files are recognised by their content when they are read, and by their suffix wh
   .npz          codes, a CSR matrix of scipy.sparse.save_npz
   .skc .ska     codes, packed into about two bytes a nonzero (searchable) or archived (smallest)
   .safetensors  a model
+  .onnx         the encoder of a model, for onnxruntime
 
 Exit codes: 0 done; 1 the data, a model or a file is not as it must be; 2 the arguments are not; 130 interrupted by
 Ctrl-C; 141 nobody reads the output any more. Errors are one line on stderr, "skcompressae: error: ...".

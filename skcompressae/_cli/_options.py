@@ -180,7 +180,7 @@ def _export(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument(
         "output",
         metavar="OUTPUT",
-        help="of a model: .safetensors or .pt (reference checkpoint); of codes: .npz, .parquet, .skc, .ska",
+        help="of a model: .safetensors, .onnx or .pt (reference checkpoint); of codes: .npz, .parquet, .skc, .ska",
     )
     parser.add_argument("--value-bits", type=_positive, metavar="BITS", help="of a value in packed codes (default: 4)")
     parser.add_argument("--n-components", type=_positive, help="width of the codes where a Parquet file does not tell")
@@ -275,6 +275,8 @@ COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], Run]]] =
         skcompressae export codes.skc codes.ska
             The archive is smaller, lossless, and not searchable.
         skcompressae export model.safetensors smaller.safetensors --k 16
+        skcompressae export model.safetensors encoder.onnx --norm unit
+            The encoder as an ONNX model, for onnxruntime and other engines.
         skcompressae export checkpoint.pt model.safetensors --k 32
             A checkpoint of the paper's reference implementation, which does not say its k. Nothing in it is executed.
         skcompressae export model.safetensors checkpoint.pt

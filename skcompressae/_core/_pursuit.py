@@ -19,11 +19,16 @@ from skcompressae._core._gathers import FAST, dot, dots
 from skcompressae._core._lanes import N_LANES, add_multiple
 from skcompressae._core._threads import run_blocks
 
-__all__ = ["RIDGE", "least_squares_codes"]
+__all__ = ["RIDGE", "count_candidates", "least_squares_codes"]
 
 # Added to the unit diagonal of the Gram matrix: keeps the solve stable when two latents (nearly) coincide, and is
 # far below the squared reconstruction error of any code.
 RIDGE = 1e-5
+
+
+def count_candidates(k: int, candidate_factor: float, n_components: int) -> int:
+    """Return how many latents pursuit chooses k from."""
+    return min(n_components, max(k, round(candidate_factor * k)))
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)

@@ -1,14 +1,13 @@
 """Encoding and decoding on a device that is not the CPU: rows go there and codes come back, block by block.
 
 Everything between stays on the device: norms, the encoder's product, the selection, the recomputed activations that
-decide, the fitted values, the scale. As on the CPU the product only proposes, so a code hardly depends on the precision
-of the product, or on the rows beside it.
+decide, the fitted values, the scale.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +16,9 @@ from numpy.typing import NDArray
 from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._threads import row_blocks
 from skcompressae._torch import _devices
+from skcompressae._torch._codes import Codes, encode_unit_rows
 from skcompressae._torch._products import Products
-from skcompressae._torch._pursuit import GramTable, least_squares_codes_torch
-from skcompressae._torch._row_ops import decoded_norms, gathered_dots
-from skcompressae._torch._selection import select
+from skcompressae._torch._pursuit import GramTable
 from skcompressae._torch._staging import RowStream, download_blocks
 from skcompressae._torch._weights import Weights
 
@@ -29,15 +27,6 @@ __all__ = ["DeviceEncoder"]
 # Bytes of one dense (block, n_components) array: small beside any device, large enough for a product at full speed.
 _BLOCK_BYTES = 256 * 2**20
 _MIN_BLOCK_ROWS, _MAX_BLOCK_ROWS = 256, 16384
-
-
-class _Codes(NamedTuple):
-    """Codes of unit rows, on the device; `norms` and `overlaps` are of the rows' reconstructions."""
-
-    indices: torch.Tensor
-    values: torch.Tensor
-    norms: torch.Tensor
-    overlaps: torch.Tensor
 
 
 class DeviceEncoder:
@@ -141,22 +130,12 @@ class DeviceEncoder:
         for start, stop in row_blocks(len(rows), self.block_rows):
             yield slice(start, stop), *stream.fetch(slice(start, stop))
 
-    def _encode(self, x: torch.Tensor, k: int, n_candidates: int) -> _Codes:
+    def _encode(self, x: torch.Tensor, k: int, n_candidates: int) -> Codes:
         """Encode unit rows."""
         proposals = self._products.multiply(x, self._factor.T)
-        candidates, _ = select(proposals, self._bias, n_candidates)
-        del proposals
-        if self._coding != "pursuit":
-            activations = gathered_dots(x, self._encoder, candidates) + self._bias[candidates.long()]
-            chosen, values = select(activations, torch.zeros_like(activations[0]), k)
-            candidates = candidates.gather(1, chosen.long())
-            if self._coding == "activations":
-                norms = decoded_norms(values, self._decoder, candidates)
-                overlaps = (values * gathered_dots(x, self._decoder, candidates)).sum(dim=1)
-                return _Codes(candidates, values, norms, overlaps)
         if self._grams is None:
-            self._grams = GramTable(self._decoder)
-        return _Codes(*least_squares_codes_torch(x, self._grams, candidates, k))
+            self._grams = GramTable(self._decoder, is_kept=self._coding != "activations")
+        return encode_unit_rows(x, proposals, self._encoder, self._bias, self._grams, k, n_candidates, self._coding)
 
 
 def _scaled(

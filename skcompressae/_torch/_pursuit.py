@@ -29,12 +29,14 @@ class GramTable:
     Parameters
     ----------
     decoder : float32 tensor of shape (n_components, n_features)
+    is_kept : bool, default=True
+        Whether the table will serve enough rows to be worth filling; else each row computes its own products.
     """
 
-    def __init__(self, decoder: torch.Tensor) -> None:
+    def __init__(self, decoder: torch.Tensor, *, is_kept: bool = True) -> None:
         self.decoder = decoder
         self.table: torch.Tensor | None = None
-        if 4 * decoder.shape[0] ** 2 <= _TABLE_BYTES:
+        if is_kept and 4 * decoder.shape[0] ** 2 <= _TABLE_BYTES:
             with _devices.matmul_precision("float32", decoder.device):
                 self.table = decoder @ decoder.T
 
@@ -83,7 +85,7 @@ def least_squares_codes_torch(
     n_candidates = candidates.shape[1]
     n_rows = max(1, TEMPORARY_BYTES // (8 * n_candidates**2))
     parts = []
-    for start, stop in row_blocks(len(x), n_rows):
+    for start, stop in list(row_blocks(len(x), n_rows)) or [(0, 0)]:  # no rows have codes of the right shape too
         gram = grams.gather(candidates[start:stop])
         parts.append(_pursue(gram, correlations[start:stop], candidates[start:stop], k))
     indices, values, norms, overlaps = (torch.cat(part) for part in zip(*parts, strict=True))

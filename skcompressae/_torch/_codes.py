@@ -1,0 +1,161 @@
+"""Codes of unit rows in torch, a block at a time and on the rows' device.
+
+The product only proposes candidates; activations recomputed in float32 decide, so a code hardly depends on the
+precision of the product, or on the rows beside it.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+
+from skcompressae._core._pursuit import RIDGE, count_candidates
+from skcompressae._torch import _devices
+from skcompressae._torch._products import Products
+from skcompressae._torch._pursuit import GramTable, least_squares_codes_torch
+from skcompressae._torch._row_ops import decoded_norms, gathered_dots
+from skcompressae._torch._selection import select
+
+__all__ = ["Codes", "encode_batch", "encode_unit_rows"]
+
+# Candidates beyond k that the product proposes: it may order neighbours of the k-th wrongly.
+_MARGIN = 8
+
+
+class Codes(NamedTuple):
+    """Codes of unit rows; `norms` and `overlaps`, inner products with the rows, are of the reconstructions."""
+
+    indices: torch.Tensor
+    values: torch.Tensor
+    norms: torch.Tensor
+    overlaps: torch.Tensor
+
+
+def encode_unit_rows(
+    x: torch.Tensor,
+    proposals: torch.Tensor,
+    encoder: torch.Tensor,
+    bias: torch.Tensor,
+    grams: GramTable,
+    k: int,
+    n_candidates: int,
+    coding: str,
+) -> Codes:
+    """Encode unit rows.
+
+    Parameters
+    ----------
+    x : float32 tensor of shape (n_rows, n_features), unit-norm (or zero) rows
+    proposals : tensor of shape (n_rows, n_components), float32 or bfloat16
+        ``x @ encoder.T``, in any precision.
+    encoder : float32 tensor of shape (n_components, n_features)
+    bias : float32 tensor of shape (n_components,)
+    grams : GramTable
+        Of the decoder.
+    k, n_candidates : int
+        ``1 <= k <= n_candidates <= n_components``.
+    coding : {"pursuit", "least_squares", "activations"}
+
+    Returns
+    -------
+    codes : Codes
+        Indices, integers, of shape (n_rows, k), ascending in each row; values of the same shape; norms and overlaps of
+        shape (n_rows,). All but the indices float32.
+    """
+    candidates, _ = select(proposals, bias, n_candidates)
+    if coding != "pursuit":
+        activations = gathered_dots(x, encoder, candidates) + bias[candidates.long()]
+        chosen, values = select(activations, bias.new_zeros(n_candidates), k)
+        candidates = candidates.gather(1, chosen.long())
+        if coding == "activations":
+            norms = decoded_norms(values, grams.decoder, candidates)
+            overlaps = (values * gathered_dots(x, grams.decoder, candidates)).sum(dim=1)
+            return Codes(candidates, values, norms, overlaps)
+    return Codes(*least_squares_codes_torch(x, grams, candidates, k))
+
+
+def encode_batch(
+    rows: torch.Tensor,
+    encoder: torch.Tensor,
+    bias: torch.Tensor,
+    decoder: torch.Tensor,
+    k: int,
+    *,
+    coding: str,
+    candidate_factor: float | None,
+    norm: str | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encode rows of any scale, in float32 whatever autocast says, for models that run, and learn, in torch.
+
+    Gradients pass through the values; the choice of the latents has none.
+
+    Parameters
+    ----------
+    rows : tensor of shape (n_rows, n_features), of any floating dtype, finite
+    encoder, decoder : float32 tensors of shape (n_components, n_features), on the device of `rows`
+    bias : float32 tensor of shape (n_components,)
+    k : int in [1, n_components]
+    coding : {"pursuit", "least_squares", "activations"}
+    candidate_factor : float or None
+        Used where `coding` is "pursuit".
+    norm : {"input", "unit", None}
+
+    Returns
+    -------
+    indices : int64 tensor of shape (n_rows, k), ascending in each row
+    values : float32 tensor of shape (n_rows, k); all zero for an all-zero row
+    """
+    kind = rows.device.type
+    # Older torch knows no autocast on other devices, and refuses to disable it there.
+    without_autocast = torch.autocast(kind, enabled=False) if kind in ("cpu", "cuda") else nullcontext()
+    with without_autocast, _devices.matmul_precision("float32", rows.device):
+        unit, norms = _unit_rows(rows.float())
+        if coding == "pursuit" and candidate_factor is not None:
+            n_candidates = count_candidates(k, candidate_factor, len(decoder))
+        else:
+            n_candidates = min(len(decoder), k + _MARGIN)
+        proposals = Products("float32", rows.device).multiply(unit, encoder.T)
+        grams = GramTable(decoder, is_kept=False)
+        with torch.no_grad():
+            # the support; what is fitted beside it has no gradient
+            chooser = "pursuit" if coding == "pursuit" else "activations"
+            indices = encode_unit_rows(unit, proposals, encoder, bias, grams, k, n_candidates, chooser).indices.long()
+        values, decoded = _values(unit, encoder, bias, decoder, indices, is_fitted=coding != "activations")
+        scales = torch.ones_like(norms)
+        if norm is not None:
+            wanted = norms if norm == "input" else scales
+            scales = wanted / torch.where(decoded > 0, decoded, torch.ones_like(norms))
+        return indices, values * torch.where(norms > 0, scales, torch.zeros_like(norms))
+
+
+def _values(
+    unit: torch.Tensor,
+    encoder: torch.Tensor,
+    bias: torch.Tensor,
+    decoder: torch.Tensor,
+    indices: torch.Tensor,
+    *,
+    is_fitted: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the values on a support and the norms, (n_rows, 1), of what they decode to; both pass on gradients."""
+    atoms = decoder[indices]
+    if not is_fitted:
+        values = (encoder[indices] @ unit[:, :, None])[..., 0] + bias[indices]
+        return values, (values[:, None, :] @ atoms)[:, 0].norm(dim=1, keepdim=True)
+    system = atoms @ atoms.mT + RIDGE * torch.eye(indices.shape[1], device=unit.device)
+    correlations = atoms @ unit[:, :, None]
+    values = torch.linalg.solve(system, correlations)[..., 0]
+    # s G s = s (c - ridge s), as s solves the system
+    squares = (values * (correlations[..., 0] - RIDGE * values)).sum(dim=1, keepdim=True)
+    return values, squares.clamp_min(0).sqrt()
+
+
+def _unit_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Divide rows by their norms, zero rows by 1; return both. Squares are of x / max |x|, which cannot overflow."""
+    largest = rows.abs().amax(dim=1, keepdim=True)
+    one = torch.ones_like(largest)
+    scaled = rows / torch.where(largest > 0, largest, one)
+    lengths = scaled.norm(dim=1, keepdim=True)
+    return scaled / torch.where(largest > 0, lengths, one), largest * lengths

@@ -1,0 +1,326 @@
+"""Fitted compressors as the last module of a SparseEncoder of sentence-transformers: text in, codes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+
+from skcompressae._checks import check_compressor
+from skcompressae._model_weights import code_settings, finite_weights, settings_digest
+from skcompressae._torch._codes import encode_batch
+from skcompressae._transformer import CompresSAETransformer
+from skcompressae.exceptions import ModelFormatError
+
+try:
+    import sentence_transformers
+except ImportError as error:
+    raise ImportError(
+        "skcompressae.sentence_transformers needs sentence-transformers: install it with "
+        "pip install 'skcompressae[sentence-transformers]'"
+    ) from error
+if hasattr(sentence_transformers, "base"):
+    from sentence_transformers.base.modules import Module
+else:  # before 5.4
+    from sentence_transformers.models import Module
+
+__all__ = ["CompresSAEModule"]
+
+# Of config.json and the weights beside it. A change of what they mean raises it and keeps a reader for the old one.
+_FORMAT_VERSION = 1
+_KIND = "skcompressae sparse encoder module"
+_WEIGHTS = ("encoder_weights", "encoder_bias", "components")
+_SETTINGS = ("k", "coding", "candidate_factor", "norm")
+
+
+class CompresSAEModule(Module):
+    """Turn the sentence embeddings of the modules before it into the codes of a fitted compressor.
+
+    It reads ``features["sentence_embedding"]``, of shape (batch, n_features), and puts codes in its place: a dense
+    tensor of shape (batch, n_components) with at most k nonzeros a row, which ``SparseEncoder.encode`` makes sparse.
+    They are what :meth:`~skcompressae.CompresSAETransformer.transform` gives for the same embeddings, up to rounding,
+    for every `coding` and `norm`, computed on the device of the embeddings. With ``max_active_dims=16``,
+    ``SparseEncoder.encode`` fits codes of 16 nonzeros, as ``set_params(k=16)`` does.
+
+    The weights are buffers: training a SparseEncoder leaves them alone and passes gradients on to the modules before.
+    They stay float32 where a model is cast to less, as rounded weights give other codes.
+
+    Parameters
+    ----------
+    weights : mapping of str to array or tensor
+        "encoder_weights" and "components" of shape (n_components, n_features), "encoder_bias" of shape (n_components,),
+        all float32. Make a module by :meth:`from_compressor` rather than from these.
+    k : int
+        Nonzeros per code.
+    coding : {"pursuit", "least_squares", "activations"}
+        As in :class:`~skcompressae.CompresSAETransformer`.
+    candidate_factor : float or None
+        As in :class:`~skcompressae.CompresSAETransformer`; None where `coding` is not "pursuit".
+    norm : {"input", "unit", None}
+        As in :class:`~skcompressae.CompresSAETransformer`.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> from skcompressae import CompresSAETransformer
+    >>> from skcompressae.sentence_transformers import CompresSAEModule
+    >>> X = np.random.RandomState(0).standard_normal((200, 8)).astype(np.float32)
+    >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+    >>> module = CompresSAEModule.from_compressor(compressor)
+    >>> codes = module({"sentence_embedding": torch.from_numpy(X)})["sentence_embedding"]
+    >>> bool(np.allclose(codes, compressor.transform(X).toarray(), atol=1e-4))
+    True
+    """
+
+    forward_kwargs = {"max_active_dims"}
+
+    encoder_weights: torch.Tensor
+    encoder_bias: torch.Tensor
+    components: torch.Tensor
+
+    def __init__(
+        self, weights: Mapping[str, Any], *, k: int, coding: str, candidate_factor: float | None, norm: str | None
+    ) -> None:
+        super().__init__()
+        for name in _WEIGHTS:
+            # a copy, as NumPy's memory may be read-only or the compressor's
+            self.register_buffer(name, torch.tensor(np.asarray(weights[name]), dtype=torch.float32))
+        self.k = k
+        self.coding = coding
+        self.candidate_factor = candidate_factor
+        self.norm = norm
+
+    @classmethod
+    def from_compressor(cls, model: CompresSAETransformer) -> CompresSAEModule:
+        """Make a module of a fitted compressor, with its weights, `k`, `coding` and `norm` of now.
+
+        Parameters
+        ----------
+        model : CompresSAETransformer
+            Fitted on embeddings of the modules that will come before.
+
+        Returns
+        -------
+        module : CompresSAEModule
+            On the CPU; a SparseEncoder moves it to its device.
+
+        Raises
+        ------
+        TypeError
+            If `model` is no CompresSAETransformer.
+        sklearn.exceptions.NotFittedError
+            If it is not fitted.
+        ValueError
+            If its weights are not finite.
+        """
+        check_compressor(model)
+        model._check_encoding_parameters()
+        k = model._effective_k(len(model.components_))  # warns like transform
+        settings = {**code_settings(model), "k": k}
+        return cls(finite_weights(model), **{name: settings[name] for name in _SETTINGS})
+
+    @property
+    def model_hash(self) -> str:
+        """Hash of weights and settings: :func:`~skcompressae.model_hash` of the compressor with float32 precision."""
+        weights = {name: getattr(self, name).detach().cpu().numpy() for name in _WEIGHTS}
+        settings = {name: getattr(self, name) for name in _SETTINGS}
+        return settings_digest(weights, {**settings, "precision": "float32"})
+
+    def forward(self, features: dict[str, Any], max_active_dims: int | None = None) -> dict[str, Any]:
+        """Replace sentence embeddings by their codes.
+
+        Parameters
+        ----------
+        features : dict
+            With a tensor "sentence_embedding" of shape (batch, n_features).
+        max_active_dims : int or None, default=None
+            Nonzeros per code in the place of `k`.
+
+        Returns
+        -------
+        features : dict
+            The same, with codes of shape (batch, n_components), float32.
+
+        Raises
+        ------
+        ValueError
+            If there are no sentence embeddings, or they have another width than the compressor was fitted on.
+        """
+        embeddings = features.get("sentence_embedding")
+        n_components, n_features = self.components.shape
+        if embeddings is None:
+            raise ValueError(
+                f"features must have a 'sentence_embedding'; got {', '.join(features) or 'nothing'}. Put "
+                "CompresSAEModule behind a module that makes one, such as Pooling."
+            )
+        if embeddings.shape[-1] != n_features:
+            raise ValueError(
+                f"sentence_embedding must have n_features={n_features} columns, as the compressor was fitted on; got "
+                f"{embeddings.shape[-1]}. Fit a compressor on embeddings of these very modules."
+            )
+        indices, values = encode_batch(
+            embeddings,
+            self.encoder_weights,
+            self.encoder_bias,
+            self.components,
+            min(self.k if max_active_dims is None else max_active_dims, n_components),
+            coding=self.coding,
+            candidate_factor=self.candidate_factor,
+            norm=self.norm,
+        )
+        codes = torch.zeros((len(values), n_components), dtype=values.dtype, device=values.device)
+        features["sentence_embedding"] = codes.scatter(1, indices, values)
+        return features
+
+    def get_embedding_dimension(self) -> int:
+        """Return the width of a code.
+
+        Returns
+        -------
+        n_components : int
+            Of which at most k are not zero.
+        """
+        return len(self.components)
+
+    def get_sentence_embedding_dimension(self) -> int:
+        """Return the same, as sentence-transformers before 5.4 asks for it.
+
+        Returns
+        -------
+        n_components : int
+            Of which at most k are not zero.
+        """
+        return self.get_embedding_dimension()
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return what is saved beside the weights.
+
+        Returns
+        -------
+        config : dict
+            Kind and version of the folder, shape, settings, and :attr:`model_hash`.
+        """
+        n_components, n_features = self.components.shape
+        return {
+            "format": _KIND,
+            "format_version": _FORMAT_VERSION,
+            "n_components": n_components,
+            "n_features": n_features,
+            **{name: getattr(self, name) for name in _SETTINGS},
+            "model_hash": self.model_hash,
+        }
+
+    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
+        """Write ``config.json`` and the weights, ``model.safetensors``, into a folder.
+
+        Parameters
+        ----------
+        output_path : str
+            The folder, which exists.
+        *args : tuple
+            Not used.
+        safe_serialization : bool, default=True
+            False writes the weights as a torch state dict instead.
+        **kwargs : dict
+            Not used.
+        """
+        self.save_config(output_path)
+        self.save_torch_weights(output_path, safe_serialization=safe_serialization)
+
+    @classmethod
+    def load(
+        cls,
+        model_name_or_path: str,
+        subfolder: str = "",
+        token: bool | str | None = None,
+        cache_folder: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        **kwargs: Any,
+    ) -> CompresSAEModule:
+        """Read a module from the folder of a model; a SparseEncoder calls this.
+
+        Parameters
+        ----------
+        model_name_or_path : str
+            Folder of the whole model, or its name on the Hugging Face Hub.
+        subfolder : str, default=""
+            Where in it the module is.
+        token : bool, str or None, default=None
+            As in ``SparseEncoder``, like the next three: for models on the Hub.
+        cache_folder : str or None, default=None
+            As in ``SparseEncoder``.
+        revision : str or None, default=None
+            As in ``SparseEncoder``.
+        local_files_only : bool, default=False
+            As in ``SparseEncoder``.
+        **kwargs : dict
+            Not used.
+
+        Returns
+        -------
+        module : CompresSAEModule
+            The codes that it computes are those of the one that was saved.
+
+        Raises
+        ------
+        skcompressae.exceptions.ModelFormatError
+            If the folder is foreign, damaged, or written by a newer version.
+        """
+        place: dict[str, Any] = {
+            "subfolder": subfolder,
+            "token": token,
+            "cache_folder": cache_folder,
+            "revision": revision,
+            "local_files_only": local_files_only,
+        }
+        name = f"{model_name_or_path}/{subfolder}" if subfolder else model_name_or_path
+        config = cls.load_config(model_name_or_path, **place)
+        _check_config(name, config)
+        try:
+            weights = cls.load_torch_weights(model_name_or_path, **place)
+        except SafetensorError as error:
+            raise ModelFormatError(f"{name} is damaged: {error}") from error
+        try:
+            module = cls(weights, **{key: config[key] for key in _SETTINGS})
+            is_intact = module.model_hash == config["model_hash"]
+        except KeyError as error:
+            raise ModelFormatError(f"{name} is damaged: {error} is missing.") from error
+        if not is_intact:
+            raise ModelFormatError(f"{name} is damaged: weights and settings do not have the hash in its config.json.")
+        return module
+
+    def __repr__(self) -> str:
+        n_components, n_features = self.components.shape
+        return (
+            f"CompresSAEModule(n_features={n_features}, n_components={n_components}, k={self.k}, "
+            f"coding={self.coding!r}, norm={self.norm!r})"
+        )
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> CompresSAEModule:
+        """Follow moves to other devices, but not to other dtypes: rounded weights give other codes."""
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
+
+
+def _check_config(name: str, config: Mapping[str, Any]) -> None:
+    """Refuse what is not ours, or newer."""
+    if config.get("format") != _KIND:
+        raise ModelFormatError(
+            f"{name} holds no CompresSAEModule: the format in its config.json is {config.get('format')!r}."
+        )
+    version = config.get("format_version")
+    if type(version) is not int or version < 1:
+        raise ModelFormatError(f"{name} is damaged: its format version is {version!r}.")
+    if version > _FORMAT_VERSION:
+        raise ModelFormatError(
+            f"{name} has format version {version}, and this skcompressae reads versions up to {_FORMAT_VERSION}. "
+            "Upgrade skcompressae to read it."
+        )
