@@ -26,7 +26,7 @@ from skcompressae._core._threads import row_blocks
 from skcompressae._torch._device_encoder import DeviceEncoder
 from skcompressae._torch._devices import matmul_precision, resolve_device
 from skcompressae._torch._products import Products
-from skcompressae._torch._pursuit import GramTable, least_squares_codes_torch
+from skcompressae._torch._pursuit import GramTable, pursuit_codes_torch
 from skcompressae._torch._row_ops import decoded_norms, gathered_dots, unit_rows_torch
 from skcompressae._torch._selection import select
 from skcompressae._torch._weights import Weights
@@ -113,6 +113,7 @@ def stage_times(
     k = options.k
     x = x[: DeviceEncoder(weights, device, "float32", "activations").block_rows].contiguous()
     n_candidates = min(options.n_components, k + MARGIN)
+    n_pursued = min(options.n_components, round(options.candidate_factor * k))
     grams = GramTable(decoder)
     found = {}
     for has_kernels in kernel_choices(device):
@@ -129,10 +130,13 @@ def stage_times(
             candidates, _ = select(block, bias, n_candidates)
             support = candidates[:, :k].contiguous()
             values = gathered_dots(unit, decoder, support)
+            fitted = support, values  # with k candidates activations choose nothing
+            pursued = select(block, bias, n_pursued)
             stages |= {
                 "activations_of_candidates": lambda u=unit, c=candidates: gathered_dots(u, encoder, c),
                 "correlations": lambda u=unit, s=support: gathered_dots(u, decoder, s),
-                "correlations_and_refit": lambda u=unit, s=support: least_squares_codes_torch(u, grams, s, k),
+                "correlations_and_refit": lambda u=unit, f=fitted: pursuit_codes_torch(u, grams, *f, k),
+                "correlations_and_pursuit": lambda u=unit, p=pursued: pursuit_codes_torch(u, grams, *p, k),
                 "decoded_norms": lambda v=values, s=support: decoded_norms(v, decoder, s),
             }
             name = "kernels" if has_kernels else "plain"

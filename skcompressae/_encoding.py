@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from skcompressae._core._arrays import FloatArray, IndexArray
-from skcompressae._core._pursuit import count_candidates, least_squares_codes
+from skcompressae._core._pursuit import count_candidates, least_squares_codes, pursuit_codes
 from skcompressae._core._rows import codes_to_csr, decode_norms, unit_rows
 from skcompressae._core._sparse_step import reconstruction_gradients
-from skcompressae._core._supports import activation_codes, rounding_margin, supports
+from skcompressae._core._supports import activation_codes, candidate_activations, rounding_margin, supports
 from skcompressae._core._threads import effective_n_threads, row_blocks, run_product_blocks
 from skcompressae._core._topk import top_k
 from skcompressae._torch._cpu_engine import PreActivations
@@ -153,7 +153,9 @@ class Encoder:
         weights, n_threads = self._weights, self._n_threads
         x, norms, candidates, proposed = self._candidates(rows, k)
         if self._coding == "pursuit":
-            return x, norms, *least_squares_codes(x, weights.decoder, candidates, k, n_threads=n_threads)
+            if not self._has_exact_products:
+                proposed = candidate_activations(x, weights.encoder, weights.bias, candidates, n_threads=n_threads)
+            return x, norms, *pursuit_codes(x, weights.decoder, candidates, proposed, k, n_threads=n_threads)
         if self._coding == "least_squares" and self._has_exact_products and len(rows) >= _MIN_BOUNDED_ROWS:
             if self._margin is None:
                 self._margin = rounding_margin(weights.encoder, weights.bias)
@@ -165,7 +167,7 @@ class Encoder:
             if self._coding == "activations":
                 return x, norms, *codes, decode_norms(weights.decoder, *codes, n_threads=n_threads)
             indices = codes[0]
-        return x, norms, *least_squares_codes(x, weights.decoder, indices, k, n_threads=n_threads)
+        return x, norms, indices, *least_squares_codes(x, weights.decoder, indices, n_threads=n_threads)
 
     def _candidates(self, rows: NDArray[Any], k: int) -> tuple[FloatArray, NDArray[np.float64], IndexArray, FloatArray]:
         """Return unit rows, norms and, for each row, latents that may be in its code and their proposed activations.

@@ -2,9 +2,10 @@
 
 ONNX has no solver. Gauss-Jordan elimination of the augmented system ``[G + ridge I | c]`` is one rank-one update per
 pivot, the body of a ``Loop``, so the graph does not grow with k. After the pivots S are eliminated, the last column
-holds the least-squares values of S and, for every other latent, its product with what S leaves unexplained: what
-matching pursuit picks the next pivot by. Both codings that fit values are therefore this one loop, and differ in how
-a pivot is chosen. Pivots need no exchange for stability, as the system is positive definite.
+holds the least-squares values of S and, for every other latent, its product with what S leaves unexplained, which
+matching pursuit picks the next pivots by (`_core/_pursuit.py` says how activations guide it). Both codings that fit
+values are therefore this one loop, and differ in how a pivot is chosen. Pivots need no exchange for stability, as the
+system is positive definite.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from skcompressae._core._pursuit import RIDGE, count_candidates
+from skcompressae._core._pursuit import GUIDANCE, RIDGE, count_candidates, pursuit_rounds
 from skcompressae._onnx_nodes import GraphBuilder
 
 __all__ = ["INPUT", "OUTPUTS", "encoder_model"]
@@ -70,7 +71,8 @@ def encoder_model(onnx: Any, weights: Mapping[str, NDArray[np.float32]], setting
         if norm is not None:
             decoded_norms = _decoded_norms(graph, values, _atoms(graph, weights, indices))
     else:
-        indices, values, correlations = _fit(graph, unit, _atoms(graph, weights, indices), indices, n, k)
+        magnitudes = graph.add("Abs", graph.add("GatherElements", pre_activations, indices, axis=1))
+        indices, values, correlations = _fit(graph, unit, _atoms(graph, weights, indices), indices, magnitudes, n, k)
         if norm is not None:
             decoded_norms = _fitted_norms(graph, values, correlations)
     scales = _scales(graph, norms, decoded_norms, is_input=norm == "input")
@@ -148,14 +150,17 @@ def _fitted_norms(graph: GraphBuilder, values: str, correlations: str) -> str:
     return graph.add("Sqrt", graph.add("Relu", squares))
 
 
-def _fit(graph: GraphBuilder, unit: str, atoms: str, indices: str, n: int, k: int) -> tuple[str, str, str]:
+def _fit(
+    graph: GraphBuilder, unit: str, atoms: str, indices: str, magnitudes: str, n: int, k: int
+) -> tuple[str, str, str]:
     """Fit values of k of n candidates by least squares.
 
     Parameters
     ----------
     graph : GraphBuilder
-    unit, atoms, indices : str
-        Names of unit rows, of their candidates' decoder rows, of shape (n_rows, n, n_features), and of the candidates.
+    unit, atoms, indices, magnitudes : str
+        Names of unit rows, of their candidates' decoder rows, of shape (n_rows, n, n_features), of the candidates and
+        of the magnitudes of their activations.
     n, k : int
         k below n means pursuit.
 
@@ -171,7 +176,7 @@ def _fit(graph: GraphBuilder, unit: str, atoms: str, indices: str, n: int, k: in
     system = graph.add("Concat", raised, products, axis=2)
     if n == k:
         return indices, graph.add("Gather", _eliminate_all(graph, system, n), graph.constant(n), axis=2), correlations
-    solved, is_picked = _pursue(graph, system, correlations, n, k)
+    solved, is_picked = _pursue(graph, system, magnitudes, n, k)
     # Keys that are distinct, so that no engine's rule for ties is relied on.
     keys = graph.add("Where", is_picked, graph.constant([range(n)]), graph.constant([range(n, 2 * n)]))
     names = ["picks", "picks_place"]
@@ -198,13 +203,23 @@ def _eliminate_all(graph: GraphBuilder, system: str, n: int) -> str:
     return _loop(graph, body, {"system": (system, np.float32, (n, n + 1))}, n)[0]
 
 
-def _pursue(graph: GraphBuilder, system: str, correlations: str, n: int, k: int) -> Sequence[str]:
+def _pursue(graph: GraphBuilder, system: str, magnitudes: str, n: int, k: int) -> Sequence[str]:
     """Return the system after k pivots that pursuit chose, and which they were: booleans of shape (n_rows, n)."""
-    nothing = graph.add("Less", correlations, graph.constant(-np.inf, np.float32))
+    nothing = graph.add("Less", magnitudes, graph.constant(-np.inf, np.float32))
+    names = ["leading", "leading_place"]
+    leading = graph.add_several("TopK", magnitudes, graph.constant([k]), outputs=names, axis=1)[0]
+    kth = graph.add("ReduceMin", leading, graph.constant([1]))
+    is_positive = graph.add("Greater", kth, graph.constant(0, np.float32))
+    safe = graph.add("Where", is_positive, kth, graph.constant(1, np.float32))
+    guidance = graph.add("Div", graph.add("Mul", magnitudes, graph.constant(GUIDANCE, np.float32)), safe)
+    n_first, n_per_round = pursuit_rounds(k)
+    starts_round = [step >= n_first and (step - n_first) % n_per_round == 0 for step in range(k)]
     body = GraphBuilder(graph.onnx, graph)
     unexplained = body.add("Abs", body.add("Gather", "system", body.constant(n), axis=2))
-    scores = body.add("Where", "is_picked", body.constant(-1, np.float32), unexplained)
-    best = body.add("ArgMax", scores, axis=1)
+    starts = body.add("Gather", body.constant(starts_round, np.bool_), "number", axis=0)
+    scores = body.add("Where", starts, body.add("Add", unexplained, guidance), "scores")
+    body.add("Identity", scores, output="scores_after")
+    best = body.add("ArgMax", body.add("Where", "is_picked", body.constant(-1, np.float32), scores), axis=1)
     is_best = body.add("Equal", best, body.constant([range(n)]))
     body.add("Or", "is_picked", is_best, output="is_picked_after")
     at = body.add("Unsqueeze", best, body.constant([2]))
@@ -216,8 +231,12 @@ def _pursue(graph: GraphBuilder, system: str, correlations: str, n: int, k: int)
         is_pivot=body.add("Unsqueeze", is_best, body.constant([2])),
     )
     _eliminate(body, pivot)
-    state = {"system": (system, np.float32, (n, n + 1)), "is_picked": (nothing, np.bool_, (n,))}
-    return _loop(graph, body, state, k)
+    state = {
+        "system": (system, np.float32, (n, n + 1)),
+        "is_picked": (nothing, np.bool_, (n,)),
+        "scores": (magnitudes, np.float32, (n,)),
+    }
+    return _loop(graph, body, state, k)[:2]
 
 
 def _eliminate(body: GraphBuilder, pivot: _Pivot) -> None:

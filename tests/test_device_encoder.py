@@ -8,12 +8,12 @@ from scipy.sparse import csr_array
 
 from skcompressae import CompresSAETransformer
 from skcompressae._core._initialise import data_weights
-from skcompressae._core._pursuit import least_squares_codes
+from skcompressae._core._pursuit import pursuit_codes
 from skcompressae._core._rows import unit_rows
 from skcompressae._encoding import Encoder
 from skcompressae._torch import _pursuit, _row_ops
 from skcompressae._torch._device_encoder import DeviceEncoder
-from skcompressae._torch._pursuit import GramTable, least_squares_codes_torch
+from skcompressae._torch._pursuit import GramTable, pursuit_codes_torch
 from skcompressae._torch._row_ops import decoded_norms, gathered_dots, unit_rows_torch
 from skcompressae._torch._weights import Weights
 
@@ -152,9 +152,11 @@ def test_elimination_picks_and_fits_as_the_kernel_does(device, monkeypatch, n_ca
     decoder = unit_rows(random_state.standard_normal((60, 48)))[0]
     x = unit_rows(random_state.standard_normal((50, 48)))[0]
     candidates = np.array([np.sort(random_state.choice(60, n_candidates, replace=False)) for _ in range(50)], np.int32)
-    expected = least_squares_codes(x, decoder, candidates, k, n_threads=1)
-    x, decoder, candidates = (torch.from_numpy(array).to(device) for array in (x, decoder, candidates))
-    indices, values, norms, overlaps = least_squares_codes_torch(x, GramTable(decoder), candidates, k)
+    activations = random_state.standard_normal((50, n_candidates)).astype(np.float32)
+    expected = pursuit_codes(x, decoder, candidates, activations, k, n_threads=1)
+    arrays = (x, decoder, candidates, activations)
+    x, decoder, candidates, activations = (torch.from_numpy(array).to(device) for array in arrays)
+    indices, values, norms, overlaps = pursuit_codes_torch(x, GramTable(decoder), candidates, activations, k)
     np.testing.assert_array_equal(indices.cpu(), expected[0])
     np.testing.assert_allclose(values.cpu(), expected[1], atol=2e-5)
     np.testing.assert_allclose(norms.cpu(), expected[2], rtol=1e-4)
@@ -170,13 +172,15 @@ def test_latents_that_coincide_stay_finite(device):
     x = unit_rows(random_state.standard_normal((9, 6)))[0]
     x[2] = 0
     candidates = np.tile(np.arange(12, dtype=np.int32), (9, 1))
+    activations = random_state.standard_normal((9, 12)).astype(np.float32)
     for k in (8, 12):  # more than there are features
-        arguments = (torch.from_numpy(array).to(device) for array in (x, decoder, candidates))
-        x_device, decoder_device, candidates_device = arguments
-        found = least_squares_codes_torch(x_device, GramTable(decoder_device), candidates_device, k)
+        x_device, decoder_device, *rest = (
+            torch.from_numpy(array).to(device) for array in (x, decoder, candidates, activations)
+        )
+        found = pursuit_codes_torch(x_device, GramTable(decoder_device), *rest, k)
         assert all(torch.isfinite(part).all() for part in found)
         assert not found[1][2].any()
-        expected = least_squares_codes(x, decoder, candidates, k, n_threads=1)
+        expected = pursuit_codes(x, decoder, candidates, activations, k, n_threads=1)
         np.testing.assert_allclose(found[2].cpu(), expected[2], atol=2e-3)
 
 

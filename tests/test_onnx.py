@@ -70,14 +70,20 @@ def naive_code(x, model, coding):
     gaps = [abs(activations[order[n - 1]]) - abs(activations[order[n]])] if n < len(order) else []
     chosen, candidates = np.sort(order[:k]), np.sort(order[:n])
     if coding == "pursuit" and n > k:
-        picked, unexplained = [], decoder[candidates] @ unit
+        magnitudes, picked, unexplained = abs(activations[candidates]), [], decoder[candidates] @ unit
+        guidance = 0.06 * magnitudes / np.sort(magnitudes)[-k]
+        n_first, n_picks = k // 2, k // 2
         while len(picked) < k:
-            scores = np.where(np.isin(np.arange(n), picked), -1, abs(unexplained))
-            gaps.append(np.diff(np.sort(scores)[-2:])[0])
-            picked.append(int(np.argmax(scores)))
-            atoms = decoder[candidates[picked]]
-            values = np.linalg.solve(atoms @ atoms.T + 1e-5 * np.eye(len(picked)), atoms @ unit)
-            unexplained = decoder[candidates] @ (unit - values @ atoms)
+            scores = magnitudes if len(picked) < n_first else abs(unexplained) + guidance
+            scores = np.where(np.isin(np.arange(n), picked), -1, scores)
+            if n_picks:
+                best = np.argsort(-scores, kind="stable")
+                gaps.append(scores[best[n_picks - 1]] - scores[best[n_picks]])
+                picked += list(best[:n_picks])
+                atoms = decoder[candidates[picked]]
+                values = np.linalg.solve(atoms @ atoms.T + 1e-5 * np.eye(len(picked)), atoms @ unit)
+                unexplained = decoder[candidates] @ (unit - values @ atoms)
+            n_picks = min(-(-(k - n_first) // 4), k - len(picked))
         chosen = np.sort(candidates[picked])
     atoms = decoder[chosen]
     system = atoms @ atoms.T + 1e-5 * np.eye(k)

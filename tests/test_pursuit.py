@@ -5,11 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skcompressae._core._pursuit import least_squares_codes
+from skcompressae._core._pursuit import GUIDANCE, RIDGE, least_squares_codes, pursuit_codes
 from skcompressae._core._rows import unit_rows
-
-# The kernel adds this to the diagonal of the Gram matrix of unit rows.
-RIDGE = 1e-5
 
 
 def unit(rows):
@@ -17,12 +14,13 @@ def unit(rows):
 
 
 def draw(n_rows, n_features, n_components, n_candidates, seed, dtype=np.float64):
-    """Unit rows, unit decoder rows, and distinct ascending candidates."""
+    """Unit rows, unit decoder rows, distinct ascending candidates and their activations."""
     random_state = np.random.RandomState(seed)
     x = unit(random_state.standard_normal((n_rows, n_features))).astype(dtype)
     decoder = unit(random_state.standard_normal((n_components, n_features))).astype(dtype)
     candidates = [np.sort(random_state.choice(n_components, n_candidates, replace=False)) for _ in range(n_rows)]
-    return x, decoder, np.array(candidates, dtype=np.int32)
+    activations = random_state.standard_normal((n_rows, n_candidates)).astype(dtype)
+    return x, decoder, np.array(candidates, dtype=np.int32), activations
 
 
 def naive_values(x, rows):
@@ -30,16 +28,18 @@ def naive_values(x, rows):
     return np.linalg.solve(rows @ rows.T + RIDGE * np.eye(len(rows)), rows @ x)
 
 
-def naive_pursuit(x, decoder, candidates, k):
-    """Orthogonal matching pursuit (Pati et al. 1993), every step solved anew."""
-    picked = []
-    residual = x
-    for _ in range(k):
-        correlations = np.abs(decoder[candidates] @ residual)
-        correlations[picked] = -1
-        picked.append(int(np.argmax(correlations)))
+def naive_pursuit(x, decoder, candidates, activations, k):
+    """Take the first half by activation; pick the rest in rounds, every step solved anew."""
+    magnitudes = np.abs(activations)
+    picked = list(np.argsort(-magnitudes, kind="stable")[: k // 2])
+    guidance = GUIDANCE * magnitudes / np.sort(magnitudes)[-k]
+    n_per_round = int(np.ceil((k - k // 2) / 4))
+    while len(picked) < k:
         rows = decoder[candidates[picked]]
-        residual = x - naive_values(x, rows) @ rows
+        unexplained = x - naive_values(x, rows) @ rows if picked else x
+        scores = np.abs(decoder[candidates] @ unexplained) + guidance
+        scores[picked] = -1
+        picked += list(np.argsort(-scores, kind="stable")[: min(n_per_round, k - len(picked))])
     picked = np.sort(picked)
     return candidates[picked], naive_values(x, decoder[candidates[picked]])
 
@@ -59,9 +59,12 @@ def explained(x, decoder, indices, values):
     seed=st.integers(0, 2**31),
 )
 def test_values_on_a_given_support_are_least_squares(n_rows, n_features, k, n_spare, seed):
-    x, decoder, support = draw(n_rows, n_features, k + n_spare, k, seed)
-    indices, values, _ = least_squares_codes(x, decoder, support, k, n_threads=1)
-    np.testing.assert_array_equal(indices, support)
+    x, decoder, support, activations = draw(n_rows, n_features, k + n_spare, k, seed)
+    values, norms = least_squares_codes(x, decoder, support, n_threads=1)
+    for found, expected in zip(
+        pursuit_codes(x, decoder, support, activations, k, n_threads=1), (support, values, norms), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)  # nothing to choose
     for i in range(n_rows):
         rows = decoder[support[i]]
         np.testing.assert_allclose(values[i], naive_values(x[i], rows), atol=1e-10)
@@ -75,15 +78,15 @@ def test_values_on_a_given_support_are_least_squares(n_rows, n_features, k, n_sp
 @given(
     n_rows=st.integers(1, 5),
     n_features=st.integers(24, 60),
-    k=st.integers(1, 9),
+    k=st.integers(1, 19),
     n_more=st.integers(1, 15),
     seed=st.integers(0, 2**31),
 )
 def test_pursuit_is_that_of_a_naive_loop(n_rows, n_features, k, n_more, seed):
-    x, decoder, candidates = draw(n_rows, n_features, k + n_more + 5, k + n_more, seed)
-    indices, values, _ = least_squares_codes(x, decoder, candidates, k, n_threads=1)
+    x, decoder, candidates, activations = draw(n_rows, n_features, k + n_more + 5, k + n_more, seed)
+    indices, values, _ = pursuit_codes(x, decoder, candidates, activations, k, n_threads=1)
     for i in range(n_rows):
-        expected_indices, expected_values = naive_pursuit(x[i], decoder, candidates[i], k)
+        expected_indices, expected_values = naive_pursuit(x[i], decoder, candidates[i], activations[i], k)
         np.testing.assert_array_equal(indices[i], expected_indices)
         np.testing.assert_allclose(values[i], expected_values, atol=1e-9)
 
@@ -97,12 +100,14 @@ def test_pursuit_is_that_of_a_naive_loop(n_rows, n_features, k, n_more, seed):
     seed=st.integers(0, 2**31),
 )
 def test_duplicates_zero_rows_and_more_latents_than_features_stay_finite(n_features, k, n_more, dtype, seed):
-    x, decoder, candidates = draw(5, n_features, k + n_more, k + n_more, seed, dtype)
+    x, decoder, candidates, activations = draw(5, n_features, k + n_more, k + n_more, seed, dtype)
     decoder[::2] = decoder[0]
     decoder[3::5] = 0
     decoder[4::6] *= -1
     x[2] = 0
-    indices, values, _ = least_squares_codes(x, decoder, candidates, k, n_threads=1)
+    activations[2] = 0
+    activations[3] = 1
+    indices, values, _ = pursuit_codes(x, decoder, candidates, activations, k, n_threads=1)
     assert np.isfinite(values).all()
     assert (np.diff(indices, axis=1) > 0).all()
     np.testing.assert_array_equal(values[2], 0)
@@ -117,18 +122,27 @@ def test_duplicates_zero_rows_and_more_latents_than_features_stay_finite(n_featu
 
 
 @pytest.mark.parametrize("n_features", [16, 48])
-def test_pursuit_explains_more_than_the_largest_correlations(n_features):
-    x, decoder, everything = draw(50, n_features, 64, 64, 0)
-    chosen = explained(x, decoder, *least_squares_codes(x, decoder, everything, 6, n_threads=1)[:2])
-    top = np.sort(np.argsort(-np.abs(x @ decoder.T), axis=1)[:, :6], axis=1).astype(np.int32)
-    largest = explained(x, decoder, *least_squares_codes(x, decoder, top, 6, n_threads=1)[:2])
+def test_pursuit_explains_more_than_the_largest_activations(n_features):
+    x, decoder, everything, _ = draw(50, n_features, 64, 64, 0)
+    activations = x @ decoder.T
+    chosen = explained(x, decoder, *pursuit_codes(x, decoder, everything, activations, 6, n_threads=1)[:2])
+    top = np.sort(np.argsort(-np.abs(activations), axis=1)[:, :6], axis=1).astype(np.int32)
+    largest = explained(x, decoder, top, least_squares_codes(x, decoder, top, n_threads=1)[0])
     assert chosen.mean() < largest.mean()
 
 
+def test_the_largest_activations_are_in_the_code():
+    x, decoder, candidates, activations = draw(80, 24, 60, 40, 5)
+    indices, _, _ = pursuit_codes(x, decoder, candidates, activations, 9, n_threads=1)
+    for i in range(80):
+        assert set(candidates[i, np.argsort(-np.abs(activations[i]))[:4]]) <= set(indices[i])
+
+
 def test_float32_agrees_with_float64():
-    x, decoder, candidates = draw(200, 64, 256, 48, 1, np.float32)
-    indices, values, _ = least_squares_codes(x, decoder, candidates, 32, n_threads=1)
-    wide = least_squares_codes(x.astype(np.float64), decoder.astype(np.float64), candidates, 32, n_threads=1)[:2]
+    x, decoder, candidates, activations = draw(200, 64, 256, 48, 1, np.float32)
+    indices, values, _ = pursuit_codes(x, decoder, candidates, activations, 32, n_threads=1)
+    x64, decoder64, activations64 = (array.astype(np.float64) for array in (x, decoder, activations))
+    wide = pursuit_codes(x64, decoder64, candidates, activations64, 32, n_threads=1)[:2]
     np.testing.assert_allclose(
         explained(x, decoder, indices, values), explained(x, decoder, *wide), atol=1e-3, err_msg="unexplained share"
     )
@@ -138,9 +152,9 @@ def test_float32_agrees_with_float64():
 
 
 def test_threads_change_nothing():
-    x, decoder, candidates = draw(300, 24, 80, 24, 3, np.float32)
-    one = least_squares_codes(x, decoder, candidates, 16, n_threads=1)
-    many = least_squares_codes(x, decoder, candidates, 16, n_threads=3)
+    x, decoder, candidates, activations = draw(300, 24, 80, 24, 3, np.float32)
+    one = pursuit_codes(x, decoder, candidates, activations, 16, n_threads=1)
+    many = pursuit_codes(x, decoder, candidates, activations, 16, n_threads=3)
     np.testing.assert_array_equal(one[0], many[0])
     np.testing.assert_array_equal(one[1], many[1])
 
@@ -150,6 +164,7 @@ def test_norms_are_those_of_the_reconstructions():
     x, _ = unit_rows(random_state.standard_normal((40, 12)))
     decoder, _ = unit_rows(random_state.standard_normal((30, 12)))
     candidates = np.tile(np.arange(10, dtype=np.int32), (40, 1))
-    indices, values, norms = least_squares_codes(x, decoder, candidates, 6, n_threads=1)
+    activations = random_state.standard_normal((40, 10)).astype(np.float32)
+    indices, values, norms = pursuit_codes(x, decoder, candidates, activations, 6, n_threads=1)
     expected = np.linalg.norm(np.einsum("ij,ijd->id", values, decoder[indices]), axis=1)
     np.testing.assert_allclose(norms, expected, rtol=1e-5)

@@ -20,7 +20,7 @@ from test_training_step import SETTINGS, run_engine
 from skcompressae._core._initialise import data_weights
 from skcompressae._core._rows import unit_rows
 from skcompressae._torch import _devices
-from skcompressae._torch._pursuit import GramTable, least_squares_codes_torch
+from skcompressae._torch._pursuit import GramTable, pursuit_codes_torch
 from skcompressae._torch._row_ops import decoded_norms, gathered_dots, unit_rows_torch
 from skcompressae._torch._selection import select, select_dense
 from skcompressae._torch._step_ops import cosine_gradients
@@ -185,13 +185,15 @@ def test_elimination(with_kernels, n_candidates, k, has_table):
     x[1] = 0
     decoder[5] = decoder[4]
     candidates = np.array([np.sort(random_state.choice(60, n_candidates, replace=False)) for _ in range(2)])
-    x, decoder, candidates = tensors(x, decoder, candidates)
+    activations = random_state.standard_normal((2, n_candidates)).astype(np.float32)
+    activations[1] = 0
+    x, decoder, candidates, activations = tensors(x, decoder, candidates, activations)
 
     def work():
         grams = GramTable(decoder)
         if not has_table:
             grams.table = None
-        return least_squares_codes_torch(x, grams, candidates, k)
+        return pursuit_codes_torch(x, grams, candidates, activations, k)
 
     for plain, kernel in both(with_kernels, work):
         np.testing.assert_allclose(kernel, plain, rtol=1e-4, atol=2e-5)

@@ -15,7 +15,7 @@ from skcompressae._core._gathers import FAST, dot, dots
 from skcompressae._core._threads import run_blocks
 from skcompressae._core._topk import kth_largest
 
-__all__ = ["activation_codes", "rounding_margin", "supports"]
+__all__ = ["activation_codes", "candidate_activations", "rounding_margin", "supports"]
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
@@ -70,6 +70,28 @@ def activation_codes(
         n_threads,
     )
     return indices, values
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _candidate_activations(x, encoder, bias, candidates, start, stop, activations):  # type: ignore[no-untyped-def]
+    for i in range(start, stop):
+        dots(x[i], encoder, candidates[i], candidates.shape[1], activations[i])
+        for c in range(candidates.shape[1]):
+            activations[i, c] += bias[candidates[i, c]]
+
+
+def candidate_activations(
+    x: FloatArray, encoder: FloatArray, bias: FloatArray, candidates: IndexArray, *, n_threads: int
+) -> FloatArray:
+    """Recompute the pre-activations of each row's candidates, in a fixed order; arguments as in `activation_codes`."""
+    activations = np.empty(candidates.shape, dtype=x.dtype)
+    run_blocks(
+        lambda start, stop: _candidate_activations(x, encoder, bias, candidates, start, stop, activations),
+        len(x),
+        64,
+        n_threads,
+    )
+    return activations
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)

@@ -14,7 +14,7 @@ import torch
 from skcompressae._core._pursuit import RIDGE, count_candidates
 from skcompressae._torch import _devices
 from skcompressae._torch._products import Products
-from skcompressae._torch._pursuit import GramTable, least_squares_codes_torch
+from skcompressae._torch._pursuit import GramTable, pursuit_codes_torch
 from skcompressae._torch._row_ops import decoded_norms, gathered_dots
 from skcompressae._torch._selection import select
 
@@ -65,15 +65,15 @@ def encode_unit_rows(
         shape (n_rows,). All but the indices float32.
     """
     candidates, _ = select(proposals, bias, n_candidates)
+    activations = gathered_dots(x, encoder, candidates) + bias[candidates.long()]
     if coding != "pursuit":
-        activations = gathered_dots(x, encoder, candidates) + bias[candidates.long()]
         chosen, values = select(activations, bias.new_zeros(n_candidates), k)
-        candidates = candidates.gather(1, chosen.long())
+        candidates, activations = candidates.gather(1, chosen.long()), values
         if coding == "activations":
             norms = decoded_norms(values, grams.decoder, candidates)
             overlaps = (values * gathered_dots(x, grams.decoder, candidates)).sum(dim=1)
             return Codes(candidates, values, norms, overlaps)
-    return Codes(*least_squares_codes_torch(x, grams, candidates, k))
+    return Codes(*pursuit_codes_torch(x, grams, candidates, activations, k))
 
 
 def encode_batch(

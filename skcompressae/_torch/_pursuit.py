@@ -2,21 +2,21 @@
 
 Orthogonal matching pursuit is Gaussian elimination on the candidates' Gram matrix, with the ridge on its diagonal and
 the correlations as right side: once the picked candidates are eliminated, the right side of every other one is its
-correlation with what they leave unexplained (a Schur complement), so the next pick is its largest entry. Eliminating
+correlation with what they leave unexplained (a Schur complement), which the next picks are made by. Eliminating
 from the rows picked earlier too (Gauss and Jordan) leaves the values on the diagonal. Least squares on a given support
-is the same with the picks in order. The CPU kernels (`_core/_pursuit.py`) compute the same by Cholesky factors.
+is the same with the picks in order. How picks are guided by the activations, `_core/_pursuit.py` says.
 """
 
 from __future__ import annotations
 
 import torch
 
-from skcompressae._core._pursuit import RIDGE
+from skcompressae._core._pursuit import GUIDANCE, RIDGE, pursuit_rounds
 from skcompressae._core._threads import row_blocks
 from skcompressae._torch import _devices
 from skcompressae._torch._row_ops import TEMPORARY_BYTES, gathered_dots
 
-__all__ = ["GramTable", "least_squares_codes_torch"]
+__all__ = ["GramTable", "pursuit_codes_torch"]
 
 # Bytes of the table of all inner products of decoder rows. Above it (16,384 latents) the table would take long to
 # fill and gathers from it would miss the cache, so each row computes its own few products.
@@ -54,16 +54,18 @@ class GramTable:
         return gram
 
 
-def least_squares_codes_torch(
-    x: torch.Tensor, grams: GramTable, candidates: torch.Tensor, k: int
+def pursuit_codes_torch(
+    x: torch.Tensor, grams: GramTable, candidates: torch.Tensor, activations: torch.Tensor, k: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Pick k of each row's candidates by orthogonal matching pursuit and fit their values by least squares.
+    """Pick k of each row's candidates by a matching pursuit that the encoder guides; fit values by least squares.
 
     Parameters
     ----------
     x : float32 tensor of shape (n_rows, n_features), unit-norm rows
     grams : GramTable
     candidates : integer tensor of shape (n_rows, n_candidates), ascending and distinct in each row
+    activations : float32 tensor of shape (n_rows, n_candidates)
+        The encoder's pre-activations of the candidates.
     k : int in [1, n_candidates]
         With ``k == n_candidates`` the support is taken as it is and only the values are fitted.
 
@@ -81,19 +83,19 @@ def least_squares_codes_torch(
         from skcompressae._torch._triton_pursuit import can_pursue, pursue_triton
 
         if can_pursue(candidates.shape[1]):
-            return pursue_triton(grams, correlations, candidates, k, RIDGE)
+            return pursue_triton(grams, correlations, candidates, activations, k)
     n_candidates = candidates.shape[1]
     n_rows = max(1, TEMPORARY_BYTES // (8 * n_candidates**2))
     parts = []
     for start, stop in list(row_blocks(len(x), n_rows)) or [(0, 0)]:  # no rows have codes of the right shape too
         gram = grams.gather(candidates[start:stop])
-        parts.append(_pursue(gram, correlations[start:stop], candidates[start:stop], k))
+        parts.append(_pursue(gram, correlations[start:stop], candidates[start:stop], activations[start:stop].abs(), k))
     indices, values, norms, overlaps = (torch.cat(part) for part in zip(*parts, strict=True))
     return indices, values, norms, overlaps
 
 
 def _pursue(
-    system: torch.Tensor, correlations: torch.Tensor, candidates: torch.Tensor, k: int
+    system: torch.Tensor, correlations: torch.Tensor, candidates: torch.Tensor, magnitudes: torch.Tensor, k: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Eliminate k picks; overwrites `system`."""
     n_candidates = candidates.shape[1]
@@ -101,11 +103,17 @@ def _pursue(
     right = correlations.clone()
     is_picked = torch.zeros_like(candidates, dtype=torch.bool)
     pivots = torch.ones_like(right)
+    n_first, n_per_round = pursuit_rounds(k)
+    kth = magnitudes.topk(k, dim=1).values[:, -1:]
+    guidance = GUIDANCE * magnitudes / torch.where(kth > 0, kth, torch.ones_like(kth))
+    scores = magnitudes
     for step in range(k):
         if n_candidates == k:
             pick = candidates.new_full((len(candidates), 1), step, dtype=torch.int64)
         else:
-            pick = right.abs().masked_fill(is_picked, -1.0).argmax(dim=1, keepdim=True)
+            if step >= n_first and (step - n_first) % n_per_round == 0:
+                scores = right.abs() + guidance
+            pick = scores.masked_fill(is_picked, -1.0).argmax(dim=1, keepdim=True)
         is_picked.scatter_(1, pick, True)
         row = system.gather(1, pick[:, :, None].expand(-1, -1, n_candidates))[:, 0]
         pivot = row.gather(1, pick).clamp_min(RIDGE)

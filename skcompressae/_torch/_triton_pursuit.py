@@ -5,6 +5,7 @@ import torch
 import triton
 import triton.language as tl
 
+from skcompressae._core._pursuit import GUIDANCE, RIDGE, pursuit_rounds
 from skcompressae._torch._pursuit import GramTable
 from skcompressae._torch._triton_rows import OPTIONS, launching_on
 
@@ -15,10 +16,10 @@ _MAX_WIDTH = 128
 _ENTRIES_PER_WARP = 1024
 
 
-@triton.jit(do_not_specialize=["n_candidates", "k"])
+@triton.jit(do_not_specialize=["n_candidates", "k", "n_first", "n_per_round"])
 def _pursue(  # type: ignore[no-untyped-def]
-    grams, correlations, candidates, indices, values, norms, overlaps,
-    n_candidates, n_components, k, ridge,
+    grams, correlations, candidates, activations, scales, indices, values, norms, overlaps,
+    n_candidates, n_components, k, n_first, n_per_round, ridge,
     WIDTH: tl.constexpr, HAS_TABLE: tl.constexpr, IS_FIXED: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
@@ -38,10 +39,15 @@ def _pursue(  # type: ignore[no-untyped-def]
     right = correlation
     pivots = tl.full((WIDTH,), 1.0, tl.float32)
     is_open = inside
+    magnitude = tl.abs(tl.load(activations + program * n_candidates + entries, mask=inside, other=0.0))
+    guidance = magnitude * tl.load(scales + program)
+    score = magnitude
     for step in range(k):
         pick = step
         if not IS_FIXED:
-            pick = tl.argmax(tl.where(is_open, tl.abs(right), -1.0), axis=0)
+            starts_round = (step >= n_first) & ((step - n_first) % n_per_round == 0)
+            score = tl.where(starts_round, tl.abs(right) + guidance, score)
+            pick = tl.argmax(tl.where(is_open, score, -1.0), axis=0)
         is_pick = entries == pick
         row = tl.sum(tl.where(is_pick[:, None], system, 0.0), axis=0)
         column = tl.sum(tl.where(is_pick[None, :], system, 0.0), axis=1)
@@ -67,11 +73,14 @@ def can_pursue(n_candidates: int) -> bool:
 
 
 def pursue_triton(
-    grams: GramTable, correlations: torch.Tensor, candidates: torch.Tensor, k: int, ridge: float
+    grams: GramTable, correlations: torch.Tensor, candidates: torch.Tensor, activations: torch.Tensor, k: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Do what :func:`skcompressae._torch._pursuit.least_squares_codes_torch` does, from the correlations on."""
+    """Do what :func:`skcompressae._torch._pursuit.pursuit_codes_torch` does, from the correlations on."""
     n_rows, n_candidates = candidates.shape
     candidates, correlations = candidates.to(torch.int32).contiguous(), correlations.contiguous()
+    activations = activations.contiguous()
+    kth = activations.abs().topk(k, dim=1).values[:, -1]
+    scales = torch.where(kth > 0, GUIDANCE / kth, 0.0)
     indices = torch.empty((n_rows, k), dtype=torch.int32, device=candidates.device)
     values = torch.empty((n_rows, k), dtype=torch.float32, device=candidates.device)
     norms, overlaps = torch.empty((2, n_rows), dtype=torch.float32, device=candidates.device)
@@ -79,8 +88,8 @@ def pursue_triton(
     width = max(16, triton.next_power_of_2(n_candidates))
     with launching_on(candidates):
         _pursue[(n_rows,)](
-            gram, correlations, candidates, indices, values, norms, overlaps,
-            n_candidates, grams.decoder.shape[0], k, ridge,
+            gram, correlations, candidates, activations, scales, indices, values, norms, overlaps,
+            n_candidates, grams.decoder.shape[0], k, *pursuit_rounds(k), RIDGE,
             WIDTH=width, HAS_TABLE=grams.table is not None, IS_FIXED=n_candidates == k,
             num_warps=max(1, width * width // _ENTRIES_PER_WARP), **OPTIONS,
         )  # fmt: skip
