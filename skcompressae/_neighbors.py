@@ -7,32 +7,28 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix, issparse
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import check_array
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from skcompressae._compat import HasMethods, Interval, StrOptions, _fit_context
 from skcompressae._core._search import search, within
-from skcompressae._core._search_store import Chunk, CodeStore, PostingStore, block_to_csr
-from skcompressae._neighbors_build import FLOATS, IndexBuildMixin
+from skcompressae._core._search_store import Chunk
+from skcompressae._neighbors_build import IndexBuildMixin
 from skcompressae._neighbors_graph import NeighborsGraphMixin
 from skcompressae._neighbors_io import IndexFileMixin
 from skcompressae._neighbors_queries import (
-    FittedCodes,
-    Queries,
-    canonical_csr,
-    is_packed,
     score_limits,
     scores_to_distances,
 )
 from skcompressae._neighbors_rerank import rerank_candidates
+from skcompressae._neighbors_validation import QueryValidationMixin
 
 __all__ = ["CodeNearestNeighbors"]
 
 
 class CodeNearestNeighbors(
     IndexBuildMixin,
+    QueryValidationMixin,
     NeighborsGraphMixin,
     IndexFileMixin,
     ClassNamePrefixFeaturesOutMixin,
@@ -316,74 +312,12 @@ class CodeNearestNeighbors(
                 distances[start + i], indices[start + i] = near[kept][order], rows[kept][order]
         return (distances, indices) if return_distance else indices
 
-    def _check_n_neighbors(self, n_neighbors: Any, *, exclude_self: bool) -> int:
-        n_neighbors = self.n_neighbors if n_neighbors is None else n_neighbors
-        if not isinstance(n_neighbors, Integral):
-            raise TypeError(f"n_neighbors does not take {type(n_neighbors)} value, enter integer value")
-        n_neighbors = int(n_neighbors)
-        if n_neighbors < 1:
-            raise ValueError(f"Expected n_neighbors > 0. Got {n_neighbors}")
-        if n_neighbors + exclude_self > self.n_samples_fit_:
-            sign = "<" if exclude_self else "<="
-            raise ValueError(
-                f"Expected n_neighbors {sign} n_samples_fit, but n_neighbors = {n_neighbors}, "
-                f"n_samples_fit = {self.n_samples_fit_}, n_samples = {self.n_samples_fit_}"
-            )
-        return n_neighbors
-
     def _n_candidates(self, n_neighbors: int, *, exclude_self: bool) -> int:
         if self.rerank is None:
             return n_neighbors
         if len(self._refined) != len(self._chunks):
             raise ValueError(f"rerank={self.rerank} was set after fitting with rerank=None; fit the index again")
         return min(max(self.rerank, n_neighbors), self.n_samples_fit_ - exclude_self)
-
-    def _queries(self, X: Any) -> Queries:
-        """Decide what the queries are, and bring them to the side on which they are compared."""
-        self._check_unchanged()
-        fit_dtype = np.result_type(*(chunk.store.dtype for chunk in self._chunks))
-        by_postings = all(isinstance(chunk.store, PostingStore) for chunk in self._chunks)
-        decoder = None if self.effective_mode_ == "sparse" else self.components_
-        if X is None:
-            self._refuse_codes("the fitted codes (X=None)")
-            return Queries(FittedCodes(self._chunks), decoder, by_postings, fit_dtype, exclude_self=True)
-        if is_packed(X):
-            X = X.to_csr()
-        elif not isinstance(X, np.ndarray) and not issparse(X) and isinstance(X, CodeStore):
-            X = block_to_csr(X.block(0, X.n_rows), X.n_components)
-        if not issparse(X) and self.components_ is not None:
-            dense = check_array(X, dtype=FLOATS, ensure_min_samples=0, input_name="X")
-            if dense.shape[1] == self.components_.shape[1]:
-                dtype = np.result_type(fit_dtype, dense.dtype)
-                if decoder is not None and self.mode != "reconstructed":
-                    return Queries(dense, decoder, False, dtype)
-                X = self._compress(dense)
-            elif dense.shape[1] != self.n_features_in_:
-                raise ValueError(
-                    f"X has {dense.shape[1]} features, but queries must be codes with {self.n_features_in_} "
-                    f"components or embeddings with {self.components_.shape[1]} features"
-                )
-        self._refuse_codes("codes")
-        X = validate_data(self, X, accept_sparse="csr", dtype=FLOATS, reset=False, ensure_min_samples=0)
-        X = canonical_csr(X)
-        return Queries(X, decoder, by_postings, np.result_type(fit_dtype, X.dtype))
-
-    def _refuse_codes(self, what: str) -> None:
-        if self.mode == "asymmetric":
-            raise ValueError(
-                f"mode='asymmetric' needs dense embeddings as queries, got {what}; "
-                "mode='reconstructed' or 'auto' takes codes"
-            )
-
-    def _compress(self, X: NDArray[Any]) -> Any:
-        if not hasattr(self.compressor, "transform"):
-            raise ValueError(
-                f"mode={self.mode!r} compresses dense queries, but the compressor is an array of components "
-                "without transform; pass the fitted transformer, or codes as queries"
-            )
-        if len(X) == 0:
-            return csr_matrix((0, self.n_features_in_), dtype=X.dtype)
-        return self.compressor.transform(X)
 
     def _search(
         self, batch: Any, n_neighbors: int, exclude: NDArray[np.int64]
