@@ -38,6 +38,9 @@ class PackedMakingMixin:
     ) -> PackedCodes:
         """Pack sparse or dense codes.
 
+        Indices and signs are kept exactly; magnitudes are rounded to the levels of `quantizer`, which keeps their order
+        within a row. The input is not changed.
+
         Parameters
         ----------
         codes : sparse matrix or array of shape (n, n_components)
@@ -57,13 +60,29 @@ class PackedMakingMixin:
 
         Returns
         -------
-        packed : PackedCodes
+        PackedCodes
+            One row for each row of `codes`.
 
         Raises
         ------
         ValueError
             If the codes are not finite, a row has more than `k` nonzeros, its largest magnitude lies outside
             [2**-100, 2**100], or the arguments contradict each other.
+
+        See Also
+        --------
+        from_topk : The same from pairs, without a matrix in between.
+        to_csr : The way back.
+        skcompressae.CompresSAETransformer.transform_packed : From embeddings.
+
+        Examples
+        --------
+        >>> import scipy.sparse as sp
+        >>> from skcompressae import PackedCodes
+        >>> codes = sp.csr_array([[0.0, 3.0, 0.0, -1.0], [0.5, 0.0, 2.0, 0.0]])
+        >>> PackedCodes.pack(codes, value_bits=8).to_csr().toarray().round(2)
+        array([[ 0.  ,  3.  ,  0.  , -1.01],
+               [ 0.5 ,  0.  ,  2.  ,  0.  ]], dtype=float32)
         """
         csr = as_packable_csr(codes)
         n_components = csr.shape[1]
@@ -102,6 +121,9 @@ class PackedMakingMixin:
     ) -> PackedCodes:
         """Pack top-k pairs as an encoder emits them, without building CSR.
 
+        The quantiser has to exist already, since its ranks are learned from whole codes; its k is the width of
+        `indices`.
+
         Parameters
         ----------
         indices : int array of shape (n, k)
@@ -117,7 +139,30 @@ class PackedMakingMixin:
 
         Returns
         -------
-        packed : PackedCodes
+        PackedCodes
+            One row for each row of pairs.
+
+        Raises
+        ------
+        ValueError
+            If shapes or dtypes do not fit, an index is out of range or occurs twice, a value is not finite, or
+            `quantizer` was learned at another k.
+
+        See Also
+        --------
+        pack : From a matrix, with a quantiser learned on it.
+        skcompressae.packed.ValueQuantizer.fit : Learns one.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae import PackedCodes
+        >>> from skcompressae.packed import ValueQuantizer
+        >>> indices, values = np.array([[1, 3], [2, 0]]), np.array([[3.0, -1.0], [2.0, 0.5]])
+        >>> quantizer = ValueQuantizer.fit(np.array([[0.0, 3.0, 0.0, -1.0], [0.5, 0.0, 2.0, 0.0]]), value_bits=4)
+        >>> packed = PackedCodes.from_topk(indices, values, 4, quantizer=quantizer)
+        >>> packed.to_csr().indices
+        array([1, 3, 0, 2], dtype=int32)
         """
         indices = np.ascontiguousarray(indices)
         values = np.ascontiguousarray(values, dtype=np.float32)
@@ -145,6 +190,8 @@ class PackedMakingMixin:
     def concatenate(cls: Any, stores: Sequence[PackedCodes]) -> PackedCodes:
         """Join stores of one layout, row after row.
 
+        Bytes are copied as they are, nothing is rounded again, so the rows decode to what they decoded to before.
+
         Parameters
         ----------
         stores : sequence of PackedCodes
@@ -152,7 +199,28 @@ class PackedMakingMixin:
 
         Returns
         -------
-        packed : PackedCodes
+        PackedCodes
+            All rows, in the order of `stores`.
+
+        Raises
+        ------
+        ValueError
+            If there are none, or one differs from the first in its layout.
+
+        See Also
+        --------
+        pack : With `quantizer`, makes stores that can be joined.
+        append_to : Joins a store to a file.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae import PackedCodes
+        >>> packed = PackedCodes.pack(np.array([[0.0, 3.0, 0.0, -1.0], [0.5, 0.0, 2.0, 0.0]]))
+        >>> more = PackedCodes.pack(np.array([[0.0, 0.0, 1.0, 2.5]]), quantizer=packed.quantizer)
+        >>> joined = PackedCodes.concatenate([packed, more])
+        >>> len(joined), joined[:2] == packed
+        (3, True)
         """
         stores = list(stores)
         if not stores:
@@ -171,7 +239,10 @@ class PackedMakingMixin:
     def with_residual(
         self: Any, residual_codes: NDArray[np.uint8], residual_quantizer: ResidualQuantizer
     ) -> PackedCodes:
-        """Return this store with a residual code per row; the words are shared, not copied.
+        """Return this store with a residual code per row.
+
+        For residual codes that exist already, such as those read back from elsewhere; :meth:`with_residual_of` computes
+        them from the embeddings. The words are shared, not copied.
 
         Parameters
         ----------
@@ -182,8 +253,33 @@ class PackedMakingMixin:
 
         Returns
         -------
-        packed : PackedCodes
+        PackedCodes
             A new store; this one is unchanged.
+
+        Raises
+        ------
+        ValueError
+            If the codes have another shape or dtype.
+
+        See Also
+        --------
+        with_residual_of : Computes the codes.
+        skcompressae.packed.ResidualQuantizer.encode : Encodes residuals.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae import PackedCodes
+        >>> rng = np.random.RandomState(0)
+        >>> components = rng.standard_normal((16, 4))
+        >>> codes = rng.standard_normal((50, 16)) * (rng.uniform(size=(50, 16)) < 0.2)
+        >>> X = codes @ components + 0.1 * rng.standard_normal((50, 4))
+        >>> from skcompressae.packed import ResidualQuantizer
+        >>> packed = PackedCodes.pack(codes)
+        >>> residuals = X - packed.to_csr() @ components
+        >>> quantizer = ResidualQuantizer.fit(residuals, n_bytes=2, n_iter=5)
+        >>> packed.with_residual(quantizer.encode(residuals), quantizer)
+        PackedCodes(n=50, n_components=16, k=7, value_bits=4, residual_bytes=2, bytes_per_row=11)
         """
         return self._with(self._rows, self._scales, residual_codes, residual_quantizer)
 
@@ -220,13 +316,32 @@ class PackedMakingMixin:
 
         Returns
         -------
-        packed : PackedCodes
+        PackedCodes
             A new store; this one is unchanged.
 
         Raises
         ------
         ValueError
             If shapes do not fit, or both or none of `n_bytes` and `quantizer` are given.
+
+        See Also
+        --------
+        with_residual : Takes codes that exist already.
+        skcompressae.CodeNearestNeighbors : Its `rerank` uses them.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae import PackedCodes
+        >>> rng = np.random.RandomState(0)
+        >>> components = rng.standard_normal((16, 4))
+        >>> codes = rng.standard_normal((50, 16)) * (rng.uniform(size=(50, 16)) < 0.2)
+        >>> X = codes @ components + 0.1 * rng.standard_normal((50, 4))
+        >>> packed = PackedCodes.pack(codes).with_residual_of(X, components, n_bytes=2, normalize=False)
+        >>> left = np.linalg.norm(X - packed.to_csr() @ components)
+        >>> refined = packed.to_csr() @ components + packed.residual_quantizer.decode(packed.residual_codes)
+        >>> bool(np.linalg.norm(X - refined) < left)
+        True
         """
         codes, fitted = residual_codes_of(
             self,

@@ -46,6 +46,12 @@ class PackedCodes(PackedMakingMixin, PackedLayoutMixin, PackedFormatsMixin):
     residual_quantizer : ResidualQuantizer, default=None
         What `residual_codes` mean; both are given or neither.
 
+    See Also
+    --------
+    CompresSAETransformer.transform_packed : Makes them from embeddings.
+    CodeNearestNeighbors : Searches them as they are.
+    skcompressae.packed.ValueQuantizer : How values are rounded.
+
     Examples
     --------
     >>> import scipy.sparse as sp
@@ -195,6 +201,8 @@ class PackedCodes(PackedMakingMixin, PackedLayoutMixin, PackedFormatsMixin):
     def take(self, indices: Any) -> PackedCodes:
         """Return chosen rows as a new store.
 
+        As NumPy's method of that name: the same as indexing by an array, with a copy of the rows.
+
         Parameters
         ----------
         indices : int array of shape (n_taken,)
@@ -202,13 +210,29 @@ class PackedCodes(PackedMakingMixin, PackedLayoutMixin, PackedFormatsMixin):
 
         Returns
         -------
-        packed : PackedCodes
+        PackedCodes
             The rows.
+
+        See Also
+        --------
+        iter_blocks : Consecutive rows, without a copy.
+        concatenate : Puts stores together.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae import PackedCodes
+        >>> packed = PackedCodes.pack(np.array([[0.0, 3.0, 0.0, -1.0], [0.5, 0.0, 2.0, 0.0]]))
+        >>> packed.take([1, 0, 1]).to_csr().indices
+        array([0, 2, 1, 3, 0, 2], dtype=int32)
         """
         return self[np.asarray(indices, dtype=np.intp)]
 
     def iter_blocks(self, n_rows: int = BLOCK_ROWS) -> Iterator[PackedCodes]:
-        """Yield consecutive stores of up to `n_rows` rows that share this one's memory.
+        """Yield consecutive parts of the store, sharing its memory.
+
+        For work on more rows than should be unpacked at once. The last block is shorter where `n_rows` does not divide
+        the rows.
 
         Parameters
         ----------
@@ -219,6 +243,24 @@ class PackedCodes(PackedMakingMixin, PackedLayoutMixin, PackedFormatsMixin):
         ------
         packed : PackedCodes
             The next rows.
+
+        Raises
+        ------
+        ValueError
+            If `n_rows` is below 1.
+
+        See Also
+        --------
+        words : The entries of a range of rows.
+        take : Any rows, as a copy.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae import PackedCodes
+        >>> packed = PackedCodes.pack(np.array([[0.0, 3.0, 0.0, -1.0], [0.5, 0.0, 2.0, 0.0]]))
+        >>> [len(block) for block in packed.iter_blocks(n_rows=1)]
+        [1, 1]
         """
         if n_rows < 1:
             raise ValueError(f"n_rows must be at least 1, got {n_rows}")
@@ -226,7 +268,10 @@ class PackedCodes(PackedMakingMixin, PackedLayoutMixin, PackedFormatsMixin):
             yield self[start : start + n_rows]
 
     def words(self, start: int = 0, stop: int | None = None) -> Array:
-        """Return the words of rows start to stop, for kernels that score packed rows.
+        """Return the words of a range of rows.
+
+        For kernels that score packed rows: the index of an entry is ``word >> value_bits``, its value is looked up in
+        `signed_levels`. A row with fewer than k nonzeros repeats its last word.
 
         Parameters
         ----------
@@ -237,8 +282,22 @@ class PackedCodes(PackedMakingMixin, PackedLayoutMixin, PackedFormatsMixin):
 
         Returns
         -------
-        words : uint16 or uint64 array of shape (stop - start, k)
+        uint16 or uint64 array of shape (stop - start, k)
             A view without a copy where a word has 16 bits, otherwise expanded: ask for a block at a time.
+
+        See Also
+        --------
+        signed_levels : Values of words.
+        to_csr : All of it decoded.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae import PackedCodes
+        >>> packed = PackedCodes.pack(np.array([[0.0, 3.0, 0.0, -1.0], [0.5, 0.0, 2.0, 0.0]]))
+        >>> packed.words() >> packed.value_bits
+        array([[1, 3],
+               [2, 0]], dtype=uint16)
         """
         rows = contiguous(self._rows[start:stop])
         dtype = max_word_dtype(self.word_bits)
@@ -252,6 +311,9 @@ class PackedCodes(PackedMakingMixin, PackedLayoutMixin, PackedFormatsMixin):
     def to_csr(self, *, n_threads: int = 1) -> sp.csr_matrix:
         """Return the codes as canonical CSR.
 
+        Magnitudes are the levels that values were rounded to when they were packed; indices and signs are those of the
+        codes.
+
         Parameters
         ----------
         n_threads : int, default=1
@@ -259,13 +321,27 @@ class PackedCodes(PackedMakingMixin, PackedLayoutMixin, PackedFormatsMixin):
 
         Returns
         -------
-        codes : CSR matrix of shape (n, n_components)
+        CSR matrix of shape (n, n_components)
             Of dtype float32, with ascending indices and no stored zeros.
 
         Raises
         ------
         CodesFormatError
             If a row is none that packing writes (a damaged file opened without verification).
+
+        See Also
+        --------
+        pack : The way here.
+        iter_blocks : For unpacking block by block.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae import PackedCodes
+        >>> packed = PackedCodes.pack(np.array([[0.0, 3.0, 0.0, -1.0], [0.5, 0.0, 2.0, 0.0]]))
+        >>> packed.to_csr().toarray().round(1)
+        array([[ 0. ,  3. ,  0. , -1. ],
+               [ 0.5,  0. ,  2. ,  0. ]], dtype=float32)
         """
         return unpack_csr(self, n_threads)
 
