@@ -75,8 +75,8 @@ def encode_dataframe(
     Examples
     --------
     >>> from skcompressae.spark import encode_dataframe
-    >>> codes = encode_dataframe(compressor, spark.read.parquet("embeddings"))  # doctest: +SKIP
-    >>> codes.write.parquet("codes")  # doctest: +SKIP
+    >>> embeddings = spark.read.parquet("s3a://lake/embeddings")  # doctest: +SKIP
+    >>> encode_dataframe(compressor, embeddings).write.parquet("s3a://lake/codes")  # doctest: +SKIP
     """
     sql = _import_spark()
     pa = import_pyarrow("Spark data frames of codes")
