@@ -156,13 +156,36 @@ def test_tables_hold_what_the_results_say(docs_module, tmp_path):
     (tmp_path / "one.json").write_text(json.dumps({**content, "results": [row]}))
     (tmp_path / "two.json").write_text(json.dumps({**content, "results": [new]}))
     (tmp_path / "speed.json").write_text(json.dumps({"rows": []}))
+    measured = {"recall_at_10": 0.1, "seed": 0, "budget_bytes": 64}
+    hybrid = [
+        {
+            **measured,
+            "method": "sparse",
+            "params": {"k": 8, "residual_bytes": 0},
+            "size_bytes": 16,
+            "recall_at_100": 0.6,
+        },
+        {**measured, "method": "hybrid", "params": {"k": 16}, "size_bytes": 64, "recall_at_100": 0.85},
+        {
+            **measured,
+            "method": "new_method",
+            "params": {},
+            "size_bytes": 64,
+            "recall_at_100": 0.99,
+        },  # is measured above
+    ]
+    (tmp_path / "hybrid-t.json").write_text(json.dumps({**content, "results": hybrid}))
     (study,) = results.load_studies(tmp_path)
     table = results.budget_table(study)
-    assert "| sparse autoencoder, default recipe | 0.750 (32) | 0.750 (32) | 0.750 (32) |" in table
-    assert "| new_method |  |  | 0.800 (100) | 0.800 (100) | 0.800 (100) |" in table
-    assert "| 32 | sparse autoencoder, default recipe |" in results.full_table(study)
-    assert "one.json" in results.describe(study)
-    assert "two.json" in results.describe(study)
+    assert "| skcompressae, sparse codes alone | 0.600 (16) | 0.750 (32) |  |  |  |  |" in table
+    assert "| skcompressae, sparse codes and a PQ of the rest |  |  | 0.850 (64) |  |  |  |" in table
+    assert "| new_method |  |  |  | 0.800 (100) |  |  |" in table
+    full = results.full_table(study)
+    assert "| 32 | skcompressae | asymmetric, packed | k=16 | 0.500 | 0.750 | 1 |" in full
+    assert (
+        "| 16 | skcompressae, one model | asymmetric, dot product, packed | k=8, k_fit=16 | 0.100 | 0.600 |  |" in full
+    )
+    assert all(name in results.describe(study) for name in ("one.json", "two.json", "hybrid-t.json"))
 
 
 def test_links_that_lead_nowhere_are_found(docs_module, tmp_path):
