@@ -247,7 +247,9 @@ def write_results(folder: Path) -> None:
     write_if_changed(folder / "quality_modes.md", modes_table(main) + "\n\n" + describe(main) + "\n")
     draw(budget_curves(), pictures / "recall_against_bytes.svg", is_narrow=True)
     text = "```{figure} /generated/figures/recall_against_bytes.svg\n:alt: Recall at 100 against bytes per vector\n"
-    text += f":width: 100%\n:class: narrow-figure\n\nNeighbours kept against size. {describe(main)}\n```\n"
+    data = main["data"]
+    text += f":width: 100%\n:class: narrow-figure\n\nNeighbours kept against size: {data['n_documents']:,} documents, "
+    text += f"{data['n_queries']:,} held-out queries, one seed. [Every point and its source](measured.md).\n```\n"
     write_if_changed(folder / "quality_picture.md", text)
     for name, table in speed_tables().items():
         write_if_changed(folder / f"{name}.md", table + "\n")
