@@ -5,7 +5,7 @@ import inspect
 
 
 def run_documented_examples(documented, namespace=None, *, paths=None):
-    """Run them in a namespace, with the paths they name put elsewhere."""
+    """Run them in a namespace, with the paths they name put elsewhere; return what they leave in it."""
     text = inspect.getdoc(documented)
     for written, path in (paths or {}).items():
         assert written in text
@@ -15,4 +15,5 @@ def run_documented_examples(documented, namespace=None, *, paths=None):
     assert skipped
     report = []
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS, verbose=False)
-    assert runner.run(test, out=report.append).failed == 0, "".join(report)
+    assert runner.run(test, out=report.append, clear_globs=False).failed == 0, "".join(report)
+    return test.globs

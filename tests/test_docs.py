@@ -230,5 +230,6 @@ def test_fitted_estimators_show_parameters_in_a_notebook(fitted, embeddings):
         assert type(estimator).__name__ in html
         assert "Fitted" in html
         assert "n_neighbors" in html if estimator is search else "n_components" in html
+        assert "href=" not in html  # scikit-learn's link would lead to pages that it does not have
     assert "Not fitted" in CompresSAETransformer()._repr_html_()
     assert np.all(np.isfinite(fitted.components_))

@@ -60,18 +60,15 @@ class MilvusIndex:
 
     Examples
     --------
-    >>> from tempfile import TemporaryDirectory
-    >>> from pymilvus import MilvusClient
     >>> from scipy.sparse import csr_matrix
-    >>> from skcompressae.engines import MilvusIndex, split_signs
+    >>> from skcompressae.engines import MilvusIndex, rerank_signed, split_signs
     >>> codes = csr_matrix([[1.0, -1.0, 0.0], [-1.0, 0.0, 2.0]])
-    >>> with TemporaryDirectory() as folder:
-    ...     client = MilvusClient(f"{folder}/codes.db")
-    ...     index = MilvusIndex(client, n_components=3)
-    ...     index.add(split_signs(codes))
-    ...     _, candidates = index.search(split_signs(codes[:1]), n_neighbors=2)
-    ...     client.close()
-    >>> candidates
+    >>> from pymilvus import MilvusClient  # doctest: +SKIP
+    >>> client = MilvusClient("codes.db")  # doctest: +SKIP
+    >>> index = MilvusIndex(client, n_components=3)  # doctest: +SKIP
+    >>> index.add(split_signs(codes))  # doctest: +SKIP
+    >>> candidates = index.search(split_signs(codes[:1]), n_neighbors=2)[1]  # doctest: +SKIP
+    >>> rerank_signed(codes[:1], candidates, codes, n_neighbors=2)[1]  # doctest: +SKIP
     array([[ 0, -1]])
     """
 
@@ -124,17 +121,14 @@ class MilvusIndex:
 
         Examples
         --------
-        >>> from tempfile import TemporaryDirectory
-        >>> from pymilvus import MilvusClient
         >>> from scipy.sparse import csr_matrix
         >>> from skcompressae.engines import MilvusIndex, split_signs
         >>> codes = csr_matrix([[1.0, -1.0, 0.0], [-1.0, 0.0, 2.0]])
-        >>> with TemporaryDirectory() as folder:
-        ...     client = MilvusClient(f"{folder}/codes.db")
-        ...     index = MilvusIndex(client, n_components=3)
-        ...     index.add(split_signs(codes))
-        ...     print(len(index))
-        ...     client.close()
+        >>> from pymilvus import MilvusClient  # doctest: +SKIP
+        >>> client = MilvusClient("codes.db")  # doctest: +SKIP
+        >>> index = MilvusIndex(client, n_components=3)  # doctest: +SKIP
+        >>> index.add(split_signs(codes))  # doctest: +SKIP
+        >>> len(index)  # doctest: +SKIP
         2
         """
         checked = check_split(codes, self.n_components, name="codes", engine="Milvus")
@@ -183,18 +177,14 @@ class MilvusIndex:
 
         Examples
         --------
-        >>> from tempfile import TemporaryDirectory
-        >>> from pymilvus import MilvusClient
         >>> from scipy.sparse import csr_matrix
         >>> from skcompressae.engines import MilvusIndex, split_signs
         >>> codes = csr_matrix([[1.0, -1.0, 0.0], [-1.0, 0.0, 2.0]])
-        >>> with TemporaryDirectory() as folder:
-        ...     client = MilvusClient(f"{folder}/codes.db")
-        ...     index = MilvusIndex(client, n_components=3)
-        ...     index.add(split_signs(codes))
-        ...     scores, ids = index.search(split_signs(codes[:1]), n_neighbors=1)
-        ...     client.close()
-        >>> scores, ids
+        >>> from pymilvus import MilvusClient  # doctest: +SKIP
+        >>> client = MilvusClient("codes.db")  # doctest: +SKIP
+        >>> index = MilvusIndex(client, n_components=3)  # doctest: +SKIP
+        >>> index.add(split_signs(codes))  # doctest: +SKIP
+        >>> index.search(split_signs(codes[:1]), n_neighbors=1)  # doctest: +SKIP
         (array([[2.]], dtype=float32), array([[0]]))
         """
         checked = check_split(queries, self.n_components, name="queries", engine="Milvus")
@@ -228,17 +218,14 @@ class MilvusIndex:
 
         Examples
         --------
-        >>> from tempfile import TemporaryDirectory
-        >>> from pymilvus import MilvusClient
         >>> from scipy.sparse import csr_matrix
         >>> from skcompressae.engines import MilvusIndex, split_signs
         >>> codes = csr_matrix([[1.0, -1.0, 0.0], [-1.0, 0.0, 2.0]])
-        >>> with TemporaryDirectory() as folder:
-        ...     client = MilvusClient(f"{folder}/codes.db")
-        ...     index = MilvusIndex(client, n_components=3)
-        ...     index.add(split_signs(codes))
-        ...     index.optimize()
-        ...     client.close()
+        >>> from pymilvus import MilvusClient  # doctest: +SKIP
+        >>> client = MilvusClient("codes.db")  # doctest: +SKIP
+        >>> index = MilvusIndex(client, n_components=3)  # doctest: +SKIP
+        >>> index.add(split_signs(codes))  # doctest: +SKIP
+        >>> index.optimize()  # doctest: +SKIP
         """
         self.client.flush(self.collection)
 
@@ -269,18 +256,14 @@ class MilvusIndex:
 
         Examples
         --------
-        >>> from tempfile import TemporaryDirectory
-        >>> from pymilvus import MilvusClient
         >>> from scipy.sparse import csr_matrix
         >>> from skcompressae.engines import MilvusIndex, split_signs
         >>> codes = csr_matrix([[1.0, -1.0, 0.0], [-1.0, 0.0, 2.0]])
-        >>> with TemporaryDirectory() as folder:
-        ...     client = MilvusClient(f"{folder}/codes.db")
-        ...     index = MilvusIndex(client, n_components=3)
-        ...     index.add(split_signs(codes))
-        ...     split = index.fetch([1])
-        ...     client.close()
-        >>> split.toarray()
+        >>> from pymilvus import MilvusClient  # doctest: +SKIP
+        >>> client = MilvusClient("codes.db")  # doctest: +SKIP
+        >>> index = MilvusIndex(client, n_components=3)  # doctest: +SKIP
+        >>> index.add(split_signs(codes))  # doctest: +SKIP
+        >>> index.fetch([1]).toarray()  # doctest: +SKIP
         array([[0., 0., 2., 1., 0., 0.]], dtype=float32)
         """
         numbers = check_ids(ids, len(np.atleast_1d(np.asarray(ids)))).tolist()
