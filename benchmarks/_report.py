@@ -121,7 +121,8 @@ def write_figure(contents: list[dict[str, Any]], path: Path) -> None:
         axis.set_ylabel("recall@100 of the dense neighbours")
     for axis in axes.flat[len(contents) :]:
         axis.set_axis_off()
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(5, 2 * n_columns))
+    place = {"loc": "outside lower center", "ncols": min(5, 2 * n_columns), "fontsize": "small"}
+    figure.legend(handles.values(), handles.keys(), **place)
     figure.savefig(path, dpi=120)
 
 

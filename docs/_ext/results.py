@@ -127,11 +127,13 @@ def describe(study: dict[str, Any]) -> str:
     machines = sorted({record["cpu"] for _, record in study["sources"]})
     dates = sorted({record["date"] for _, record in study["sources"]})
     files = ", ".join(f"`benchmarks/results/{name}`" for name, _ in study["sources"])
+    has_hybrid = any(name.startswith("hybrid-") for name, _ in study["sources"])
+    scripts = ["`benchmarks/quality.py`", *(["`benchmarks/hybrid.py`"] if has_hybrid else [])]
     return (
         f"Data `{data['name']}`: {data['n_documents']:,} documents, {data['n_queries']:,} held-out queries, "
         f"{data['n_features']} dimensions ({4 * data['n_features']:,} bytes a vector in float32). {seeds_text}. "
         f"{'; '.join(machines)}, {' or '.join(map(str, threads))} thread(s); {', '.join(dates)}. "
-        f"Made by `benchmarks/quality.py` and `benchmarks/hybrid.py`; source: {files}."
+        f"Made by {' and '.join(scripts)}; source: {files}."
     )
 
 
@@ -223,7 +225,7 @@ def write_results(folder: Path) -> None:
         raise FileNotFoundError(f"no result of the quality study in {RESULTS.relative_to(ROOT)}")
     pictures = folder / "figures"
     pictures.mkdir(parents=True, exist_ok=True)
-    main, full = studies[0], []
+    main, full = studies[0], [LEGEND, ""]
     for study in studies:
         name = study["data"]["name"]
         path = pictures / f"quality-{name}.svg"
@@ -233,8 +235,6 @@ def write_results(folder: Path) -> None:
             f"## {name}",
             "",
             describe(study),
-            "",
-            LEGEND,
             "",
             f"![{alt}](/generated/figures/{path.name})",
             "",
