@@ -11,21 +11,25 @@ import numpy as np
 # Colour-blind safe (Okabe and Ito); ours stand out by weight, the sparse coders by filled markers
 STYLES: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
     ("ours", "asymmetric_4bit"): (
-        "ours, asymmetric, packed",
+        "skcompressae, asymmetric, packed",
         {"color": "#0072B2", "marker": "o", "linewidth": 2.5},
     ),
-    ("ours", "asymmetric"): ("ours, asymmetric, CSR", {"color": "#0072B2", "marker": "o", "linestyle": "--"}),
+    ("hybrid", "reranked"): (
+        "skcompressae, hybrid, packed",
+        {"color": "#0072B2", "marker": "*", "linewidth": 2.5, "linestyle": "-."},
+    ),
+    ("ours", "asymmetric"): ("skcompressae, asymmetric, CSR", {"color": "#0072B2", "marker": "o", "linestyle": "--"}),
     ("ours", "reconstructed"): (
-        "ours, reconstructed, CSR",
+        "skcompressae, reconstructed, CSR",
         {"color": "#56B4E9", "marker": "s", "linestyle": "--"},
     ),
-    ("ours", "sparse"): ("ours, sparse, CSR", {"color": "#009E73", "marker": "^", "linestyle": "--"}),
-    ("paper", "asymmetric_4bit"): ("paper, asymmetric, packed", {"color": "#999999", "marker": "o"}),
+    ("ours", "sparse"): ("skcompressae, sparse, CSR", {"color": "#009E73", "marker": "^", "linestyle": "--"}),
+    ("paper", "asymmetric_4bit"): ("paper's recipe, asymmetric, packed", {"color": "#999999", "marker": "o"}),
     ("paper", "reconstructed"): (
-        "paper, reconstructed, CSR",
+        "paper's recipe, reconstructed, CSR",
         {"color": "#999999", "marker": "s", "linestyle": "--"},
     ),
-    ("paper", "sparse"): ("paper, sparse, CSR", {"color": "#999999", "marker": "^", "linestyle": "--"}),
+    ("paper", "sparse"): ("paper's recipe, sparse, CSR", {"color": "#999999", "marker": "^", "linestyle": "--"}),
     ("pq", "asymmetric"): ("PQ", {"color": "#E69F00", "marker": "D"}),
     ("opq", "asymmetric"): ("OPQ", {"color": "#D55E00", "marker": "D"}),
     ("rabitq", "asymmetric"): ("RaBitQ", {"color": "#CC79A7", "marker": "v"}),
@@ -117,7 +121,8 @@ def write_figure(contents: list[dict[str, Any]], path: Path) -> None:
         axis.set_ylabel("recall@100 of the dense neighbours")
     for axis in axes.flat[len(contents) :]:
         axis.set_axis_off()
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(5, 2 * n_columns))
+    place = {"loc": "outside lower center", "ncols": min(5, 2 * n_columns), "fontsize": "small"}
+    figure.legend(handles.values(), handles.keys(), **place)
     figure.savefig(path, dpi=120)
 
 

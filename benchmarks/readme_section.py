@@ -8,6 +8,7 @@ Replaces what stands between the two ``measured`` markers of README.md and draws
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,11 +76,11 @@ def budget_curves() -> dict[str, dict[float, float]]:
     return curves
 
 
-def draw(curves: dict[str, dict[float, float]]) -> None:
-    """Draw recall against bytes."""
+def draw(curves: dict[str, dict[float, float]], path: Path = PICTURE, *, is_narrow: bool = False) -> None:
+    """Draw recall against bytes; narrow for the width of a phone."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    figure = Figure(figsize=(5.2, 5.6) if is_narrow else (8, 4.8), layout="constrained")
     axis = figure.subplots()
     for name, (label, style) in CURVES.items():
         points = sorted(curves[name].items())
@@ -89,11 +90,15 @@ def draw(curves: dict[str, dict[float, float]]) -> None:
     axis.set_ylim(0, 1)
     axis.grid(alpha=0.3)
     data = read(f"quality-{NAME}")["data"]
-    axis.set_title(f"{DESCRIPTION}: {data['n_documents']:,} documents", fontsize=10)
+    separator = ":\n" if is_narrow else ": "
+    axis.set_title(f"{DESCRIPTION}{separator}{data['n_documents']:,} documents", fontsize=10)
     axis.set_xlabel(f"bytes per vector (float32: {4 * data['n_features']:,})")
     axis.set_ylabel("recall@100 of the true neighbours")
-    axis.legend(loc="lower right", fontsize=9)
-    figure.savefig(PICTURE, dpi=150)
+    if is_narrow:
+        figure.legend(loc="outside lower center", fontsize=10)
+    else:
+        axis.legend(loc="lower right", fontsize=9)
+    figure.savefig(path, dpi=150)
 
 
 def modes_table() -> list[str]:

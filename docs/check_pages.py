@@ -50,6 +50,12 @@ if (document.documentElement.scrollWidth > width + 1) {
   const names = wide.slice(0, 3).map(e => e.tagName + '.' + e.className).join(', ');
   found.push(`is ${document.documentElement.scrollWidth} pixels wide in a window of ${width}: ${names}`);
 }
+// What scrolls by itself may be wider than the window; words and links that stick out are cut off by the theme.
+const scrolls = 'pre, table, figure, div.math, .pst-scrollable-table-container';
+const cut = [...document.querySelectorAll('main :is(p, li, h1, h2, h3, h4, code, a, dt, dt > span, img)')].filter(
+  e => !e.closest(scrolls) && e.getBoundingClientRect().right > width + 1 && e.getClientRects().length
+    && !e.matches('.headerlink, .visually-hidden') && getComputedStyle(e).visibility !== 'hidden');
+if (cut.length) found.push(`cuts off ${cut[0].tagName} ${cut[0].textContent.slice(0, 60)}`);
 for (const image of document.querySelectorAll('main img')) {
   if (image.loading === 'lazy') image.loading = 'eager';
   if (image.complete && image.naturalWidth === 0) found.push('broken picture ' + image.getAttribute('src'));

@@ -54,6 +54,7 @@ suppress_warnings = ["config.cache"]
 
 autodoc_typehints = "none"
 autodoc_member_order = "groupwise"
+toc_object_entries_show_parents = "hide"
 numpydoc_show_class_members = False
 numpydoc_show_inherited_class_members = False
 

@@ -11,6 +11,7 @@ import gc
 import importlib.util
 import inspect
 import itertools
+import os
 import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
@@ -173,8 +174,15 @@ def embed(texts: list[str], n_components: int = 256, random_state: int = 0) -> t
 
 
 @functools.cache
-def embedded_docstrings(n_docs: int = 2000, n_components: int = 64) -> tuple[list[Docstring], np.ndarray, Pipeline]:
-    """Return scikit-learn's docstrings, their embeddings and the pipeline: small, and made once for all examples."""
+def embedded_docstrings(
+    n_docs: int | None = None, n_components: int = 64
+) -> tuple[list[Docstring], np.ndarray, Pipeline]:
+    """Return scikit-learn's docstrings, their embeddings and the pipeline: small, and made once for all examples.
+
+    Without `n_docs` there are as many as the environment variable SKCOMPRESSAE_EXAMPLES_DOCS says, else 2,000.
+    """
+    if n_docs is None:
+        n_docs = int(os.environ.get("SKCOMPRESSAE_EXAMPLES_DOCS", "2000"))
     entries = collect_docstrings(n_docs, packages=("sklearn",))
     X, pipeline = embed([searchable_text(entry) for entry in entries], n_components=n_components)
     X.setflags(write=False)

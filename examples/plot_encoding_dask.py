@@ -54,11 +54,12 @@ cosines = cosines.compute(scheduler="threads").ravel()
 import matplotlib.pyplot as plt
 
 names = [entries[200 * i].name.split(".")[1] for i in range(len(cosines))]
-figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+figure, axis = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
 axis.barh(range(len(cosines)), cosines, color="#0072B2")
 axis.axvline(cosines.mean(), color="0.3", linestyle="--", label="mean")
 axis.set_yticks(range(len(cosines)), [f"from {name} on" for name in names])
 axis.invert_yaxis()
-axis.set(xlabel="mean cosine of rows and reconstructions", xlim=(0.7, 1), title="Chunks of 200 rows")
+axis.set(xlabel="mean cosine of rows and reconstructions", xlim=(0.7, 1))
+axis.set(ylabel="chunks, by their first module", title="Chunks of 200 rows")
 axis.legend(loc="lower right")
 plt.show()

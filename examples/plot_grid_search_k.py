@@ -51,7 +51,7 @@ print(f"within one standard error of it: k={enough}")
 # ---------
 import matplotlib.pyplot as plt
 
-figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+figure, axis = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
 for value, marker in ((64, "o"), (128, "s")):
     of_width = width == value
     style = {"marker": marker, "capsize": 3, "label": f"n_components={value}"}

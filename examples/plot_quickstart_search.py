@@ -56,7 +56,7 @@ for mode in ("asymmetric", "reconstructed", "sparse"):
     found = search.kneighbors(X[rows] if mode == "asymmetric" else codes[rows], return_distance=False)
     curves[mode] = [neighbor_recall_score(true, found, n_neighbors=n) for n in (1, 5, 10, 20, 50, 100)]
 
-figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+figure, axis = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
 for (mode, recalls), marker in zip(curves.items(), "os^", strict=True):
     axis.plot((1, 5, 10, 20, 50, 100), recalls, marker + "-", label=mode)
 axis.set(xscale="log", xlabel="n", ylabel="recall@n", ylim=(0, 1.02), title="Neighbours kept, by search mode")

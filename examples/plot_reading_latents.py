@@ -31,7 +31,8 @@ for latent in np.argsort(-strength)[:4]:
     values = values * np.sign(values[np.abs(values).argmax()])
     print(f"\nlatent {latent}, in {len(rows)} codes:")
     for i in np.argsort(-values)[:10]:
-        print(f"  {values[i]:+.2f}  {entries[rows[i]].name.rpartition('.')[2]}: {summary(entries[rows[i]])[:60]}")
+        name = ".".join(entries[rows[i]].name.split(".")[-2:])
+        print(f"  {values[i]:+.2f}  {name}: {summary(entries[rows[i]])[:60]}")
 
 # %%
 # How often each latent is used
@@ -43,14 +44,15 @@ import matplotlib.pyplot as plt
 from skcompressae import LatentUsageDisplay
 
 print(f"dead latents: {compressor.dead_latents_fraction_:.1%}")
-LatentUsageDisplay.from_estimator(compressor)
+figure, axis = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
+LatentUsageDisplay.from_estimator(compressor, ax=axis)
 plt.show()
 
 # %%
 # As a histogram
 # --------------
 usage = compressor.latent_counts_ / compressor.n_rows_counted_
-figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+figure, axis = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
 axis.hist(100 * usage[usage > 0], bins=np.geomspace(0.02, 100, 30), color="#0072B2")
 axis.axvline(100 * compressor.k / 256, color="0.3", linestyle="--", label="if all were used equally")
 axis.set(xscale="log", xlabel="share of rows that use the latent, %", ylabel="latents", title="Usage of live latents")

@@ -34,10 +34,14 @@ import matplotlib.pyplot as plt
 
 from skcompressae import CompressionTradeoffDisplay
 
+below = {"loc": "outside lower center", "ncols": 2}
+figure, axis = plt.subplots(figsize=(5.5, 4.5), layout="constrained")
 display = CompressionTradeoffDisplay.from_estimator(
-    compressor, documents, X_queries=queries, k=(2, 4, 8, 16), n_neighbors=10, reference="pca"
+    compressor, documents, X_queries=queries, k=(2, 4, 8, 16), n_neighbors=10, reference="pca", ax=axis
 )
-display.ax_.set_title("Docstrings, 64 dimensions")
+axis.set_title("Docstrings, 64 dimensions")
+axis.get_legend().remove()
+figure.legend(handles=display.lines_, **below)
 plt.show()
 
 # %%
@@ -59,6 +63,8 @@ for k in (2, 4, 8, 16):
         {"series": "CompresSAE, asymmetric, packed", "label": f"k={k}", "bytes_per_vector": size}
         | {"compression_factor": 4 * X.shape[1] / size, "recall": recall, "n_neighbors": 10}
     )
-CompressionTradeoffDisplay.from_results(points).plot(x="bytes_per_vector")
-plt.close(1)
+figure, axis = plt.subplots(figsize=(5.5, 4.5), layout="constrained")
+display = CompressionTradeoffDisplay(results=points).plot(axis, x="bytes_per_vector")
+axis.get_legend().remove()
+figure.legend(handles=display.lines_, **below)
 plt.show()

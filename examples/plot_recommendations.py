@@ -74,7 +74,7 @@ recall = np.array([np.isin(f, t[t != i][:10]).mean() for i, (f, t) in enumerate(
 edges = np.quantile(of_one, [0, 0.2, 0.4, 0.6, 0.8, 1.0])
 groups = np.clip(np.searchsorted(edges, of_one, side="right") - 1, 0, 4)
 means = [recall[groups == g].mean() if (groups == g).any() else 0 for g in range(5)]
-figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+figure, axis = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
 axis.bar(range(5), means, color="#0072B2")
 axis.set_xticks(range(5), [f"{low:.0f} to {high:.0f}" for low, high in itertools.pairwise(edges)])
 axis.set(xlabel="files that call the item", ylabel="recall@10", ylim=(0, 1), title="Kept, by popularity")

@@ -57,7 +57,7 @@ with temporary_server() as address, psycopg.connect(address) as connection:
 # What the index loses against the scan, and what codes (with a query of 64 nonzeros) lose against the dense vectors.
 import matplotlib.pyplot as plt
 
-figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+figure, axis = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
 axis.plot(candidates, agreements, "s--", label="of the neighbours by scan")
 axis.plot(candidates, recalls, "o-", label="of the dense neighbours")
 by_scan = neighbor_recall_score(true, scanned)

@@ -50,7 +50,7 @@ import matplotlib.pyplot as plt
 
 search = CodeNearestNeighbors(10, compressor=compressor).fit(codes)
 own = neighbor_recall_score(true, search.kneighbors(queries, return_distance=False))
-figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+figure, axis = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
 axis.plot(sizes, recalls, "o-", label="Qdrant, expanded query")
 axis.axhline(own, color="0.4", linestyle="--", label="CodeNearestNeighbors, asymmetric")
 axis.set(xscale="log", xlabel="nonzeros of the query", ylabel="recall@10 of the dense neighbours")

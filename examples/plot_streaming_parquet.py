@@ -58,7 +58,7 @@ whole = CompresSAETransformer(n_components=192, k=8, batch_size=60, max_iter=240
 
 import matplotlib.pyplot as plt
 
-figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+figure, axis = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
 axis.plot(range(1, 9), scores, "o-", label="partial_fit, block by block")
 axis.axhline(whole.score(held_out), color="0.4", linestyle="--", label="fit, 240 steps")
 axis.set(xlabel="passes over the file", ylabel="mean cosine of held-out rows", title="Streaming from Parquet")

@@ -29,6 +29,9 @@ _SPARK_KEY = b"org.apache.spark.sql.parquet.row.metadata"
 def codes_from_arrow(data: Any, *, n_components: int | None = None, code_columns: tuple[str, ...] | None = None) -> Any:
     """Read code columns back as a sparse matrix.
 
+    Layout, width and split signs are told by the schema's metadata, where they are still there; Parquet, Spark and Dask
+    keep them.
+
     Parameters
     ----------
     data : pyarrow.RecordBatch or pyarrow.Table
@@ -41,7 +44,7 @@ def codes_from_arrow(data: Any, *, n_components: int | None = None, code_columns
 
     Returns
     -------
-    codes : CSR matrix (or array) of shape (n_rows, n_components), float32
+    CSR matrix (or array) of shape (n_rows, n_components), float32
         Signed, also where the columns hold split signs and the metadata says so.
 
     Raises
@@ -50,6 +53,24 @@ def codes_from_arrow(data: Any, *, n_components: int | None = None, code_columns
         If `data` is neither a RecordBatch nor a Table.
     skcompressae.exceptions.CodesFormatError
         If the width is unknown, a column is missing, or the columns do not hold codes.
+
+    See Also
+    --------
+    encode_batch : Makes the columns.
+    decode_batch : Goes on to embeddings.
+    skcompressae.PackedCodes.from_arrow : Packs a table of packed codes.
+
+    Examples
+    --------
+    >>> import numpy as np, pyarrow as pa
+    >>> from skcompressae import CompresSAETransformer
+    >>> from skcompressae.arrow import codes_from_arrow, encode_batch
+    >>> X = np.random.RandomState(0).standard_normal((200, 8)).astype(np.float32)
+    >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+    >>> batch = pa.record_batch({"id": pa.array(range(200)), "embedding": pa.array(list(X))})
+    >>> codes = codes_from_arrow(encode_batch(compressor, batch))
+    >>> bool((codes != compressor.transform(X)).nnz == 0)
+    True
     """
     pa = import_pyarrow("Arrow batches of codes")
     if not isinstance(data, (pa.RecordBatch, pa.Table)):
@@ -98,6 +119,8 @@ def codes_from_arrow(data: Any, *, n_components: int | None = None, code_columns
 def decode_batch(model: CompresSAETransformer, batch: Any, column: str = "embedding") -> Any:
     """Replace the code columns of a record batch by the decoded embeddings.
 
+    Codes of another model are refused, as far as the metadata can tell: they would decode to noise.
+
     Parameters
     ----------
     model : CompresSAETransformer
@@ -109,7 +132,7 @@ def decode_batch(model: CompresSAETransformer, batch: Any, column: str = "embedd
 
     Returns
     -------
-    decoded : pyarrow.RecordBatch or pyarrow.Table
+    pyarrow.RecordBatch or pyarrow.Table
         The other columns, and `column` last.
 
     Raises
@@ -118,6 +141,22 @@ def decode_batch(model: CompresSAETransformer, batch: Any, column: str = "embedd
         If the batch does not hold codes.
     ValueError
         If they were made by another model (told by its hash), or there is a column of that name.
+
+    See Also
+    --------
+    encode_batch : The way here.
+    skcompressae.CompresSAETransformer.inverse_transform : Decodes a matrix.
+
+    Examples
+    --------
+    >>> import numpy as np, pyarrow as pa
+    >>> from skcompressae import CompresSAETransformer
+    >>> from skcompressae.arrow import decode_batch, encode_batch
+    >>> X = np.random.RandomState(0).standard_normal((200, 8)).astype(np.float32)
+    >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+    >>> batch = pa.record_batch({"id": pa.array(range(200)), "embedding": pa.array(list(X))})
+    >>> decode_batch(compressor, encode_batch(compressor, batch)).schema.names
+    ['id', 'embedding']
     """
     pa = import_pyarrow("Arrow batches of codes")
     model = bare_model(model)

@@ -72,7 +72,7 @@ class FitMethodsMixin(TransformMethodsMixin):
 
         Returns
         -------
-        self : CompresSAETransformer
+        CompresSAETransformer
             The fitted estimator.
 
         Raises
@@ -80,6 +80,23 @@ class FitMethodsMixin(TransformMethodsMixin):
         ValueError
             If X is not a finite, real, dense 2-d array with at least one row, a parameter is out of its range, or
             `checkpoint_dir` holds the checkpoint of another fit (or a damaged one: ModelFormatError).
+
+        See Also
+        --------
+        partial_fit : Trains on one block of rows at a time.
+        transform : Encodes rows with what was learned.
+        LossCurveDisplay.from_estimator : Shows how the loss fell.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae import CompresSAETransformer
+        >>> X = np.random.RandomState(0).standard_normal((200, 8)).astype(np.float32)
+        >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0)
+        >>> compressor.fit(X).components_.shape
+        (16, 8)
+        >>> compressor.n_iter_, len(compressor.loss_curve_)
+        (5, 5)
         """
         is_warm = self.warm_start and hasattr(self, "components_")
         rows = self._check_rows(X, reset=not is_warm)
@@ -138,10 +155,11 @@ class FitMethodsMixin(TransformMethodsMixin):
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self: Model, X: ArrayLike, y: Any = None) -> Model:
-        """Train on one more block of rows: one pass over it, at a constant learning rate.
+        """Train on one more block of rows.
 
-        The first call initialises the latents from its block, so make that one representative. Adam's moments are kept
-        between calls (twice the size of the weights). The statistics of latent use are those of the last block.
+        One pass over the block, at a constant learning rate. The first call initialises the latents from its block, so
+        make that one representative. Adam's moments are kept between calls (twice the size of the weights). The
+        statistics of latent use are those of the last block.
 
         Parameters
         ----------
@@ -152,8 +170,30 @@ class FitMethodsMixin(TransformMethodsMixin):
 
         Returns
         -------
-        self : CompresSAETransformer
+        CompresSAETransformer
             The estimator, trained on one more block.
+
+        Raises
+        ------
+        ValueError
+            If the block is not as :meth:`fit` requires, or has another width than those before it.
+
+        See Also
+        --------
+        fit : Trains on all rows, several times, and anneals the learning rate.
+        save : Keeps the moments too, so that training can go on elsewhere.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae import CompresSAETransformer
+        >>> X = np.random.RandomState(0).standard_normal((200, 8)).astype(np.float32)
+        >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0)
+        >>> compressor = compressor.set_params(batch_size=50)
+        >>> for block in (X[:100], X[100:]):
+        ...     compressor = compressor.partial_fit(block)
+        >>> compressor.n_iter_
+        4
         """
         is_first = not hasattr(self, "components_")
         rows = self._check_rows(X, reset=is_first)

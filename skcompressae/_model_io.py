@@ -89,6 +89,11 @@ class ModelFileMixin:
         ValueError
             If its weights are not finite.
 
+        See Also
+        --------
+        load : Reads the file.
+        skcompressae.persistence.to_reference_checkpoint : Writes the weights alone, for the paper's implementation.
+
         Examples
         --------
         >>> import numpy as np
@@ -146,6 +151,9 @@ class ModelFileMixin:
     def load(cls: type[Model], path: str | os.PathLike[str]) -> Model:
         """Read a model written by :meth:`save`.
 
+        A SHA-256 digest of the file is compared first, then shapes, dtypes and parameters, and only then is a model
+        made of it.
+
         Parameters
         ----------
         path : path-like
@@ -153,7 +161,7 @@ class ModelFileMixin:
 
         Returns
         -------
-        model : CompresSAETransformer
+        CompresSAETransformer
             Fitted; encodes as the saved one does, and trains on from where that was.
 
         Raises
@@ -162,6 +170,25 @@ class ModelFileMixin:
             If the file is damaged, truncated, foreign, or written by a newer version that this one cannot read.
         OSError
             If the file cannot be read.
+
+        See Also
+        --------
+        save : Writes the file.
+        skcompressae.model_hash : Tells whether two models give the same codes.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from skcompressae import CompresSAETransformer
+        >>> X = np.random.RandomState(0).standard_normal((200, 8))
+        >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+        >>> with TemporaryDirectory() as folder:
+        ...     compressor.save(Path(folder) / "compressor.safetensors")
+        ...     again = CompresSAETransformer.load(Path(folder) / "compressor.safetensors")
+        >>> again.k, again.n_features_in_
+        (3, 8)
         """
         header, arrays = read_model_file(path, _KIND, FORMAT_VERSION)
         try:

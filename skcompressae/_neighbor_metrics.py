@@ -68,6 +68,11 @@ def exact_neighbors(
         If an input is sparse, not two-dimensional, empty of features or not finite; if the widths differ; or
         if there are fewer documents than `n_neighbors`.
 
+    See Also
+    --------
+    neighbor_recall_score : Compares what a search found with its result.
+    skcompressae.CodeNearestNeighbors : Searches codes.
+
     References
     ----------
     .. [1] N. J. Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed., SIAM, 2002, section 3.1.
@@ -125,7 +130,7 @@ def neighbor_recall_score(
 
     Returns
     -------
-    recall : float or ndarray of shape (n_queries,), dtype float64
+    float or ndarray of shape (n_queries,), dtype float64
         Between 0 and 1.
 
     Raises
@@ -133,6 +138,12 @@ def neighbor_recall_score(
     ValueError
         If a list is not a two-dimensional integer array, repeats an index or is empty, if the numbers of
         queries differ, or if `n_neighbors` exceeds `n_true`.
+
+    See Also
+    --------
+    neighbor_ndcg_score : Counts the order too.
+    exact_neighbors : Finds the true neighbours.
+    RetrievalRecallScorer : Recall as a scorer for grid search.
 
     Examples
     --------
@@ -179,7 +190,7 @@ def neighbor_ndcg_score(
 
     Returns
     -------
-    ndcg : float or ndarray of shape (n_queries,), dtype float64
+    float or ndarray of shape (n_queries,), dtype float64
         Between 0 and 1. A query whose gains are all 0 scores 0.
 
     Raises
@@ -187,6 +198,11 @@ def neighbor_ndcg_score(
     ValueError
         As :func:`neighbor_recall_score`, and if `gains` has another shape than `neighbors_true`, or is
         negative or not finite.
+
+    See Also
+    --------
+    neighbor_recall_score : The share that was found, whatever the order.
+    exact_neighbors : Finds the true neighbours, with their similarities.
 
     References
     ----------

@@ -7,32 +7,28 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix, issparse
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import check_array
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from skcompressae._compat import HasMethods, Interval, StrOptions, _fit_context
 from skcompressae._core._search import search, within
-from skcompressae._core._search_store import Chunk, CodeStore, PostingStore, block_to_csr
-from skcompressae._neighbors_build import FLOATS, IndexBuildMixin
+from skcompressae._core._search_store import Chunk
+from skcompressae._neighbors_build import IndexBuildMixin
 from skcompressae._neighbors_graph import NeighborsGraphMixin
 from skcompressae._neighbors_io import IndexFileMixin
 from skcompressae._neighbors_queries import (
-    FittedCodes,
-    Queries,
-    canonical_csr,
-    is_packed,
     score_limits,
     scores_to_distances,
 )
 from skcompressae._neighbors_rerank import rerank_candidates
+from skcompressae._neighbors_validation import QueryValidationMixin
 
 __all__ = ["CodeNearestNeighbors"]
 
 
 class CodeNearestNeighbors(
     IndexBuildMixin,
+    QueryValidationMixin,
     NeighborsGraphMixin,
     IndexFileMixin,
     ClassNamePrefixFeaturesOutMixin,
@@ -190,6 +186,9 @@ class CodeNearestNeighbors(
     def fit(self, X: Any, y: Any = None) -> CodeNearestNeighbors:
         """Index the codes of the documents.
 
+        For the sparse mode posting lists are built, for the others the norms of reconstructions are computed. Nothing
+        is trained, and the embeddings are not needed.
+
         Parameters
         ----------
         X : {array-like, sparse matrix} of shape (n_samples, n_components) or PackedCodes
@@ -201,8 +200,29 @@ class CodeNearestNeighbors(
 
         Returns
         -------
-        self : CodeNearestNeighbors
+        CodeNearestNeighbors
             The fitted index.
+
+        Raises
+        ------
+        ValueError
+            If the codes are not finite or have no rows, or `mode`, `compressor` and `rerank` do not fit each other or
+            the codes.
+
+        See Also
+        --------
+        partial_fit : Adds documents to an index.
+        CompresSAETransformer.transform : Makes codes.
+        PackedCodes : Codes in fewer bytes.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from scipy.sparse import csr_matrix
+        >>> from skcompressae import CodeNearestNeighbors
+        >>> codes = csr_matrix(np.array([[2.0, 0.0, 0.0], [1.0, -1.0, 0.0], [0.0, 0.0, 3.0]]))
+        >>> CodeNearestNeighbors().fit(codes).n_samples_fit_
+        3
         """
         store = self._validate_codes(X, reset=True)
         self.effective_mode_ = self._index_mode()
@@ -215,7 +235,10 @@ class CodeNearestNeighbors(
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any = None) -> CodeNearestNeighbors:
-        """Append documents; the index is not rebuilt.
+        """Append documents to the index.
+
+        What is there is not built again. Small additions of CSR are merged with the one before; packed codes become a
+        part of their own every time, with an overhead in each search, so add them in large blocks.
 
         Parameters
         ----------
@@ -226,8 +249,30 @@ class CodeNearestNeighbors(
 
         Returns
         -------
-        self : CodeNearestNeighbors
+        CodeNearestNeighbors
             The index with the documents added.
+
+        Raises
+        ------
+        ValueError
+            If the codes have another width, or `mode`, `metric` or `device` were changed since fitting.
+
+        See Also
+        --------
+        fit : Starts anew.
+        save : Keeps the index in a file.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from scipy.sparse import csr_matrix
+        >>> from skcompressae import CodeNearestNeighbors
+        >>> codes = csr_matrix(np.array([[2.0, 0.0, 0.0], [1.0, -1.0, 0.0], [0.0, 0.0, 3.0]]))
+        >>> index = CodeNearestNeighbors(n_neighbors=2).fit(codes)
+        >>> index.partial_fit(codes[:1]).n_samples_fit_
+        4
+        >>> index.kneighbors(codes[:1], return_distance=False)
+        array([[0, 3]])
         """
         if not hasattr(self, "n_samples_fit_"):
             return self.fit(X)
@@ -240,6 +285,9 @@ class CodeNearestNeighbors(
         self, X: Any = None, n_neighbors: int | None = None, return_distance: bool = True
     ) -> tuple[NDArray[Any], NDArray[np.int64]] | NDArray[np.int64]:
         """Find the nearest documents of each query.
+
+        What is compared is decided by `mode` and by what `X` holds, codes or embeddings. The answer is that of a full
+        scan, with ties in the order of the documents; with `rerank`, it is the best of the candidates.
 
         Parameters
         ----------
@@ -262,6 +310,25 @@ class CodeNearestNeighbors(
         ------
         ValueError
             If there are fewer documents than neighbors asked for, or the queries have the wrong width.
+
+        See Also
+        --------
+        radius_neighbors : All documents within a distance.
+        kneighbors_graph : The same as a sparse graph.
+        skcompressae.metrics.neighbor_recall_score : Compares what is found with the true neighbours.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from scipy.sparse import csr_matrix
+        >>> from skcompressae import CodeNearestNeighbors
+        >>> codes = csr_matrix(np.array([[2.0, 0.0, 0.0], [1.0, -1.0, 0.0], [0.0, 0.0, 3.0]]))
+        >>> index = CodeNearestNeighbors(n_neighbors=2).fit(codes)
+        >>> distances, documents = index.kneighbors(csr_matrix(np.array([[1.0, 0.0, 0.0]])))
+        >>> documents
+        array([[0, 1]])
+        >>> distances.round(3)
+        array([[0.   , 0.293]])
         """
         check_is_fitted(self)
         n_neighbors = self._check_n_neighbors(n_neighbors, exclude_self=X is None)
@@ -285,6 +352,9 @@ class CodeNearestNeighbors(
     ) -> tuple[NDArray[Any], NDArray[Any]] | NDArray[Any]:
         """Find all documents within a distance of each query.
 
+        The number of documents differs from query to query, so arrays of arrays are returned. On any device this is
+        computed on the CPU, and it goes by the codes alone, without `rerank`.
+
         Parameters
         ----------
         X : {array-like, sparse matrix} or None, default=None
@@ -301,6 +371,27 @@ class CodeNearestNeighbors(
             Arrays of distances, ascending. Only if `return_distance`.
         indices : ndarray of shape (n_queries,), dtype=object
             Arrays of document numbers, nearest first, equal distances in ascending order.
+
+        Raises
+        ------
+        ValueError
+            If the queries have the wrong width, or are codes in asymmetric mode.
+
+        See Also
+        --------
+        kneighbors : A fixed number of documents.
+        radius_neighbors_graph : The same as a sparse graph.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from scipy.sparse import csr_matrix
+        >>> from skcompressae import CodeNearestNeighbors
+        >>> codes = csr_matrix(np.array([[2.0, 0.0, 0.0], [1.0, -1.0, 0.0], [0.0, 0.0, 3.0]]))
+        >>> index = CodeNearestNeighbors(n_neighbors=2).fit(codes)
+        >>> distances, documents = index.radius_neighbors(csr_matrix(np.array([[1.0, 0.0, 0.0]])), radius=0.5)
+        >>> documents[0]
+        array([0, 1])
         """
         check_is_fitted(self)
         radius = self.radius if radius is None else radius
@@ -316,74 +407,12 @@ class CodeNearestNeighbors(
                 distances[start + i], indices[start + i] = near[kept][order], rows[kept][order]
         return (distances, indices) if return_distance else indices
 
-    def _check_n_neighbors(self, n_neighbors: Any, *, exclude_self: bool) -> int:
-        n_neighbors = self.n_neighbors if n_neighbors is None else n_neighbors
-        if not isinstance(n_neighbors, Integral):
-            raise TypeError(f"n_neighbors does not take {type(n_neighbors)} value, enter integer value")
-        n_neighbors = int(n_neighbors)
-        if n_neighbors < 1:
-            raise ValueError(f"Expected n_neighbors > 0. Got {n_neighbors}")
-        if n_neighbors + exclude_self > self.n_samples_fit_:
-            sign = "<" if exclude_self else "<="
-            raise ValueError(
-                f"Expected n_neighbors {sign} n_samples_fit, but n_neighbors = {n_neighbors}, "
-                f"n_samples_fit = {self.n_samples_fit_}, n_samples = {self.n_samples_fit_}"
-            )
-        return n_neighbors
-
     def _n_candidates(self, n_neighbors: int, *, exclude_self: bool) -> int:
         if self.rerank is None:
             return n_neighbors
         if len(self._refined) != len(self._chunks):
             raise ValueError(f"rerank={self.rerank} was set after fitting with rerank=None; fit the index again")
         return min(max(self.rerank, n_neighbors), self.n_samples_fit_ - exclude_self)
-
-    def _queries(self, X: Any) -> Queries:
-        """Decide what the queries are, and bring them to the side on which they are compared."""
-        self._check_unchanged()
-        fit_dtype = np.result_type(*(chunk.store.dtype for chunk in self._chunks))
-        by_postings = all(isinstance(chunk.store, PostingStore) for chunk in self._chunks)
-        decoder = None if self.effective_mode_ == "sparse" else self.components_
-        if X is None:
-            self._refuse_codes("the fitted codes (X=None)")
-            return Queries(FittedCodes(self._chunks), decoder, by_postings, fit_dtype, exclude_self=True)
-        if is_packed(X):
-            X = X.to_csr()
-        elif not isinstance(X, np.ndarray) and not issparse(X) and isinstance(X, CodeStore):
-            X = block_to_csr(X.block(0, X.n_rows), X.n_components)
-        if not issparse(X) and self.components_ is not None:
-            dense = check_array(X, dtype=FLOATS, ensure_min_samples=0, input_name="X")
-            if dense.shape[1] == self.components_.shape[1]:
-                dtype = np.result_type(fit_dtype, dense.dtype)
-                if decoder is not None and self.mode != "reconstructed":
-                    return Queries(dense, decoder, False, dtype)
-                X = self._compress(dense)
-            elif dense.shape[1] != self.n_features_in_:
-                raise ValueError(
-                    f"X has {dense.shape[1]} features, but queries must be codes with {self.n_features_in_} "
-                    f"components or embeddings with {self.components_.shape[1]} features"
-                )
-        self._refuse_codes("codes")
-        X = validate_data(self, X, accept_sparse="csr", dtype=FLOATS, reset=False, ensure_min_samples=0)
-        X = canonical_csr(X)
-        return Queries(X, decoder, by_postings, np.result_type(fit_dtype, X.dtype))
-
-    def _refuse_codes(self, what: str) -> None:
-        if self.mode == "asymmetric":
-            raise ValueError(
-                f"mode='asymmetric' needs dense embeddings as queries, got {what}; "
-                "mode='reconstructed' or 'auto' takes codes"
-            )
-
-    def _compress(self, X: NDArray[Any]) -> Any:
-        if not hasattr(self.compressor, "transform"):
-            raise ValueError(
-                f"mode={self.mode!r} compresses dense queries, but the compressor is an array of components "
-                "without transform; pass the fitted transformer, or codes as queries"
-            )
-        if len(X) == 0:
-            return csr_matrix((0, self.n_features_in_), dtype=X.dtype)
-        return self.compressor.transform(X)
 
     def _search(
         self, batch: Any, n_neighbors: int, exclude: NDArray[np.int64]
@@ -401,13 +430,50 @@ class CodeNearestNeighbors(
     # ------------------------------------------------------------------------------------------ memory, files
     @property
     def nbytes_(self) -> int:
-        """Bytes of the index: codes, row factors and posting offsets."""
+        """Bytes of the index.
+
+        What the codes take in the form in which they are searched, row factors and posting offsets included; the
+        `components_` are not.
+
+        See Also
+        --------
+        nbytes_per_document_ : The same for each document.
+        skcompressae.metrics.bytes_per_vector : Size of the codes before they are indexed.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from scipy.sparse import csr_matrix
+        >>> from skcompressae import CodeNearestNeighbors
+        >>> codes = csr_matrix(np.array([[2.0, 0.0, 0.0], [1.0, -1.0, 0.0], [0.0, 0.0, 3.0]]))
+        >>> index = CodeNearestNeighbors(n_neighbors=2).fit(codes)
+        >>> index.nbytes_ > codes.data.nbytes
+        True
+        """
         check_is_fitted(self)
         return sum(chunk.nbytes for chunk in self._chunks) + sum(scales.nbytes for scales in self._refined)
 
     @property
     def nbytes_per_document_(self) -> float:
-        """Bytes of the index per document."""
+        """Bytes of the index per document.
+
+        To be compared with the bytes of a dense row, ``4 * n_features``.
+
+        See Also
+        --------
+        nbytes_ : Of all documents.
+        PackedCodes : Codes that make it smaller.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from scipy.sparse import csr_matrix
+        >>> from skcompressae import CodeNearestNeighbors
+        >>> codes = csr_matrix(np.array([[2.0, 0.0, 0.0], [1.0, -1.0, 0.0], [0.0, 0.0, 3.0]]))
+        >>> index = CodeNearestNeighbors(n_neighbors=2).fit(codes)
+        >>> index.nbytes_per_document_ == index.nbytes_ / 3
+        True
+        """
         return self.nbytes_ / self.n_samples_fit_
 
     # ------------------------------------------------------------------------------------------ conventions

@@ -22,6 +22,9 @@ class NeighborsGraphMixin:
     def kneighbors_graph(self, X: Any = None, n_neighbors: int | None = None, mode: str = "connectivity") -> csr_matrix:
         """Compute the graph of nearest documents.
 
+        Row i has the neighbors of query i, so the graph is not symmetric. It serves what takes a sparse graph, such as
+        spectral clustering or UMAP.
+
         Parameters
         ----------
         X : {array-like, sparse matrix} or None, default=None
@@ -33,8 +36,28 @@ class NeighborsGraphMixin:
 
         Returns
         -------
-        graph : CSR matrix of shape (n_queries, `n_samples_fit_`)
+        CSR matrix of shape (n_queries, `n_samples_fit_`)
             Row i holds the neighbors of query i, nearest first.
+
+        Raises
+        ------
+        ValueError
+            If `mode` is unknown, or queries and `n_neighbors` are not as :meth:`kneighbors` requires.
+
+        See Also
+        --------
+        radius_neighbors_graph : All documents within a distance.
+        transform : The graph of distances, for ``metric="precomputed"``.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from scipy.sparse import csr_matrix
+        >>> from skcompressae import CodeNearestNeighbors
+        >>> codes = csr_matrix(np.array([[2.0, 0.0, 0.0], [1.0, -1.0, 0.0], [0.0, 0.0, 3.0]]))
+        >>> index = CodeNearestNeighbors(n_neighbors=2).fit(codes)
+        >>> index.kneighbors_graph(codes[:1]).toarray()
+        array([[1., 1., 0.]])
         """
         _check_graph_mode(mode)
         distances, indices = self.kneighbors(X, n_neighbors, return_distance=True)
@@ -48,6 +71,8 @@ class NeighborsGraphMixin:
     ) -> csr_matrix:
         """Compute the graph of documents within a distance.
 
+        Row i has as many entries as there are documents within `radius` of query i.
+
         Parameters
         ----------
         X : {array-like, sparse matrix} or None, default=None
@@ -59,8 +84,28 @@ class NeighborsGraphMixin:
 
         Returns
         -------
-        graph : CSR matrix of shape (n_queries, `n_samples_fit_`)
+        CSR matrix of shape (n_queries, `n_samples_fit_`)
             Row i holds the documents within `radius` of query i, nearest first.
+
+        Raises
+        ------
+        ValueError
+            If `mode` is unknown, or queries are not as :meth:`radius_neighbors` requires.
+
+        See Also
+        --------
+        kneighbors_graph : A fixed number of documents.
+        radius_neighbors : The same as arrays.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from scipy.sparse import csr_matrix
+        >>> from skcompressae import CodeNearestNeighbors
+        >>> codes = csr_matrix(np.array([[2.0, 0.0, 0.0], [1.0, -1.0, 0.0], [0.0, 0.0, 3.0]]))
+        >>> index = CodeNearestNeighbors(n_neighbors=2).fit(codes)
+        >>> index.radius_neighbors_graph(codes[:1], radius=0.5, mode="distance").toarray().round(3)
+        array([[0.   , 0.293, 0.   ]])
         """
         _check_graph_mode(mode)
         distances, indices = self.radius_neighbors(X, radius, return_distance=True)
@@ -82,8 +127,23 @@ class NeighborsGraphMixin:
 
         Returns
         -------
-        graph : CSR matrix of shape (n_queries, `n_samples_fit_`)
+        CSR matrix of shape (n_queries, `n_samples_fit_`)
             Distances, explicit even where they are 0.
+
+        See Also
+        --------
+        kneighbors_graph : The same, with the choice of neighbors and values.
+        sklearn.neighbors.KNeighborsTransformer : The same over dense vectors.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from scipy.sparse import csr_matrix
+        >>> from skcompressae import CodeNearestNeighbors
+        >>> codes = csr_matrix(np.array([[2.0, 0.0, 0.0], [1.0, -1.0, 0.0], [0.0, 0.0, 3.0]]))
+        >>> index = CodeNearestNeighbors(n_neighbors=1).fit(codes)
+        >>> index.transform(codes).shape, index.transform(codes).nnz
+        ((3, 3), 6)
         """
         check_is_fitted(self)
         return self.kneighbors_graph(X, self.n_neighbors + 1, mode="distance")

@@ -251,10 +251,10 @@ class IndexFileMixin:
     _built_for: tuple[str, str, bool]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the index to one file; an existing file is replaced in one step, or stays as it is.
+        """Write the index to one file.
 
-        The file holds the parameters, the codes and `components_`, but not the compressor, which is saved by
-        its own means.
+        The file holds the parameters, the codes and `components_`, but not the compressor, which is saved by its own
+        means. It is replaced in one step: whatever happens, `path` is the old file or the new one.
 
         Parameters
         ----------
@@ -265,6 +265,24 @@ class IndexFileMixin:
         ------
         TypeError
             If documents came as a store of another kind than CSR and `PackedCodes`.
+
+        See Also
+        --------
+        load : Reads the file.
+        CompresSAETransformer.save : Saves the compressor.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from skcompressae import CodeNearestNeighbors
+        >>> index = CodeNearestNeighbors(n_neighbors=1).fit(np.eye(3))
+        >>> with TemporaryDirectory() as folder:
+        ...     index.save(Path(folder) / "documents.index")
+        ...     again = CodeNearestNeighbors.load(Path(folder) / "documents.index", mmap=False)
+        >>> again.kneighbors(np.eye(3)[:1], return_distance=False)
+        array([[0]])
         """
         check_is_fitted(self)
         arrays, chunks = dump_chunks(self._chunks)
@@ -291,6 +309,8 @@ class IndexFileMixin:
     ) -> Any:
         """Read an index written by `save`.
 
+        Nothing in the file is executed, and everything that the search takes on trust is checked before it is used.
+
         Parameters
         ----------
         path : path-like
@@ -307,7 +327,7 @@ class IndexFileMixin:
 
         Returns
         -------
-        index : CodeNearestNeighbors
+        CodeNearestNeighbors
             The fitted index.
 
         Raises
@@ -316,6 +336,24 @@ class IndexFileMixin:
             If the file is foreign, truncated, damaged or of another version.
         ValueError
             If `compressor` has other components than the index.
+
+        See Also
+        --------
+        save : Writes the file.
+        fit : Makes an index from codes.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from skcompressae import CodeNearestNeighbors
+        >>> index = CodeNearestNeighbors(n_neighbors=1).fit(np.eye(3))
+        >>> with TemporaryDirectory() as folder:
+        ...     index.save(Path(folder) / "documents.index")
+        ...     again = CodeNearestNeighbors.load(Path(folder) / "documents.index", mmap=False)
+        >>> again.kneighbors(np.eye(3)[:1], return_distance=False)
+        array([[0]])
         """
         meta, arrays = read_arrays(path, mmap=mmap, verify=not mmap if verify is None else verify)
         try:

@@ -59,7 +59,7 @@ def from_reference_checkpoint(
 
     Returns
     -------
-    model : CompresSAETransformer
+    CompresSAETransformer
         Fitted. Its `n_iter_` is 0 and its loss curves are empty.
 
     Raises
@@ -70,6 +70,11 @@ def from_reference_checkpoint(
         If `k` is no integer from 1 to n_components, or X does not fit the weights.
     OSError
         If the file cannot be read.
+
+    See Also
+    --------
+    to_reference_checkpoint : Writes one.
+    skcompressae.load_model : Reads our own format, which loses nothing.
 
     Examples
     --------
@@ -135,6 +140,27 @@ def to_reference_checkpoint(model: CompresSAETransformer, path: str | os.PathLik
         If `model` is no CompresSAETransformer.
     sklearn.exceptions.NotFittedError
         If it is not fitted.
+
+    See Also
+    --------
+    from_reference_checkpoint : Reads one.
+    skcompressae.save_model : Our own format, which loses nothing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from skcompressae import CompresSAETransformer
+    >>> from skcompressae.persistence import to_reference_checkpoint
+    >>> X = np.random.RandomState(0).standard_normal((200, 8)).astype(np.float32)
+    >>> model = CompresSAETransformer(n_components=16, k=3, recipe="paper", max_iter=5, random_state=0).fit(X)
+    >>> with TemporaryDirectory() as folder:
+    ...     to_reference_checkpoint(model, Path(folder) / "model.pt")
+    ...     state = torch.load(Path(folder) / "model.pt", weights_only=True)
+    >>> {key: tuple(tensor.shape) for key, tensor in state.items()}
+    {'encoder_w': (8, 16), 'encoder_b': (16,), 'decoder_w': (16, 8)}
     """
     check_compressor(model)
     arrays = (model.encoder_weights_.T, model.encoder_bias_, model.components_)

@@ -52,6 +52,9 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
     def transform(self, X: ArrayLike) -> Any:
         """Encode rows as sparse codes.
 
+        The encoder's product, a choice of `k` latents and, in the default recipe, a least-squares fit of their values.
+        A row's code does not depend on the rows beside it.
+
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
@@ -59,7 +62,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
 
         Returns
         -------
-        codes : CSR matrix (or array) or ndarray of shape (n_samples, n_components)
+        CSR matrix (or array) or ndarray of shape (n_samples, n_components)
             Of dtype float32 for float32 and float16 input, else float64. Canonical: ascending indices, no explicit
             zeros, at most k entries a row; an all-zero row has none. Exactly k, but where a fitted value is zero: k
             latents can be more than it takes to reconstruct a row exactly, as where k exceeds n_features.
@@ -70,6 +73,22 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
             If called before fit.
         ValueError
             If X is not a finite, real, dense 2-d array of `n_features_in_` columns.
+
+        See Also
+        --------
+        transform_packed : The same codes in about a quarter of the bytes.
+        transform_query : What to send to an engine that compares by sparse dot products.
+        inverse_transform : The way back.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae import CompresSAETransformer
+        >>> X = np.random.RandomState(0).standard_normal((200, 8)).astype(np.float32)
+        >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+        >>> codes = compressor.transform(X)
+        >>> codes.shape, codes.dtype, codes.nnz // len(X)
+        ((200, 16), dtype('float32'), 3)
         """
         check_is_fitted(self)
         self._check_encoding_parameters()
@@ -93,7 +112,9 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
     def transform_packed(
         self, X: ArrayLike, *, value_bits: int = 4, quantizer: ValueQuantizer | None = None
     ) -> PackedCodes:
-        """Encode rows straight into packed codes, about a quarter of the bytes of CSR, block by block.
+        """Encode rows straight into packed codes.
+
+        Rows go from embeddings to words block by block, so no CSR matrix of all codes is ever in memory.
 
         Parameters
         ----------
@@ -107,7 +128,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
 
         Returns
         -------
-        codes : PackedCodes of shape (n_samples, n_components)
+        PackedCodes of shape (n_samples, n_components)
             One code a row of X.
 
         Raises
@@ -117,6 +138,23 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
             another k.
         TypeError
             If `quantizer` is no ValueQuantizer.
+
+        See Also
+        --------
+        transform : Codes as a SciPy matrix.
+        PackedCodes.with_residual_of : Adds a few bytes of what codes leave.
+        PackedCodes.concatenate : Joins blocks packed with one quantiser.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae import CompresSAETransformer
+        >>> X = np.random.RandomState(0).standard_normal((200, 8)).astype(np.float32)
+        >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+        >>> first = compressor.transform_packed(X[:100])
+        >>> second = compressor.transform_packed(X[100:], quantizer=first.quantizer)
+        >>> first.concatenate([first, second]).shape
+        (200, 16)
         """
         check_is_fitted(self)
         self._check_encoding_parameters()
@@ -138,7 +176,9 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         return PackedCodes.concatenate(blocks)
 
     def inverse_transform(self, X: Any) -> NDArray[np.floating[Any]]:
-        """Decode codes: ``X @ components_``.
+        """Decode codes into embeddings.
+
+        The reconstruction ``X @ components_``. It points where the row pointed; its length is what `norm` says.
 
         Parameters
         ----------
@@ -147,13 +187,31 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
 
         Returns
         -------
-        X_hat : ndarray of shape (n_samples, n_features)
+        ndarray of shape (n_samples, n_features)
             Of dtype float32 for float32 codes, else float64.
 
         Raises
         ------
         ValueError
             If the codes have another width than n_components, or are not finite.
+
+        See Also
+        --------
+        transform : Makes codes.
+        score : How well directions are kept.
+        skcompressae.metrics.mean_cosine_similarity : The same of any two tables.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae import CompresSAETransformer
+        >>> X = np.random.RandomState(0).standard_normal((200, 8)).astype(np.float32)
+        >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+        >>> x_hat = compressor.inverse_transform(compressor.transform(X))
+        >>> x_hat.shape
+        (200, 8)
+        >>> bool(np.allclose(np.linalg.norm(x_hat, axis=1), np.linalg.norm(X, axis=1), rtol=1e-4))
+        True
         """
         check_is_fitted(self)
         if isinstance(X, PackedCodes):
@@ -171,7 +229,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         return self._encoder(device if on_device else resolve_device("cpu")).decode(codes)
 
     def transform_query(self, X: ArrayLike, n_nonzero: int | None = None) -> Any:
-        """Expand dense queries into code space, for engines that compute sparse dot products.
+        """Expand dense queries into code space, for engines of sparse dot products.
 
         The row of a query q is ``t = D q / ||q||``. Its dot product with a code stored under ``norm="unit"`` is the
         cosine of q and the reconstruction, exactly; the query itself is never compressed.
@@ -186,13 +244,33 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
 
         Returns
         -------
-        queries : CSR matrix (or array) of shape (n_queries, n_components)
+        CSR matrix (or array) of shape (n_queries, n_components)
             Expanded queries, with the queries' dtype as in :meth:`transform`.
 
         Raises
         ------
         ValueError
             If `n_nonzero` is not a positive integer, or X is not as :meth:`transform` requires.
+
+        See Also
+        --------
+        transform : Codes, which documents are stored as.
+        CodeNearestNeighbors : Does this inside, in its asymmetric mode.
+        skcompressae.engines.QdrantIndex : An engine that takes such queries.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae import CompresSAETransformer
+        >>> X = np.random.RandomState(0).standard_normal((200, 8)).astype(np.float32)
+        >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+        >>> documents = compressor.set_params(norm="unit").transform(X)
+        >>> scores = compressor.transform_query(X[:3]) @ documents.T
+        >>> compressor.transform_query(X[:3], n_nonzero=6).nnz
+        18
+        >>> x_hat = compressor.inverse_transform(documents)
+        >>> bool(np.allclose(scores.toarray(), X[:3] @ x_hat.T / np.linalg.norm(X[:3], axis=1)[:, None], atol=1e-5))
+        True
         """
         check_is_fitted(self)
         if n_nonzero is not None:
@@ -223,8 +301,23 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
 
         Returns
         -------
-        score : float
+        float
             At most 1; larger is better.
+
+        See Also
+        --------
+        skcompressae.metrics.RetrievalRecallScorer : Scores the neighbours that are found.
+        skcompressae.metrics.mean_cosine_similarity : The same of any two tables.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae import CompresSAETransformer
+        >>> X = np.random.RandomState(0).standard_normal((200, 8)).astype(np.float32)
+        >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+        >>> score = compressor.score(X)
+        >>> bool(0 < score < 1)
+        True
         """
         check_is_fitted(self)
         self._check_encoding_parameters()

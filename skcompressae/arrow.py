@@ -63,6 +63,13 @@ class ArrowEncoder:
     ValueError
         If a parameter has no such value.
 
+    See Also
+    --------
+    codes_from_arrow : Reads the columns back.
+    encode_batch : The same for a single batch.
+    skcompressae.dask.encode_dataframe : On a Dask cluster.
+    skcompressae.spark.encode_dataframe : On a Spark cluster.
+
     Examples
     --------
     >>> import numpy as np, pyarrow as pa
@@ -126,7 +133,9 @@ class ArrowEncoder:
         self.metadata = {METADATA_KEY: json.dumps(content).encode()}
 
     def output_schema(self, schema: pa.Schema) -> pa.Schema:
-        """Return the schema of the encoded batches for the schema of the batches that come in.
+        """Return the schema of encoded batches.
+
+        Engines that plan before they compute ask for it. It depends on the schema alone, so nothing is encoded.
 
         Parameters
         ----------
@@ -135,7 +144,7 @@ class ArrowEncoder:
 
         Returns
         -------
-        schema : pyarrow.Schema
+        pyarrow.Schema
             The other columns, those of the codes, and the metadata.
 
         Raises
@@ -144,6 +153,22 @@ class ArrowEncoder:
             If it has no embedding column of the given name.
         ValueError
             If a column that is kept has the name of a new one.
+
+        See Also
+        --------
+        output_schema : The same as a function.
+        encode_column : Encodes.
+
+        Examples
+        --------
+        >>> import numpy as np, pyarrow as pa
+        >>> from skcompressae import CompresSAETransformer
+        >>> from skcompressae.arrow import ArrowEncoder
+        >>> X = np.random.RandomState(0).standard_normal((200, 8)).astype(np.float32)
+        >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+        >>> schema = pa.schema({"id": pa.int64(), "embedding": pa.list_(pa.float32())})
+        >>> ArrowEncoder(compressor).output_schema(schema).names
+        ['id', 'indices', 'values']
         """
         pa = import_pyarrow("Arrow batches of codes")
         if self.column not in schema.names:
@@ -180,7 +205,9 @@ class ArrowEncoder:
         return pa.RecordBatch.from_arrays([*kept, *self.encode_column(batch.column(self.column))], schema=schema)
 
     def encode_column(self, column: Any) -> list[Any]:
-        """Encode an embedding column alone, into the arrays of `code_columns`.
+        """Encode an embedding column alone.
+
+        For callers that keep the other columns themselves, as Dask's data frames do.
 
         Parameters
         ----------
@@ -189,14 +216,38 @@ class ArrowEncoder:
 
         Returns
         -------
-        arrays : list of pyarrow.Array
+        list of pyarrow.Array
             One for each of `code_columns`.
+
+        Raises
+        ------
+        TypeError
+            If the column does not hold lists of floats.
+        ValueError
+            If embeddings are null, of another width than the model's, or not finite.
+
+        See Also
+        --------
+        code_arrays : For rows that were encoded before.
+        output_schema : Names and types of the arrays.
+
+        Examples
+        --------
+        >>> import numpy as np, pyarrow as pa
+        >>> from skcompressae import CompresSAETransformer
+        >>> from skcompressae.arrow import ArrowEncoder
+        >>> X = np.random.RandomState(0).standard_normal((200, 8)).astype(np.float32)
+        >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+        >>> [str(array.type) for array in ArrowEncoder(compressor).encode_column(pa.array(list(X)))]
+        ['list<item: uint16>', 'list<item: float>']
         """
         rows = embedding_rows(column, self.model.n_features_in_, self.column)
         return self.code_arrays(encode_rows(self.model, rows, self.column))
 
     def code_arrays(self, codes: Any) -> list[Any]:
-        """Return codes that the model made before as the arrays of `code_columns`.
+        """Return codes that exist already as Arrow arrays.
+
+        The layout, the type of values and the split of signs are the encoder's.
 
         Parameters
         ----------
@@ -205,8 +256,24 @@ class ArrowEncoder:
 
         Returns
         -------
-        arrays : list of pyarrow.Array
+        list of pyarrow.Array
             One for each of `code_columns`.
+
+        See Also
+        --------
+        encode_column : Encodes the rows too.
+        codes_from_arrow : The way back.
+
+        Examples
+        --------
+        >>> import numpy as np, pyarrow as pa
+        >>> from skcompressae import CompresSAETransformer
+        >>> from skcompressae.arrow import ArrowEncoder
+        >>> X = np.random.RandomState(0).standard_normal((200, 8)).astype(np.float32)
+        >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+        >>> arrays = ArrowEncoder(compressor, value_type="float16").code_arrays(compressor.transform(X))
+        >>> [str(array.type) for array in arrays]
+        ['list<item: uint16>', 'list<item: halffloat>']
         """
         pa = import_pyarrow("Arrow batches of codes")
         if self.split_signs:
@@ -234,7 +301,10 @@ class ArrowEncoder:
 
 
 def encode_batch(model: CompresSAETransformer, batch: Any, column: str = "embedding", **options: Any) -> Any:
-    """Encode the embedding column of a record batch; for many batches make one :class:`ArrowEncoder`.
+    """Encode the embedding column of a record batch.
+
+    An :class:`ArrowEncoder` made for one call. For many batches make it once: it copies the model and computes its
+    hash.
 
     Parameters
     ----------
@@ -249,14 +319,42 @@ def encode_batch(model: CompresSAETransformer, batch: Any, column: str = "embedd
 
     Returns
     -------
-    encoded : pyarrow.RecordBatch or pyarrow.Table
+    pyarrow.RecordBatch or pyarrow.Table
         The other columns and those of the codes.
+
+    Raises
+    ------
+    TypeError
+        If `batch` is neither a RecordBatch nor a Table, or its column does not hold lists of floats.
+    KeyError
+        If there is no such column.
+    ValueError
+        If embeddings are null, of another width than the model's, or not finite.
+
+    See Also
+    --------
+    decode_batch : The way back.
+    codes_from_arrow : The codes as a matrix.
+    ArrowEncoder : For many batches.
+
+    Examples
+    --------
+    >>> import numpy as np, pyarrow as pa
+    >>> from skcompressae import CompresSAETransformer
+    >>> from skcompressae.arrow import encode_batch
+    >>> X = np.random.RandomState(0).standard_normal((200, 8)).astype(np.float32)
+    >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+    >>> batch = pa.record_batch({"id": pa.array(range(200)), "embedding": pa.array(list(X))})
+    >>> encode_batch(compressor, batch, layout="int32").schema.names
+    ['id', 'indices', 'values']
     """
     return ArrowEncoder(model, column, **options)(batch)
 
 
 def output_schema(model: CompresSAETransformer, schema: pa.Schema, column: str = "embedding", **options: Any) -> Any:
-    """Return the schema, metadata included, of what :func:`encode_batch` makes of batches of a schema.
+    """Return the schema of what :func:`encode_batch` makes.
+
+    Metadata included. It needs no batch, so a table can be created before the first is encoded.
 
     Parameters
     ----------
@@ -271,7 +369,30 @@ def output_schema(model: CompresSAETransformer, schema: pa.Schema, column: str =
 
     Returns
     -------
-    schema : pyarrow.Schema
+    pyarrow.Schema
         Of the batches that :func:`encode_batch` returns.
+
+    Raises
+    ------
+    KeyError
+        If the schema has no such column.
+    ValueError
+        If a column that is kept has the name of a new one.
+
+    See Also
+    --------
+    encode_batch : Encodes.
+    ArrowEncoder.output_schema : The same as a method.
+
+    Examples
+    --------
+    >>> import numpy as np, pyarrow as pa
+    >>> from skcompressae import CompresSAETransformer
+    >>> from skcompressae.arrow import output_schema
+    >>> X = np.random.RandomState(0).standard_normal((200, 8)).astype(np.float32)
+    >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+    >>> schema = pa.schema({"id": pa.int64(), "embedding": pa.list_(pa.float32())})
+    >>> output_schema(compressor, schema, layout="struct").names
+    ['id', 'code']
     """
     return ArrowEncoder(model, column, **options).output_schema(schema)

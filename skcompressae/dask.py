@@ -17,7 +17,10 @@ __all__ = ["encode_array", "encode_dataframe"]
 
 
 def encode_array(model: CompresSAETransformer, X: Any, *, client: Any = None, n_threads: int = 1) -> Any:
-    """Encode the rows of a Dask array, lazily.
+    """Encode the rows of a Dask array.
+
+    Nothing is computed until the result is asked for, and then chunk by chunk. On a cluster the model travels to each
+    worker once.
 
     Parameters
     ----------
@@ -33,7 +36,7 @@ def encode_array(model: CompresSAETransformer, X: Any, *, client: Any = None, n_
 
     Returns
     -------
-    codes : dask.array.Array of shape (n_samples, n_components)
+    dask.array.Array of shape (n_samples, n_components)
         Chunks are SciPy CSR matrices (or arrays, as scikit-learn is configured), float32 for float32 and float16 rows,
         else float64. ``compute()`` stacks them.
 
@@ -44,6 +47,11 @@ def encode_array(model: CompresSAETransformer, X: Any, *, client: Any = None, n_
     ValueError
         If `X` is not two-dimensional or has another width than the model. NaN or infinity in `X` raise one when
         computed.
+
+    See Also
+    --------
+    encode_dataframe : For an embedding column.
+    skcompressae.CompresSAETransformer.transform : In one process.
 
     Examples
     --------
@@ -91,7 +99,10 @@ def encode_dataframe(
     n_threads: int = 1,
     **options: Any,
 ) -> Any:
-    """Encode the embedding column of a Dask data frame, lazily; index, partitions and other columns stay.
+    """Encode the embedding column of a Dask data frame.
+
+    Lazily: index, partitions and other columns stay as they are, and the code columns are Arrow lists. Write them by
+    ``to_parquet`` with the encoder's `metadata`, and :func:`~skcompressae.arrow.codes_from_arrow` reads them back.
 
     Parameters
     ----------
@@ -111,7 +122,7 @@ def encode_dataframe(
 
     Returns
     -------
-    codes : dask.dataframe.DataFrame
+    dask.dataframe.DataFrame
         The other columns and Arrow-backed columns of the codes. What the codes are is in ``ArrowEncoder(model,
         column, **options).metadata``: pass it to ``to_parquet`` as `custom_metadata`, and
         :func:`~skcompressae.arrow.codes_from_arrow` reads the files without being told.
@@ -125,6 +136,27 @@ def encode_dataframe(
     ValueError
         If an option has no such value or a column that is kept has the name of a new one. Embeddings that are null,
         of another width or not finite raise one when computed.
+
+    See Also
+    --------
+    encode_array : For rows of an array.
+    skcompressae.arrow.ArrowEncoder : Explains the options.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd, pyarrow as pa
+    >>> import dask.dataframe as dd
+    >>> from skcompressae import CompresSAETransformer
+    >>> from skcompressae.dask import encode_dataframe
+    >>> X = np.random.RandomState(0).standard_normal((200, 8)).astype(np.float32)
+    >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+    >>> lists = pd.arrays.ArrowExtensionArray(pa.array(list(X)))
+    >>> table = dd.from_pandas(pd.DataFrame({"id": range(200), "embedding": lists}), npartitions=2)
+    >>> codes = encode_dataframe(compressor, table)
+    >>> list(codes.columns), codes.npartitions
+    (['id', 'indices', 'values'], 2)
+    >>> len(codes.compute(scheduler="synchronous"))
+    200
     """
     dd = _import_dask("dataframe")
     import pandas as pd

@@ -46,10 +46,10 @@ _SPARSE_PARTS = {
 
 
 def mean_cosine_similarity(X: npt.ArrayLike, X_hat: npt.ArrayLike) -> float:
-    """Compute the mean cosine between rows and their reconstructions, in float64 and in blocks.
+    """Compute the mean cosine between rows and their reconstructions.
 
-    A row that is zero on both sides is reconstructed exactly and counts 1; a row that is zero on one side
-    only counts 0.
+    In float64 and in blocks, so that neither input is copied as a whole. A row that is zero on both sides is
+    reconstructed exactly and counts 1; a row that is zero on one side only counts 0.
 
     Parameters
     ----------
@@ -60,13 +60,18 @@ def mean_cosine_similarity(X: npt.ArrayLike, X_hat: npt.ArrayLike) -> float:
 
     Returns
     -------
-    cosine : float
+    float
         Between -1 and 1; 1 is a perfect reconstruction up to the scale of each row.
 
     Raises
     ------
     ValueError
         If an input is sparse, not two-dimensional, empty or not finite, or if the shapes differ.
+
+    See Also
+    --------
+    neighbor_recall_score : What is left of neighbours rather than of directions.
+    skcompressae.CompresSAETransformer.score : The same of a compressor's own reconstructions.
 
     Examples
     --------
@@ -99,6 +104,9 @@ def mean_cosine_similarity(X: npt.ArrayLike, X_hat: npt.ArrayLike) -> float:
 def bytes_per_vector(codes: Any) -> float:
     """Compute the mean number of bytes that one row takes in memory.
 
+    What is stored for every row; weights and codebooks, which do not grow with the rows, are not counted, except where
+    `codes` counts them in its `nbytes`, as packed codes do.
+
     Parameters
     ----------
     codes : sparse matrix or array in CSR, CSC, BSR or COO format, array, or object with `nbytes`
@@ -108,7 +116,7 @@ def bytes_per_vector(codes: Any) -> float:
 
     Returns
     -------
-    size_bytes : float
+    float
         Bytes per row.
 
     Raises
@@ -117,6 +125,11 @@ def bytes_per_vector(codes: Any) -> float:
         If the size of `codes` cannot be known.
     ValueError
         If `codes` has no rows.
+
+    See Also
+    --------
+    compression_factor : Compares it with the vectors.
+    skcompressae.PackedCodes.bytes_per_row : Packed codes, without codebooks.
 
     Examples
     --------
@@ -148,6 +161,8 @@ def bytes_per_vector(codes: Any) -> float:
 def compression_factor(X: Any, codes: Any) -> float:
     """Compute how many times smaller the codes are than the vectors they replace.
 
+    The ratio ``bytes_per_vector(X) / bytes_per_vector(codes)``, each side in the form and dtype in which it is passed.
+
     Parameters
     ----------
     X : array of shape (n_samples, n_features), or anything that :func:`bytes_per_vector` takes
@@ -157,8 +172,8 @@ def compression_factor(X: Any, codes: Any) -> float:
 
     Returns
     -------
-    factor : float
-        ``bytes_per_vector(X) / bytes_per_vector(codes)``.
+    float
+        Above 1 where the codes are smaller.
 
     Raises
     ------
@@ -166,6 +181,11 @@ def compression_factor(X: Any, codes: Any) -> float:
         If a size cannot be known.
     ValueError
         If there are no rows, if the codes take no bytes, or if the numbers of rows differ.
+
+    See Also
+    --------
+    bytes_per_vector : What is compared.
+    skcompressae.CompressionTradeoffDisplay : Draws recall against it.
 
     Examples
     --------
@@ -209,6 +229,12 @@ class RetrievalRecallScorer:
     random_state : int, RandomState instance or None, default=0
         Seed of the split. An int gives every candidate of a grid search the same split of a fold; None gives
         each call its own.
+
+    See Also
+    --------
+    neighbor_recall_score : The measure itself.
+    skcompressae.CompresSAETransformer.score : Reconstruction, which is faster to compute.
+    sklearn.model_selection.GridSearchCV : What it is made for.
 
     Examples
     --------

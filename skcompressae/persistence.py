@@ -21,7 +21,9 @@ __all__ = [
 
 
 def save_model(model: CompresSAETransformer, path: str | os.PathLike[str], *, with_moments: bool = True) -> None:
-    """Write a fitted model to one safetensors file; the same as :meth:`CompresSAETransformer.save`.
+    """Write a fitted model to one safetensors file.
+
+    The same as :meth:`CompresSAETransformer.save`, which says what the file holds.
 
     Parameters
     ----------
@@ -40,16 +42,35 @@ def save_model(model: CompresSAETransformer, path: str | os.PathLike[str], *, wi
         If it is not fitted.
     ValueError
         If its weights are not finite.
+
+    See Also
+    --------
+    load_model : Reads the file.
+    skcompressae.persistence.to_reference_checkpoint : The format of the paper's implementation.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from skcompressae import CompresSAETransformer, load_model, save_model
+    >>> X = np.random.RandomState(0).standard_normal((200, 8))
+    >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+    >>> with TemporaryDirectory() as folder:
+    ...     save_model(compressor, Path(folder) / "compressor.safetensors")
+    ...     again = load_model(Path(folder) / "compressor.safetensors")
+    >>> type(again).__name__
+    'CompresSAETransformer'
     """
     check_compressor(model)
     model.save(path, with_moments=with_moments)
 
 
 def load_model(path: str | os.PathLike[str]) -> CompresSAETransformer:
-    """Read a fitted model from a file; the same as :meth:`CompresSAETransformer.load`.
+    """Read a fitted model from a file.
 
     Nothing in the file is executed, and everything in it is checked before a model is made of it, a SHA-256 digest of
-    the file first.
+    the file first. The same as :meth:`CompresSAETransformer.load`.
 
     Parameters
     ----------
@@ -58,7 +79,7 @@ def load_model(path: str | os.PathLike[str]) -> CompresSAETransformer:
 
     Returns
     -------
-    model : CompresSAETransformer
+    CompresSAETransformer
         Fitted.
 
     Raises
@@ -67,6 +88,25 @@ def load_model(path: str | os.PathLike[str]) -> CompresSAETransformer:
         If the file is damaged, truncated, foreign, or written by a newer version that this one cannot read.
     OSError
         If the file cannot be read.
+
+    See Also
+    --------
+    save_model : Writes the file.
+    skcompressae.persistence.from_reference_checkpoint : Reads the paper's format.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from skcompressae import CompresSAETransformer, load_model, save_model
+    >>> X = np.random.RandomState(0).standard_normal((200, 8))
+    >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+    >>> with TemporaryDirectory() as folder:
+    ...     save_model(compressor, Path(folder) / "compressor.safetensors")
+    ...     again = load_model(Path(folder) / "compressor.safetensors")
+    >>> bool((again.transform(X) != compressor.transform(X)).nnz == 0)
+    True
     """
     return CompresSAETransformer.load(path)
 
@@ -85,8 +125,13 @@ def model_hash(model: CompresSAETransformer) -> str:
 
     Returns
     -------
-    digest : str
+    str
         64 hexadecimal digits.
+
+    See Also
+    --------
+    save_model : Writes it into the file's header.
+    skcompressae.arrow.ArrowEncoder : Writes it into the metadata of tables.
 
     Examples
     --------

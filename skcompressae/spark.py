@@ -26,9 +26,10 @@ def encode_dataframe(
     code_columns: tuple[str, str] | None = None,
     keep_embedding: bool = False,
 ) -> Any:
-    """Encode the embedding column of a Spark data frame, lazily; rows and other columns stay as they are.
+    """Encode the embedding column of a Spark data frame.
 
-    The model is broadcast: every executor fetches it once, every Python worker process reads it once and keeps it.
+    Lazily: rows and other columns stay as they are. The model is broadcast: every executor fetches it once, every
+    Python worker process reads it once and keeps it.
 
     Parameters
     ----------
@@ -50,7 +51,7 @@ def encode_dataframe(
 
     Returns
     -------
-    codes : pyspark.sql.DataFrame
+    pyspark.sql.DataFrame
         The other columns, ``indices: array<int>`` and ``values: array<float>``. What the codes are stands in the
         metadata of the first, which Spark writes to Parquet and :func:`~skcompressae.arrow.codes_from_arrow` finds.
 
@@ -65,11 +66,17 @@ def encode_dataframe(
         If an option has no such value or a column that is kept has the name of a new one. Embeddings that are null,
         of another width or not finite fail the job, with a message that says which.
 
+    See Also
+    --------
+    encode_parquet : From files to files.
+    skcompressae.arrow.codes_from_arrow : Reads the columns back.
+    skcompressae.arrow.ArrowEncoder : The function that Spark maps.
+
     Examples
     --------
     >>> from skcompressae.spark import encode_dataframe
-    >>> codes = encode_dataframe(compressor, spark.read.parquet("embeddings"))  # doctest: +SKIP
-    >>> codes.write.parquet("codes")  # doctest: +SKIP
+    >>> embeddings = spark.read.parquet("s3a://lake/embeddings")  # doctest: +SKIP
+    >>> encode_dataframe(compressor, embeddings).write.parquet("s3a://lake/codes")  # doctest: +SKIP
     """
     sql = _import_spark()
     pa = import_pyarrow("Spark data frames of codes")
@@ -126,6 +133,8 @@ def encode_parquet(
 ) -> None:
     """Encode Parquet files into Parquet files.
 
+    Spark reads, encodes and writes block by block, and tries failed tasks again, so neither side has to fit in memory.
+
     Parameters
     ----------
     model : CompresSAETransformer
@@ -150,6 +159,11 @@ def encode_parquet(
         If Spark cannot read, encode or write.
     TypeError, KeyError, ValueError
         As in :func:`encode_dataframe`.
+
+    See Also
+    --------
+    encode_dataframe : The step in between.
+    skcompressae.arrow.codes_from_arrow : Reads the files back.
 
     Examples
     --------

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from documented_examples import run_documented_examples
 
 from skcompressae.engines import MilvusIndex, join_signs, rerank_signed, split_signs
 
@@ -93,3 +94,13 @@ def test_other_collections_and_clients_are_refused(client):
         MilvusIndex("codes.db", 2)
     with pytest.raises(ValueError, match="n_neighbors must be at most 16384; got 20000"):
         MilvusIndex(client, 2, collection="limits").search(split_signs(np.eye(2)), n_neighbors=20_000)
+
+
+@pytest.mark.parametrize(
+    "documented",
+    [MilvusIndex, MilvusIndex.add, MilvusIndex.search, MilvusIndex.optimize, MilvusIndex.fetch],
+    ids=lambda documented: documented.__qualname__,
+)
+def test_documented_examples(tmp_path, monkeypatch, documented):
+    monkeypatch.chdir(tmp_path)
+    run_documented_examples(documented)["client"].close()

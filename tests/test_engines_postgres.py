@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from documented_examples import run_documented_examples
 
 from skcompressae.engines import PostgresIndex
 
@@ -201,3 +202,13 @@ def test_zero_rows_and_fewer_documents_than_asked_for(connection):
     wide = PostgresIndex(connection, 20_000, table="wide")
     with pytest.raises(ValueError, match=r"queries must have at most 16000 nonzeros per row, .*; got 20000"):
         wide.search(np.ones((1, 20_000)))
+
+
+@pytest.mark.parametrize(
+    "documented",
+    [PostgresIndex, PostgresIndex.add, PostgresIndex.create_hnsw, PostgresIndex.search],
+    ids=lambda documented: documented.__qualname__,
+)
+def test_documented_examples(connection, monkeypatch, documented):
+    monkeypatch.setattr(psycopg, "connect", lambda conninfo: connection)
+    run_documented_examples(documented)

@@ -162,6 +162,7 @@ def neighbor_lists(draw):
     return rng, true, pred, n_ids
 
 
+@settings(deadline=None)
 @given(neighbor_lists())
 def test_recall_equals_the_intersection_of_sets_in_any_order(lists):
     rng, true, pred, _ = lists
@@ -173,6 +174,7 @@ def test_recall_equals_the_intersection_of_sets_in_any_order(lists):
     assert neighbor_recall_score(true, true) == 1.0
 
 
+@settings(deadline=None)
 @given(neighbor_lists())
 def test_ndcg_equals_scikit_learn_and_falls_when_the_order_is_wrong(lists):
     rng, true, _, n_ids = lists
@@ -269,6 +271,7 @@ def test_mean_cosine_similarity_equals_a_loop_over_several_blocks():
     assert mean_cosine_similarity(X, X_hat) == pytest.approx(np.mean(naive), rel=1e-12)
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**16), scale=st.floats(1e-150, 1e150))
 def test_mean_cosine_similarity_ignores_scale(seed, scale):
     X = np.random.default_rng(seed).normal(size=(4, 3))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from documented_examples import run_documented_examples
 
 from skcompressae import CompresSAETransformer
 from skcompressae.arrow import codes_from_arrow
@@ -130,3 +131,13 @@ def test_bad_input_is_named(spark, fitted):
         encode_dataframe(fitted, df, n_threads=0)
     with pytest.raises(sql.utils.PythonException, match="the model's 24 features in every row; got 23 in row 0"):
         encode_dataframe(fitted, df).collect()
+
+
+def test_documented_examples(spark, fitted, embeddings, tmp_path):
+    lists = pa.array(list(embeddings[:20]))
+    pq.write_table(pa.table({"id": range(20), "embedding": lists}), tmp_path / "embeddings.parquet")
+    for documented in (encode_dataframe, encode_parquet):
+        target = tmp_path / documented.__name__
+        paths = {"s3a://lake/embeddings": tmp_path / "embeddings.parquet", "s3a://lake/codes": target}
+        run_documented_examples(documented, {"compressor": fitted, "spark": spark}, paths=paths)
+        assert_same(codes_from_arrow(pq.read_table(target)), fitted.transform(embeddings[:20]))

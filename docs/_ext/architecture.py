@@ -199,5 +199,9 @@ def draw_arrow(axis: Any, start: tuple[float, int], end: tuple[float, int], *, c
     shape = {"arrowstyle": "-|>", "color": color, "linestyle": linestyle, "linewidth": 1.0, "shrinkA": 0, "shrinkB": 0}
     if not is_down:
         shape["connectionstyle"] = "arc3,rad=0.35"
+    elif start[1] - end[1] > 1:
+        # around the boxes in between, which a straight line would touch
+        bend = min(0.4, 0.065 * (start[1] - end[1]))
+        shape["connectionstyle"] = f"arc3,rad={bend if start[0] < 0.5 else -bend}"
     gap = 0.22 if is_down else -0.22
     axis.annotate("", xy=(end[0], end[1] + gap), xytext=(start[0], start[1] - gap), arrowprops=shape)

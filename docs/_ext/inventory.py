@@ -15,6 +15,7 @@ SKLEARN_NAMES = {
     "sklearn.frozen.FrozenEstimator": ("py:class", "modules/generated/$.html"),
     "sklearn.inspection.DecisionBoundaryDisplay": ("py:class", "modules/generated/$.html"),
     "sklearn.model_selection.GridSearchCV": ("py:class", "modules/generated/$.html"),
+    "sklearn.neighbors.KNeighborsTransformer": ("py:class", "modules/generated/$.html"),
     "sklearn.neighbors.NearestNeighbors": ("py:class", "modules/generated/$.html"),
     "sklearn.pipeline.Pipeline": ("py:class", "modules/generated/$.html"),
     "df_output_transform": ("std:label", "auto_examples/miscellaneous/plot_set_output.html"),

@@ -12,34 +12,50 @@ from files import ROOT, write_if_changed
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from _report import summarize, write_figure
+from readme_section import budget_curves, draw
 
 RESULTS = ROOT / "benchmarks" / "results"
-BUDGETS = (32, 64, 128, 256, 512)
+BUDGETS = (16, 32, 64, 128, 256, 512)
 MEASURED_FIELDS = {"method", "params", "mode", "size_bytes", "recall_at_10", "recall_at_100", "seed"}
 # What the study's names mean; one that is not here is shown as it stands in the file.
 METHODS = {
-    "ours": "sparse autoencoder, default recipe",
-    "ours_once": "the same, one model for every k",
-    "paper": "sparse autoencoder, the paper's recipe",
+    "ours": "skcompressae",
+    "ours_once": "skcompressae, one model",
+    "hybrid": "skcompressae, hybrid",
+    "paper": "the paper's recipe",
     "pq": "PQ",
     "opq": "OPQ",
+    "rabitq": "RaBitQ",
     "pca": "PCA, float32",
     "pca_int8": "PCA, int8",
     "truncation_int8": "first dimensions, int8",
-    "sq8": "scalar quantiser, 8 bits (int8)",
+    "sq8": "scalar quantiser, 8 bits",
     "sq6": "scalar quantiser, 6 bits",
     "sq4": "scalar quantiser, 4 bits",
-    "rabitq": "RaBitQ",
     "signs": "signs of a random rotation",
+}
+# Rows of the table of budgets: sparse codes count as one method, whichever way they were trained and searched.
+FAMILIES = {
+    "ours": "skcompressae, sparse codes alone",
+    "ours_once": "skcompressae, sparse codes alone",
+    "hybrid": "skcompressae, sparse codes and a PQ of the rest",
 }
 MODES = {
     "asymmetric": "asymmetric",
-    "asymmetric_4bit": "asymmetric, packed words of 4-bit values",
-    "asymmetric_dot": "asymmetric, dot product with stored projections",
+    "asymmetric_4bit": "asymmetric, packed",
+    "asymmetric_dot": "asymmetric, dot product",
+    "asymmetric_dot_4bit": "asymmetric, dot product, packed",
     "reconstructed": "reconstructed",
+    "reranked": "reranked, packed",
     "sparse": "sparse",
-    "sparse_query128": "sparse engine, query expanded to 128 nonzeros",
+    "sparse_query128": "sparse, query of 128 nonzeros",
 }
+LEGEND = (
+    "*One model* is trained at the k after `k_fit` and serves smaller k; *hybrid* codes carry a product quantisation "
+    "of what the sparse code leaves, which puts the first `rerank` candidates in order; *the paper's recipe* is "
+    "plain PyTorch. *Packed* codes have values of 4 bits, the others are CSR in float32. *Dot product* is "
+    "that of the query with the stored projection (`norm=None`)."
+)
 SPEEDS = {
     "training_speed": {
         "plain_pytorch_step_s": "plain PyTorch",
@@ -64,6 +80,23 @@ def is_quality_study(content: Any) -> bool:
     return isinstance(rows, list) and bool(rows) and all(set(row) >= MEASURED_FIELDS for row in rows)
 
 
+def hybrid_rows(content: Any, measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of `benchmarks/hybrid.py` as the quality study writes them, without points that it has too."""
+    known = {(row["method"], str(row["params"]), row["seed"]) for row in measured}
+    k_fit = max(row["params"].get("k", 0) for row in content["results"])
+    rows = []
+    for row in content["results"]:
+        new = {"cosine": None, "fit_s": None, "encode_s": None, **row, "mode": "asymmetric"}
+        if row["method"] == "sparse":
+            params = {"k": row["params"]["k"], "k_fit": k_fit}
+            new |= {"method": "ours_once", "mode": "asymmetric_dot_4bit", "params": params}
+        elif row["method"] == "hybrid":
+            new["mode"] = "reranked"
+        if (new["method"], str(new["params"]), new["seed"]) not in known:
+            rows.append(new)
+    return rows
+
+
 def load_studies(folder: Path = RESULTS) -> list[dict[str, Any]]:
     """Return one content per data set, the largest first, with the rows of all files that measured it."""
     merged: dict[tuple[str, str], dict[str, Any]] = {}
@@ -76,6 +109,12 @@ def load_studies(folder: Path = RESULTS) -> list[dict[str, Any]]:
         entry = merged.setdefault(key, {"data": data, "results": [], "sources": []})
         entry["results"] += content["results"]
         entry["sources"].append((path.name, content["environment"]))
+    for path in sorted(folder.glob("hybrid-*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        key = (content["data"]["name"], content["data"].get("sha256", ""))
+        if key in merged:
+            merged[key]["results"] += hybrid_rows(content, merged[key]["results"])
+            merged[key]["sources"].append((path.name, content["environment"]))
     return sorted(merged.values(), key=lambda entry: -entry["data"]["n_documents"])
 
 
@@ -84,39 +123,48 @@ def describe(study: dict[str, Any]) -> str:
     data = study["data"]
     seeds = sorted({row["seed"] for row in study["results"]})
     seeds_text = f"Seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"One seed ({seeds[0]})"
-    machines = sorted({f"{record['cpu']}, {record['n_threads']} threads" for _, record in study["sources"]})
+    threads = sorted({record["n_threads"] for _, record in study["sources"]})
+    machines = sorted({record["cpu"] for _, record in study["sources"]})
     dates = sorted({record["date"] for _, record in study["sources"]})
     files = ", ".join(f"`benchmarks/results/{name}`" for name, _ in study["sources"])
+    has_hybrid = any(name.startswith("hybrid-") for name, _ in study["sources"])
+    scripts = ["`benchmarks/quality.py`", *(["`benchmarks/hybrid.py`"] if has_hybrid else [])]
     return (
         f"Data `{data['name']}`: {data['n_documents']:,} documents, {data['n_queries']:,} held-out queries, "
         f"{data['n_features']} dimensions ({4 * data['n_features']:,} bytes a vector in float32). {seeds_text}. "
-        f"{'; '.join(machines)}; {', '.join(dates)}. Made by `benchmarks/quality.py`; source: {files}."
+        f"{'; '.join(machines)}, {' or '.join(map(str, threads))} thread(s); {', '.join(dates)}. "
+        f"Made by {' and '.join(scripts)}; source: {files}."
     )
 
 
 def budget_table(study: dict[str, Any]) -> str:
-    """Return the best recall of each method within each budget of bytes, best of the largest budget first."""
-    best: dict[str, dict[int, tuple[float, float]]] = {}
+    """Return the best recall of each method within each budget of bytes, best method first.
+
+    A cell is left out where nothing was measured between the budget before and its own.
+    """
+    points: dict[str, list[tuple[float, float]]] = {}
     for (method, _, _, size_bytes), entry in summarize(study).items():
-        for budget in BUDGETS:
-            if size_bytes <= budget:
-                found = (entry["recall_at_100"], size_bytes)
-                cells = best.setdefault(method, {})
-                cells[budget] = max(cells.get(budget, (0.0, 0.0)), found)
+        label = FAMILIES.get(method, METHODS.get(method, method))
+        points.setdefault(label, []).append((entry["recall_at_100"], size_bytes))
+    best: dict[str, dict[int, tuple[float, float]]] = {}
+    for before, budget in zip((0, *BUDGETS), BUDGETS, strict=False):
+        for label, measured in points.items():
+            if any(before < size <= budget for _, size in measured):
+                best.setdefault(label, {})[budget] = max(point for point in measured if point[1] <= budget)
     lines = [
         "| recall@100 within | " + " | ".join(f"{budget} bytes" for budget in BUDGETS) + " |",
         "|---|" + "---:|" * len(BUDGETS),
     ]
-    for method, cells in sorted(best.items(), key=lambda item: -max(recall for recall, _ in item[1].values())):
+    for label, cells in sorted(best.items(), key=lambda item: -max(recall for recall, _ in item[1].values())):
         texts = [f"{cells[b][0]:.3f} ({cells[b][1]:.0f})" if b in cells else "" for b in BUDGETS]
-        lines.append(f"| {METHODS.get(method, method)} | " + " | ".join(texts) + " |")
+        lines.append(f"| {label} | " + " | ".join(texts) + " |")
     return "\n".join(lines)
 
 
 def full_table(study: dict[str, Any]) -> str:
     """Return every point, smallest vectors first."""
     lines = [
-        "| bytes | method | mode | setting | recall@10 | recall@100 | fit, s |",
+        "| bytes | method | mode | setting | recall@10 | recall@100 | fit, CPU s |",
         "|---:|---|---|---|---:|---:|---:|",
     ]
     ordered = sorted(summarize(study).items(), key=lambda item: (item[0][3], -item[1]["recall_at_100"]))
@@ -177,7 +225,7 @@ def write_results(folder: Path) -> None:
         raise FileNotFoundError(f"no result of the quality study in {RESULTS.relative_to(ROOT)}")
     pictures = folder / "figures"
     pictures.mkdir(parents=True, exist_ok=True)
-    main, full = studies[0], []
+    main, full = studies[0], [LEGEND, ""]
     for study in studies:
         name = study["data"]["name"]
         path = pictures / f"quality-{name}.svg"
@@ -197,8 +245,11 @@ def write_results(folder: Path) -> None:
     write_if_changed(folder / "quality_budget.md", "\n".join(best) + "\n")
     write_if_changed(folder / "quality_full.md", "\n".join(full))
     write_if_changed(folder / "quality_modes.md", modes_table(main) + "\n\n" + describe(main) + "\n")
-    picture = f"quality-{main['data']['name']}.svg"
-    text = f"```{{figure}} /generated/figures/{picture}\n:alt: Recall at 100 against bytes per vector\n:width: 100%\n\n"
-    write_if_changed(folder / "quality_picture.md", text + f"Neighbours kept against size. {describe(main)}\n```\n")
+    draw(budget_curves(), pictures / "recall_against_bytes.svg", is_narrow=True)
+    text = "```{figure} /generated/figures/recall_against_bytes.svg\n:alt: Recall at 100 against bytes per vector\n"
+    data = main["data"]
+    text += f":width: 100%\n:class: narrow-figure\n\nNeighbours kept against size: {data['n_documents']:,} documents, "
+    text += f"{data['n_queries']:,} held-out queries, one seed. [Every point and its source](measured.md).\n```\n"
+    write_if_changed(folder / "quality_picture.md", text)
     for name, table in speed_tables().items():
         write_if_changed(folder / f"{name}.md", table + "\n")

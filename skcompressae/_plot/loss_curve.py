@@ -40,6 +40,11 @@ class LossCurveDisplay:
         Every step of the training loss, its running mean, and the validation loss; the last two where there
         are any.
 
+    See Also
+    --------
+    LatentUsageDisplay : How often each latent fires.
+    CompressionTradeoffDisplay : Recall against size.
+
     Examples
     --------
     >>> from skcompressae import LossCurveDisplay
@@ -76,6 +81,8 @@ class LossCurveDisplay:
     def from_estimator(cls, estimator: Any, *, ax: Any = None, **kwargs: Any) -> LossCurveDisplay:
         """Draw the loss curves of a fitted compressor.
 
+        The validation loss is that of the rows held out by `validation_fraction`; after `partial_fit` there is none.
+
         Parameters
         ----------
         estimator : fitted CompresSAETransformer, or Pipeline that ends in one
@@ -87,7 +94,7 @@ class LossCurveDisplay:
 
         Returns
         -------
-        display : LossCurveDisplay
+        LossCurveDisplay
             The drawn display.
 
         Raises
@@ -96,6 +103,23 @@ class LossCurveDisplay:
             If matplotlib is not installed.
         NotFittedError
             If `estimator` is not fitted.
+
+        See Also
+        --------
+        plot : Draws again, on other axes or in another style.
+        LatentUsageDisplay.from_estimator : The latents of the same estimator.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt
+        >>> import numpy as np
+        >>> from skcompressae import CompresSAETransformer, LossCurveDisplay
+        >>> X = np.random.RandomState(0).standard_normal((200, 8)).astype(np.float32)
+        >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+        >>> display = LossCurveDisplay.from_estimator(compressor)
+        >>> display.training_loss.shape, len(display.lines_)
+        ((5,), 2)
+        >>> plt.close(display.figure_)
         """
         compressor = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
         check_is_fitted(compressor, "loss_curve_")
@@ -109,7 +133,10 @@ class LossCurveDisplay:
     def plot(
         self, ax: Any = None, *, window: int | None = None, yscale: str = "linear", **kwargs: Any
     ) -> LossCurveDisplay:
-        """Draw the loss against optimiser steps.
+        """Draw training and validation loss against optimiser steps.
+
+        Losses of single steps jump with the rows of their batch, so from a hundred steps on their running mean is drawn
+        over them.
 
         Parameters
         ----------
@@ -125,7 +152,7 @@ class LossCurveDisplay:
 
         Returns
         -------
-        display : LossCurveDisplay
+        LossCurveDisplay
             This display.
 
         Raises
@@ -134,6 +161,19 @@ class LossCurveDisplay:
             If matplotlib is not installed.
         ValueError
             If `window` is not from 1 to the number of steps, or `yscale` is unknown.
+
+        See Also
+        --------
+        from_estimator : Makes the display from a fitted compressor.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt
+        >>> from skcompressae import LossCurveDisplay
+        >>> display = LossCurveDisplay(training_loss=[0.9, 0.5, 0.4, 0.3]).plot(window=2, yscale="log")
+        >>> [line.get_label() for line in display.lines_]
+        ['training, each step', 'training, mean of 2 steps']
+        >>> plt.close(display.figure_)
         """
         n_steps = self.training_loss.size
         if window is not None:

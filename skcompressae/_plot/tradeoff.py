@@ -44,6 +44,12 @@ class CompressionTradeoffDisplay:
     texts_ : list of matplotlib Annotation
         The labels of the points.
 
+    See Also
+    --------
+    LatentUsageDisplay : How often each latent fires.
+    LossCurveDisplay : The loss during training.
+    skcompressae.metrics.neighbor_recall_score : What the vertical axis shows.
+
     Examples
     --------
     >>> from skcompressae import CompressionTradeoffDisplay
@@ -109,7 +115,7 @@ class CompressionTradeoffDisplay:
 
         Returns
         -------
-        display : CompressionTradeoffDisplay
+        CompressionTradeoffDisplay
             The drawn display.
 
         Raises
@@ -120,6 +126,25 @@ class CompressionTradeoffDisplay:
             If `estimator` is not a compressor.
         ValueError
             If a parameter is out of its range, or there are too few rows.
+
+        See Also
+        --------
+        from_results : Draws points that were measured before.
+        plot : Draws again, on other axes or against bytes.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt
+        >>> import numpy as np
+        >>> from skcompressae import CompresSAETransformer, CompressionTradeoffDisplay
+        >>> X = np.random.RandomState(0).standard_normal((200, 8)).astype(np.float32)
+        >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+        >>> display = CompressionTradeoffDisplay.from_estimator(
+        ...     compressor, X, k=(1, 3), modes=("asymmetric",), n_neighbors=5, reference=None
+        ... )
+        >>> [point["label"] for point in display.results]
+        ['k=1', 'k=3']
+        >>> plt.close(display.figure_)
         """
         require_matplotlib(f"{cls.__name__}.from_estimator")
         results = measure_tradeoff(
@@ -139,6 +164,9 @@ class CompressionTradeoffDisplay:
     def from_results(cls, results: Any, *, ax: Any = None, **kwargs: Any) -> CompressionTradeoffDisplay:
         """Draw the trade-off from results measured before.
 
+        For points of a benchmark, of another method, or of several displays put together. Every record is checked
+        before anything is drawn.
+
         Parameters
         ----------
         results : iterable of dict, DataFrame, or path of a JSON file
@@ -152,7 +180,7 @@ class CompressionTradeoffDisplay:
 
         Returns
         -------
-        display : CompressionTradeoffDisplay
+        CompressionTradeoffDisplay
             The drawn display.
 
         Raises
@@ -161,6 +189,24 @@ class CompressionTradeoffDisplay:
             If matplotlib is not installed.
         ValueError
             If there are no records, or one lacks a key or holds a value out of its range.
+
+        See Also
+        --------
+        from_estimator : Measures a compressor and draws it.
+        plot : Draws again, on other axes or against bytes.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt
+        >>> from skcompressae import CompressionTradeoffDisplay
+        >>> results = [
+        ...     {"series": "PQ", "compression_factor": 24.0, "recall": 0.8, "n_neighbors": 100},
+        ...     {"series": "PQ", "compression_factor": 12.0, "recall": 0.9, "n_neighbors": 100},
+        ... ]
+        >>> display = CompressionTradeoffDisplay.from_results(results)
+        >>> display.ax_.get_ylabel()
+        'Recall@100 of the exact neighbours'
+        >>> plt.close(display.figure_)
         """
         if isinstance(results, (str, os.PathLike)):
             with open(results, encoding="utf-8") as file:
@@ -181,7 +227,10 @@ class CompressionTradeoffDisplay:
         show_labels: bool = True,
         line_kw: dict[str, Any] | None = None,
     ) -> CompressionTradeoffDisplay:
-        """Draw the curves.
+        """Draw a curve for each series.
+
+        One curve a series, in the order of their first points; references are dashed, with open markers. Colours and
+        markers tell curves apart also in print and for colour-blind readers.
 
         Parameters
         ----------
@@ -196,7 +245,7 @@ class CompressionTradeoffDisplay:
 
         Returns
         -------
-        display : CompressionTradeoffDisplay
+        CompressionTradeoffDisplay
             This display.
 
         Raises
@@ -205,6 +254,21 @@ class CompressionTradeoffDisplay:
             If matplotlib is not installed.
         ValueError
             If `x` is unknown, there are no results, or results lack what `x` asks for.
+
+        See Also
+        --------
+        from_estimator : Measures a compressor and draws it.
+        from_results : Draws points that were measured before.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt
+        >>> from skcompressae import CompressionTradeoffDisplay
+        >>> point = {"series": "PQ", "compression_factor": 24.0, "bytes_per_vector": 64.0, "recall": 0.8}
+        >>> display = CompressionTradeoffDisplay(results=[point]).plot(x="bytes_per_vector")
+        >>> display.ax_.get_xlabel()
+        'Bytes per vector'
+        >>> plt.close(display.figure_)
         """
         if x not in _X_LABELS:
             raise ValueError(f"x must be one of {', '.join(map(repr, _X_LABELS))}, got {x!r}.")

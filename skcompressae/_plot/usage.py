@@ -35,6 +35,12 @@ class LatentUsageDisplay:
     line_ : matplotlib Line2D
         The sorted usage of the latents that fire.
 
+    See Also
+    --------
+    LossCurveDisplay : The loss during training.
+    CompressionTradeoffDisplay : Recall against size.
+    sklearn.inspection.DecisionBoundaryDisplay : A display of scikit-learn, which has the same interface.
+
     Examples
     --------
     >>> import numpy as np
@@ -57,6 +63,9 @@ class LatentUsageDisplay:
     def from_estimator(cls, estimator: Any, X: Any = None, *, ax: Any = None, **kwargs: Any) -> LatentUsageDisplay:
         """Draw the usage of the latents of a fitted compressor.
 
+        Usage is counted on the training rows, when the estimator is fitted; pass X to count it on other rows, for
+        instance on those of another source.
+
         Parameters
         ----------
         estimator : fitted CompresSAETransformer, or Pipeline that ends in one
@@ -71,7 +80,7 @@ class LatentUsageDisplay:
 
         Returns
         -------
-        display : LatentUsageDisplay
+        LatentUsageDisplay
             The drawn display.
 
         Raises
@@ -82,6 +91,23 @@ class LatentUsageDisplay:
             If `estimator` is not fitted.
         ValueError
             If `X` has no rows, or is None where the training rows were not counted.
+
+        See Also
+        --------
+        plot : Draws again, on other axes or in another style.
+        LossCurveDisplay.from_estimator : The loss of the same estimator.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt
+        >>> import numpy as np
+        >>> from skcompressae import CompresSAETransformer, LatentUsageDisplay
+        >>> X = np.random.RandomState(0).standard_normal((200, 8)).astype(np.float32)
+        >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+        >>> display = LatentUsageDisplay.from_estimator(compressor)
+        >>> display.usage.shape, display.line_.get_xdata().size
+        ((16,), 16)
+        >>> plt.close(display.figure_)
         """
         require_matplotlib(f"{cls.__name__}.from_estimator")
         if X is not None:
@@ -101,7 +127,10 @@ class LatentUsageDisplay:
         return cls(usage=usage).plot(ax, **kwargs)
 
     def plot(self, ax: Any = None, **kwargs: Any) -> LatentUsageDisplay:
-        """Draw the sorted usage on a logarithmic axis, with the dead latents shaded.
+        """Draw the sorted usage of the latents.
+
+        Latents stand in the order of their usage, so that a steep curve shows that few latents do most of the work.
+        Dead latents, which a logarithmic axis cannot show, are a shaded band.
 
         Parameters
         ----------
@@ -112,13 +141,27 @@ class LatentUsageDisplay:
 
         Returns
         -------
-        display : LatentUsageDisplay
+        LatentUsageDisplay
             This display.
 
         Raises
         ------
         ImportError
             If matplotlib is not installed.
+
+        See Also
+        --------
+        from_estimator : Makes the display from a fitted compressor.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt
+        >>> import numpy as np
+        >>> from skcompressae import LatentUsageDisplay
+        >>> display = LatentUsageDisplay(usage=np.array([0.5, 0.0, 0.25, 0.25])).plot(color="black")
+        >>> display.line_.get_ydata()
+        array([50., 25., 25.])
+        >>> plt.close(display.figure_)
         """
         ax = make_axes(ax, f"{type(self).__name__}.plot", (7.0, 4.2))
         percent = 100 * np.sort(self.usage)[::-1]

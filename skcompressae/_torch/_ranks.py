@@ -50,6 +50,11 @@ def data_parallel() -> Iterator[None]:
         From fit, if the ranks do not start alike (X, parameters and an int `random_state` must be the same), or if a
         batch has fewer rows than there are ranks.
 
+    See Also
+    --------
+    skcompressae.CompresSAETransformer.fit : What is shared.
+    skcompressae.exceptions.DeviceMemoryWarning : What a single process does when memory is short.
+
     Examples
     --------
     The script ``train.py``, started by ``torchrun --nproc-per-node=4 train.py``::

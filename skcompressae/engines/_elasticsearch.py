@@ -26,6 +26,8 @@ QueryType = Literal["sparse_vector", "rank_feature", "neural_sparse"]
 def elasticsearch_mapping(field: str = "code", *, field_type: FieldType = "sparse_vector") -> dict[str, Any]:
     """Return the mapping of an index for split codes.
 
+    Codes are stored as Lucene feature fields, which keep 9 significant bits of a weight.
+
     Parameters
     ----------
     field : str, default="code"
@@ -35,13 +37,18 @@ def elasticsearch_mapping(field: str = "code", *, field_type: FieldType = "spars
 
     Returns
     -------
-    mapping : dict
+    dict
         The body of an index's creation.
 
     Raises
     ------
     ValueError
         If a parameter is not as described.
+
+    See Also
+    --------
+    write_elasticsearch_bulk : The documents.
+    elasticsearch_query : The query.
 
     Examples
     --------
@@ -88,6 +95,26 @@ def write_elasticsearch_bulk(
         If `codes` are signed, not finite or of another width, or `ids` are not one distinct number per row.
     TypeError
         If `ids` are not integers.
+
+    See Also
+    --------
+    split_signs : Makes codes that Lucene takes.
+    elasticsearch_mapping : The index to send them to.
+    elasticsearch_query : The query.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from scipy.sparse import csr_matrix
+    >>> from skcompressae.engines import split_signs, write_elasticsearch_bulk
+    >>> codes = split_signs(csr_matrix([[0.5, -2.0, 0.0]]))
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "codes.jsonl"
+    ...     write_elasticsearch_bulk(path, codes, n_components=3, index="items")
+    ...     print(path.read_text().rstrip())
+    {"index": {"_index": "items", "_id": "0"}}
+    {"code": {"0": 0.5, "4": 2}}
     """
     width = check_count(n_components, "n_components")
     checked = check_split(codes, width, name="codes", engine="Elasticsearch")
@@ -103,7 +130,10 @@ def write_elasticsearch_bulk(
 def elasticsearch_query(
     query: Any, n_components: int, *, query_type: QueryType = "sparse_vector", field: str = "code"
 ) -> dict[str, Any]:
-    """Return the query that scores documents by the inner product of split rows.
+    """Return the query that scores documents by split rows.
+
+    Documents are scored by the inner product of split rows, to the 9 bits that Lucene keeps: take more candidates than
+    you need and order them by :func:`rerank_signed`.
 
     Parameters
     ----------
@@ -120,13 +150,25 @@ def elasticsearch_query(
 
     Returns
     -------
-    body : dict
+    dict
         The value of ``"query"`` in a search request.
 
     Raises
     ------
     ValueError
         If `query` is signed, not finite, of another shape or all zero, or another parameter is not as described.
+
+    See Also
+    --------
+    elasticsearch_mapping : The field that it asks.
+    rerank_signed : Restores the signed order.
+
+    Examples
+    --------
+    >>> from scipy.sparse import csr_matrix
+    >>> from skcompressae.engines import elasticsearch_query, split_signs
+    >>> elasticsearch_query(split_signs(csr_matrix([[0.5, -2.0, 0.0]])), n_components=3)
+    {'sparse_vector': {'field': 'code', 'query_vector': {'0': 0.5, '4': 2}, 'prune': False}}
     """
     _check_choice("query_type", query_type, ("sparse_vector", "rank_feature", "neural_sparse"))
     width, name = check_count(n_components, "n_components"), _check_field(field)

@@ -33,6 +33,9 @@ _MAX_NEIGHBORS = 16_384
 class MilvusIndex:
     """Split codes in a Milvus collection, searched by inner product.
 
+    Milvus refuses negative values, so codes and queries go through :func:`~skcompressae.engines.split_signs`, and what
+    is found through :func:`~skcompressae.engines.rerank_signed`.
+
     Parameters
     ----------
     client : pymilvus.MilvusClient
@@ -43,11 +46,30 @@ class MilvusIndex:
         Created where there is none, with the fields ``id`` (int64, primary) and ``code`` (sparse float vector) and an
         inverted index of metric IP.
 
+    See Also
+    --------
+    split_signs : Makes codes that Milvus takes.
+    rerank_signed : Restores the signed order.
+    QdrantIndex : An engine that takes signs.
+
     Notes
     -----
     The dot product of split rows counts agreeing signs only, so the order is not that of signed codes: search for more
     candidates than you need and pass them to :func:`~skcompressae.engines.rerank_signed`. Documents with no latent of
     the query's sign in common are never returned.
+
+    Examples
+    --------
+    >>> from scipy.sparse import csr_matrix
+    >>> from skcompressae.engines import MilvusIndex, rerank_signed, split_signs
+    >>> codes = csr_matrix([[1.0, -1.0, 0.0], [-1.0, 0.0, 2.0]])
+    >>> from pymilvus import MilvusClient  # doctest: +SKIP
+    >>> client = MilvusClient("codes.db")  # doctest: +SKIP
+    >>> index = MilvusIndex(client, n_components=3)  # doctest: +SKIP
+    >>> index.add(split_signs(codes))  # doctest: +SKIP
+    >>> candidates = index.search(split_signs(codes[:1]), n_neighbors=2)[1]  # doctest: +SKIP
+    >>> rerank_signed(codes[:1], candidates, codes, n_neighbors=2)[1]  # doctest: +SKIP
+    array([[ 0, -1]])
     """
 
     def __init__(self, client: Any, n_components: int, *, collection: str = "codes") -> None:
@@ -72,7 +94,9 @@ class MilvusIndex:
         client.load_collection(collection)
 
     def add(self, codes: Any, ids: ArrayLike | None = None) -> None:
-        """Store split codes; a document whose id is there already is replaced.
+        """Store split codes.
+
+        Written in requests of a thousand rows. A document whose id is there already is replaced.
 
         Parameters
         ----------
@@ -89,6 +113,23 @@ class MilvusIndex:
             are not one distinct number per row.
         TypeError
             If `ids` are not integers.
+
+        See Also
+        --------
+        search : Finds them.
+        optimize : Seals them, so that they are indexed.
+
+        Examples
+        --------
+        >>> from scipy.sparse import csr_matrix
+        >>> from skcompressae.engines import MilvusIndex, split_signs
+        >>> codes = csr_matrix([[1.0, -1.0, 0.0], [-1.0, 0.0, 2.0]])
+        >>> from pymilvus import MilvusClient  # doctest: +SKIP
+        >>> client = MilvusClient("codes.db")  # doctest: +SKIP
+        >>> index = MilvusIndex(client, n_components=3)  # doctest: +SKIP
+        >>> index.add(split_signs(codes))  # doctest: +SKIP
+        >>> len(index)  # doctest: +SKIP
+        2
         """
         checked = check_split(codes, self.n_components, name="codes", engine="Milvus")
         numbers = check_ids(ids, checked.shape[0], n_stored=len(self) if ids is None else 0)
@@ -108,6 +149,8 @@ class MilvusIndex:
     def search(self, queries: Any, n_neighbors: int = 10) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return the documents of largest inner product of split rows.
 
+        The order is that of agreeing signs, and only documents that share a column with the query are returned.
+
         Parameters
         ----------
         queries : sparse matrix or array-like of shape (n_queries, 2 * n_components)
@@ -126,6 +169,23 @@ class MilvusIndex:
         ------
         ValueError
             If `queries` are signed, not finite or of another width, or `n_neighbors` is out of range.
+
+        See Also
+        --------
+        rerank_signed : Restores the signed order.
+        fetch : Codes of what was found.
+
+        Examples
+        --------
+        >>> from scipy.sparse import csr_matrix
+        >>> from skcompressae.engines import MilvusIndex, split_signs
+        >>> codes = csr_matrix([[1.0, -1.0, 0.0], [-1.0, 0.0, 2.0]])
+        >>> from pymilvus import MilvusClient  # doctest: +SKIP
+        >>> client = MilvusClient("codes.db")  # doctest: +SKIP
+        >>> index = MilvusIndex(client, n_components=3)  # doctest: +SKIP
+        >>> index.add(split_signs(codes))  # doctest: +SKIP
+        >>> index.search(split_signs(codes[:1]), n_neighbors=1)  # doctest: +SKIP
+        (array([[2.]], dtype=float32), array([[0]]))
         """
         checked = check_split(queries, self.n_components, name="queries", engine="Milvus")
         n_neighbors = check_count(n_neighbors, "n_neighbors", max_value=_MAX_NEIGHBORS)
@@ -150,11 +210,29 @@ class MilvusIndex:
 
         Milvus Lite scans rows that are not sealed, slowly; call this after a load. A server seals by itself, and
         limits how often it may be asked to.
+
+        See Also
+        --------
+        add : What it seals.
+        search : What becomes faster.
+
+        Examples
+        --------
+        >>> from scipy.sparse import csr_matrix
+        >>> from skcompressae.engines import MilvusIndex, split_signs
+        >>> codes = csr_matrix([[1.0, -1.0, 0.0], [-1.0, 0.0, 2.0]])
+        >>> from pymilvus import MilvusClient  # doctest: +SKIP
+        >>> client = MilvusClient("codes.db")  # doctest: +SKIP
+        >>> index = MilvusIndex(client, n_components=3)  # doctest: +SKIP
+        >>> index.add(split_signs(codes))  # doctest: +SKIP
+        >>> index.optimize()  # doctest: +SKIP
         """
         self.client.flush(self.collection)
 
     def fetch(self, ids: ArrayLike) -> csr_matrix:
-        """Return the split codes of documents, for :func:`~skcompressae.engines.rerank_signed`.
+        """Return the split codes of documents.
+
+        For reranking where the codes are not at hand: :func:`~skcompressae.engines.join_signs` makes them signed again.
 
         Parameters
         ----------
@@ -163,13 +241,30 @@ class MilvusIndex:
 
         Returns
         -------
-        codes : CSR matrix of shape (n_ids, 2 * n_components), float32
+        CSR matrix of shape (n_ids, 2 * n_components), float32
             In the order of `ids`.
 
         Raises
         ------
         ValueError
             If an id is not in the collection.
+
+        See Also
+        --------
+        rerank_signed : Takes ``lambda ids: join_signs(index.fetch(ids))``.
+        search : Finds the ids.
+
+        Examples
+        --------
+        >>> from scipy.sparse import csr_matrix
+        >>> from skcompressae.engines import MilvusIndex, split_signs
+        >>> codes = csr_matrix([[1.0, -1.0, 0.0], [-1.0, 0.0, 2.0]])
+        >>> from pymilvus import MilvusClient  # doctest: +SKIP
+        >>> client = MilvusClient("codes.db")  # doctest: +SKIP
+        >>> index = MilvusIndex(client, n_components=3)  # doctest: +SKIP
+        >>> index.add(split_signs(codes))  # doctest: +SKIP
+        >>> index.fetch([1]).toarray()  # doctest: +SKIP
+        array([[0., 0., 2., 1., 0., 0.]], dtype=float32)
         """
         numbers = check_ids(ids, len(np.atleast_1d(np.asarray(ids)))).tolist()
         stored: dict[int, dict[int, float]] = {}

@@ -58,10 +58,28 @@ class PostgresIndex:
     RuntimeError
         If the server's pgvector has no `sparsevec`.
 
+    See Also
+    --------
+    QdrantIndex : The same in Qdrant.
+    MilvusIndex : The same in Milvus.
+    skcompressae.CompresSAETransformer.transform_query : Queries of best recall.
+
     Notes
     -----
     The role needs the right to ``CREATE EXTENSION vector`` unless that is done. HNSW refuses codes of more than 1,000
     nonzeros (queries may have more) and loses neighbours; the exact scan reads the whole table for every query.
+
+    Examples
+    --------
+    >>> import psycopg
+    >>> from scipy.sparse import csr_matrix
+    >>> from skcompressae.engines import PostgresIndex
+    >>> codes = csr_matrix([[1.0, -1.0, 0.0], [-1.0, 0.0, 2.0]])
+    >>> connection = psycopg.connect("dbname=codes")  # doctest: +SKIP
+    >>> index = PostgresIndex(connection, n_components=3)  # doctest: +SKIP
+    >>> index.add(codes)  # doctest: +SKIP
+    >>> index.search(codes[:1], n_neighbors=2)[1]  # doctest: +SKIP
+    array([[0, 1]])
     """
 
     def __init__(
@@ -90,7 +108,9 @@ class PostgresIndex:
         self._create()
 
     def add(self, codes: Any, ids: ArrayLike | None = None) -> None:
-        """Load codes by one binary COPY: all of them are stored, or none.
+        """Load codes into the table.
+
+        One binary COPY in one transaction: all of the codes are stored, or none.
 
         Parameters
         ----------
@@ -108,6 +128,23 @@ class PostgresIndex:
             If `ids` are not integers.
         psycopg.errors.UniqueViolation
             If an id is in the table already.
+
+        See Also
+        --------
+        search : Finds them.
+        create_hnsw : Indexes them.
+
+        Examples
+        --------
+        >>> import psycopg
+        >>> from scipy.sparse import csr_matrix
+        >>> from skcompressae.engines import PostgresIndex
+        >>> codes = csr_matrix([[1.0, -1.0, 0.0], [-1.0, 0.0, 2.0]])
+        >>> connection = psycopg.connect("dbname=codes")  # doctest: +SKIP
+        >>> index = PostgresIndex(connection, n_components=3)  # doctest: +SKIP
+        >>> index.add(codes, ids=[7, 8])  # doctest: +SKIP
+        >>> len(index)  # doctest: +SKIP
+        2
         """
         checked = _check_nonzeros(check_codes(codes, self.n_components), "codes")
         numbers = check_ids(ids, checked.shape[0], n_stored=len(self) if ids is None else 0)
@@ -122,6 +159,8 @@ class PostgresIndex:
     def create_hnsw(self, *, m: int = 16, ef_construction: int = 64) -> None:
         """Build an HNSW index for this metric.
 
+        Build it after loading: that is faster than growing it row by row. Later rows are added to it by the server.
+
         Parameters
         ----------
         m : int, default=16
@@ -135,6 +174,24 @@ class PostgresIndex:
             If a parameter is out of range.
         psycopg.errors.ProgramLimitExceeded
             If a stored code has more than 1,000 nonzeros.
+
+        See Also
+        --------
+        search : With `ef_search`, uses it.
+        add : Loads codes.
+
+        Examples
+        --------
+        >>> import psycopg
+        >>> from scipy.sparse import csr_matrix
+        >>> from skcompressae.engines import PostgresIndex
+        >>> codes = csr_matrix([[1.0, -1.0, 0.0], [-1.0, 0.0, 2.0]])
+        >>> connection = psycopg.connect("dbname=codes")  # doctest: +SKIP
+        >>> index = PostgresIndex(connection, n_components=3)  # doctest: +SKIP
+        >>> index.add(codes)  # doctest: +SKIP
+        >>> index.create_hnsw(m=16, ef_construction=64)  # doctest: +SKIP
+        >>> index.search(codes[:1], n_neighbors=1, ef_search=10)[1]  # doctest: +SKIP
+        array([[0]])
         """
         m = check_count(m, "m", max_value=100)
         ef_construction = check_count(ef_construction, "ef_construction", max_value=1_000)
@@ -153,6 +210,9 @@ class PostgresIndex:
         self, queries: Any, n_neighbors: int = 10, *, ef_search: int | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return the documents of largest dot product or cosine.
+
+        Each call is held to the scan or to the index, whatever the planner would prefer, so exactness does not depend
+        on the size of the table.
 
         Parameters
         ----------
@@ -176,6 +236,24 @@ class PostgresIndex:
         ValueError
             If `queries` are not finite, of another width or of more than 16,000 nonzeros, `n_neighbors` or `ef_search`
             is out of range, or there is no HNSW index for the metric.
+
+        See Also
+        --------
+        create_hnsw : Needed for `ef_search`.
+        skcompressae.CompresSAETransformer.transform_query : Queries of best recall.
+
+        Examples
+        --------
+        >>> import psycopg
+        >>> from scipy.sparse import csr_matrix
+        >>> from skcompressae.engines import PostgresIndex
+        >>> codes = csr_matrix([[1.0, -1.0, 0.0], [-1.0, 0.0, 2.0]])
+        >>> connection = psycopg.connect("dbname=codes")  # doctest: +SKIP
+        >>> index = PostgresIndex(connection, n_components=3)  # doctest: +SKIP
+        >>> index.add(codes)  # doctest: +SKIP
+        >>> scores, ids = index.search(csr_matrix([[0.0, 0.0, 1.0]]), n_neighbors=2)  # doctest: +SKIP
+        >>> scores, ids  # doctest: +SKIP
+        (array([[2., 0.]], dtype=float32), array([[1, 0]]))
         """
         checked = _check_nonzeros(check_codes(queries, self.n_components, name="queries"), "queries")
         n_neighbors = check_count(n_neighbors, "n_neighbors")

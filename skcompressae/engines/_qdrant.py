@@ -43,6 +43,12 @@ class QdrantIndex:
     engine : qdrant_edge.EdgeShard or qdrant_client.QdrantClient
         For what the adapter leaves to the engine: payloads, filters, deletion.
 
+    See Also
+    --------
+    PostgresIndex : The same in PostgreSQL.
+    MilvusIndex : The same in Milvus.
+    skcompressae.CompresSAETransformer.transform_query : Queries of best recall.
+
     Notes
     -----
     The inverted index lists documents that share a latent with the query: one with no overlap is never returned, even
@@ -71,11 +77,32 @@ class QdrantIndex:
 
     @property
     def engine(self) -> Any:
-        """The engine's own object."""
+        """The engine's own object.
+
+        For what the adapter leaves to the engine: payloads, filters, deletion, other vectors of the same points.
+
+        See Also
+        --------
+        add : Writes points.
+        close : Ends the embedded engine.
+
+        Examples
+        --------
+        >>> from tempfile import TemporaryDirectory
+        >>> from scipy.sparse import csr_matrix
+        >>> from skcompressae.engines import QdrantIndex
+        >>> codes = csr_matrix([[1.0, -1.0, 0.0], [-1.0, 0.0, 2.0]])
+        >>> with TemporaryDirectory() as folder, QdrantIndex(folder, n_components=3) as index:
+        ...     print(type(index.engine).__name__)
+        EdgeShard
+        """
         return self._backend.engine
 
     def add(self, codes: Any, ids: ArrayLike | None = None) -> None:
-        """Store codes; a document whose id is there already is replaced.
+        """Store codes.
+
+        Points are written in requests of a thousand; when the call returns, all of them can be searched. A document
+        whose id is there already is replaced, its payload included.
 
         Parameters
         ----------
@@ -90,6 +117,22 @@ class QdrantIndex:
             If `codes` are not finite or of another width, or `ids` are not one distinct number per row.
         TypeError
             If `ids` are not integers.
+
+        See Also
+        --------
+        search : Finds them.
+        optimize : Builds the embedded engine's index.
+
+        Examples
+        --------
+        >>> from tempfile import TemporaryDirectory
+        >>> from scipy.sparse import csr_matrix
+        >>> from skcompressae.engines import QdrantIndex
+        >>> codes = csr_matrix([[1.0, -1.0, 0.0], [-1.0, 0.0, 2.0]])
+        >>> with TemporaryDirectory() as folder, QdrantIndex(folder, n_components=3) as index:
+        ...     index.add(codes, ids=[7, 8])
+        ...     len(index)
+        2
         """
         checked = check_codes(codes, self.n_components)
         numbers = check_ids(ids, checked.shape[0], n_stored=len(self) if ids is None else 0)
@@ -99,6 +142,8 @@ class QdrantIndex:
 
     def search(self, queries: Any, n_neighbors: int = 10) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return the documents of largest dot product.
+
+        Exact, among the documents that share a latent with the query; others are never returned.
 
         Parameters
         ----------
@@ -118,6 +163,23 @@ class QdrantIndex:
         ------
         ValueError
             If `queries` are not finite or of another width, or `n_neighbors` is not a positive integer.
+
+        See Also
+        --------
+        skcompressae.CompresSAETransformer.transform_query : Queries of best recall.
+        add : Stores documents.
+
+        Examples
+        --------
+        >>> from tempfile import TemporaryDirectory
+        >>> from scipy.sparse import csr_matrix
+        >>> from skcompressae.engines import QdrantIndex
+        >>> codes = csr_matrix([[1.0, -1.0, 0.0], [-1.0, 0.0, 2.0]])
+        >>> with TemporaryDirectory() as folder, QdrantIndex(folder, n_components=3) as index:
+        ...     index.add(codes, ids=[7, 8])
+        ...     scores, ids = index.search(csr_matrix([[0.0, 0.0, 1.0]]), n_neighbors=2)
+        >>> ids
+        array([[ 8, -1]])
         """
         checked = check_codes(queries, self.n_components, name="queries")
         n_neighbors = check_count(n_neighbors, "n_neighbors")
@@ -134,12 +196,30 @@ class QdrantIndex:
     def optimize(self) -> bool:
         """Merge what was added into a read-only index.
 
-        The embedded engine does so only when asked; a server does so by itself.
+        The embedded engine merges what was added into a read-only index only when asked; a server does so by itself.
+        Searches before it find the same.
 
         Returns
         -------
-        is_changed : bool
+        bool
             Whether there was anything to do; False for a server.
+
+        See Also
+        --------
+        add : What it merges.
+        search : Finds what was added, before and after.
+
+        Examples
+        --------
+        >>> from tempfile import TemporaryDirectory
+        >>> from scipy.sparse import csr_matrix
+        >>> from skcompressae.engines import QdrantIndex
+        >>> codes = csr_matrix([[1.0, -1.0, 0.0], [-1.0, 0.0, 2.0]])
+        >>> with TemporaryDirectory() as folder, QdrantIndex(folder, n_components=3) as index:
+        ...     index.add(codes)
+        ...     is_changed = index.optimize()
+        ...     len(index)
+        2
         """
         return self._backend.optimize()
 
@@ -148,7 +228,26 @@ class QdrantIndex:
         return self._backend.count()
 
     def close(self) -> None:
-        """Close the embedded engine; a client stays open, it is the caller's."""
+        """Close the embedded engine.
+
+        An index is a context manager, which does so at the end of its block. A client stays open, it is the caller's.
+
+        See Also
+        --------
+        engine : What is closed.
+        add : Leaves nothing unwritten, so that closing loses nothing.
+
+        Examples
+        --------
+        >>> from tempfile import TemporaryDirectory
+        >>> from scipy.sparse import csr_matrix
+        >>> from skcompressae.engines import QdrantIndex
+        >>> codes = csr_matrix([[1.0, -1.0, 0.0], [-1.0, 0.0, 2.0]])
+        >>> with TemporaryDirectory() as folder:
+        ...     index = QdrantIndex(folder, n_components=3)
+        ...     index.add(codes)
+        ...     index.close()
+        """
         self._backend.close()
 
     def __enter__(self) -> QdrantIndex:

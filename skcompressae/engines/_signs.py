@@ -22,6 +22,9 @@ __all__ = ["join_signs", "rerank_signed", "split_signs"]
 def split_signs(codes: Any) -> csr_matrix:
     """Split signed codes into non-negative ones of twice the width, ``[s+, s-]``.
 
+    For engines that refuse negative values. Agreeing signs meet in one column, so the dot product of two split rows is
+    the part of the signed one in which signs agree.
+
     Parameters
     ----------
     codes : sparse matrix or array, PackedCodes, or array-like of shape (n_rows, n_components)
@@ -29,13 +32,19 @@ def split_signs(codes: Any) -> csr_matrix:
 
     Returns
     -------
-    split : CSR matrix of shape (n_rows, 2 * n_components), float32
+    CSR matrix of shape (n_rows, 2 * n_components), float32
         Column j holds positive values of latent j, column ``n_components + j`` the magnitudes of negative ones.
 
     Raises
     ------
     ValueError
         If `codes` is not two-dimensional or not finite.
+
+    See Also
+    --------
+    join_signs : The way back.
+    rerank_signed : Restores the order of signed products among candidates.
+    MilvusIndex : An engine that needs it.
 
     Examples
     --------
@@ -56,7 +65,9 @@ def split_signs(codes: Any) -> csr_matrix:
 
 
 def join_signs(split: Any) -> csr_matrix:
-    """Undo :func:`split_signs`: ``s+ - s-``.
+    """Undo :func:`split_signs`.
+
+    The signed codes ``s+ - s-``, for instance of vectors that an engine stores.
 
     Parameters
     ----------
@@ -65,13 +76,26 @@ def join_signs(split: Any) -> csr_matrix:
 
     Returns
     -------
-    codes : CSR matrix of shape (n_rows, n_components), float32
+    CSR matrix of shape (n_rows, n_components), float32
         Signed codes.
 
     Raises
     ------
     ValueError
         If the width is odd, or a value is negative or not finite.
+
+    See Also
+    --------
+    split_signs : The way here.
+    MilvusIndex.fetch : Split codes of documents.
+    rerank_signed : Needs signed codes.
+
+    Examples
+    --------
+    >>> from scipy.sparse import csr_matrix
+    >>> from skcompressae.engines import join_signs
+    >>> join_signs(csr_matrix([[0.5, 0.0, 0.0, 0.0, 2.0, 0.0]])).toarray()
+    array([[ 0.5, -2. ,  0. ]], dtype=float32)
     """
     width = _width(split)
     if width % 2:
@@ -88,6 +112,9 @@ def rerank_signed(
     n_neighbors: int,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Order candidates by the dot product of signed queries and signed codes.
+
+    An engine that stores split signs leaves out what opposite signs take off a product, so its order is another one.
+    Among enough candidates this restores the signed order, exactly.
 
     Parameters
     ----------
@@ -112,6 +139,12 @@ def rerank_signed(
     ------
     ValueError
         If shapes do not fit, an id is no row of `codes`, or values are not finite.
+
+    See Also
+    --------
+    split_signs : What makes it necessary.
+    MilvusIndex.search : Finds candidates.
+    join_signs : Signed codes from stored ones.
 
     Examples
     --------

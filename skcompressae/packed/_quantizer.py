@@ -56,6 +56,9 @@ def as_packable_csr(codes: Any, name: str = "codes") -> Any:
 class ValueQuantizer:
     """What the values of packed codes may be, relative to a scale per row.
 
+    The magnitudes that packing may give a value are a table; which of them a value becomes is decided by rounding. Make
+    one with :meth:`fit`; stores that share one can be joined.
+
     Parameters
     ----------
     kind : {"ranked", "uniform"}
@@ -66,12 +69,24 @@ class ValueQuantizer:
     levels : float32 array of shape (k, 2 ** (value_bits - 1)), or (1, ...) when uniform
         Magnitudes relative to the scale, increasing along a row; when ranked, nonincreasing down a column.
 
+    See Also
+    --------
+    skcompressae.PackedCodes : What it serves.
+    skcompressae.packed.ResidualQuantizer : The quantiser of what a code leaves.
+
     Notes
     -----
     Uniform: every value is at most ``scale / 2 ** value_bits`` off, where `scale` is at most 0.4 % above the largest
     magnitude of the row (equal to it above 8 bits). Ranked: every magnitude, divided by the root mean square of its
     row, becomes the nearest level of its rank that does not exceed the one before it; then one factor for the row
     gives the least squared error. A ranked codebook knows no bound for rows unlike those it was learned on.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skcompressae.packed import ValueQuantizer
+    >>> ValueQuantizer("uniform", 3, np.array([[0.25, 0.5, 0.75, 1.0]])).thresholds
+    array([[0.375, 0.625, 0.875]], dtype=float32)
     """
 
     kind: Literal["ranked", "uniform"]
@@ -117,7 +132,9 @@ class ValueQuantizer:
         k: int | None = None,
         kind: Literal["auto", "ranked", "uniform"] = "auto",
     ) -> ValueQuantizer:
-        """Learn a quantiser on up to 4,096 evenly spaced rows of `codes`; deterministic.
+        """Learn a quantiser on up to 4,096 rows of codes.
+
+        Rows are evenly spaced, and nothing is drawn at random: the same codes give the same quantiser.
 
         Parameters
         ----------
@@ -132,7 +149,27 @@ class ValueQuantizer:
 
         Returns
         -------
-        quantizer : ValueQuantizer
+        ValueQuantizer
+            For codes like these.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is out of its range, or codes are not finite.
+
+        See Also
+        --------
+        skcompressae.PackedCodes.pack : Fits one where none is given.
+        skcompressae.CompresSAETransformer.transform_packed : Fits one on the rows it encodes.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae.packed import ValueQuantizer
+        >>> codes = np.array([[0.0, 3.0, 0.0, -1.0], [0.5, 0.0, 2.0, 0.0]])
+        >>> quantizer = ValueQuantizer.fit(codes, value_bits=4)
+        >>> quantizer.kind, quantizer.levels.shape
+        ('ranked', (2, 8))
         """
         if kind == "auto":
             kind = "ranked" if type(value_bits) is int and value_bits <= _RANKED_MAX_BITS else "uniform"
@@ -158,17 +195,63 @@ class ValueQuantizer:
 
     @cached_property
     def thresholds(self) -> NDArray[np.float32]:
-        """Midpoints between levels, shape (n_ranks, n_levels - 1)."""
+        """Midpoints between levels, float32 of shape (n_ranks, n_levels - 1).
+
+        A magnitude above a threshold is rounded to the level after it.
+
+        See Also
+        --------
+        signed_levels : The levels, with signs.
+        fit : Learns the levels.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae.packed import ValueQuantizer
+        >>> ValueQuantizer("uniform", 2, np.array([[0.5, 1.0]])).thresholds
+        array([[0.75]], dtype=float32)
+        """
         return thresholds_of(self.levels)
 
     @cached_property
     def signed_levels(self) -> NDArray[np.float32]:
-        """Levels indexed by sign and code, float32 of shape (n_ranks, 2 ** value_bits)."""
+        """Levels by sign and code, float32 of shape (n_ranks, 2 ** value_bits).
+
+        The lower half of a row are the positive levels, the upper half the same levels negative: what is looked up is a
+        word's sign and code together.
+
+        See Also
+        --------
+        thresholds : Where rounding goes from one level to the next.
+        skcompressae.PackedCodes.signed_levels : The same table, of a store.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae.packed import ValueQuantizer
+        >>> ValueQuantizer("uniform", 2, np.array([[0.5, 1.0]])).signed_levels
+        array([[ 0.5,  1. , -0.5, -1. ]], dtype=float32)
+        """
         return signed_levels(self.levels)
 
     @property
     def scale_dtype(self) -> np.dtype[Any]:
-        """The dtype of the stored scales: uint16 up to 8 bits, float32 above."""
+        """Dtype of the stored scales.
+
+        Up to 8 bits of a value, scales are uint16, the 16 bits after a float32's sign; above, float32.
+
+        See Also
+        --------
+        skcompressae.PackedCodes.scales : The scales as float32.
+        fit : Where `value_bits` is chosen.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae.packed import ValueQuantizer
+        >>> ValueQuantizer("uniform", 2, np.array([[0.5, 1.0]])).scale_dtype
+        dtype('uint16')
+        """
         return np.dtype("<u2") if self.value_bits <= 8 else np.dtype("<f4")
 
     def __eq__(self, other: object) -> bool:

@@ -16,7 +16,10 @@ _BLOCK_ROWS = 4096
 
 
 class ResidualQuantizer:
-    """Product quantiser, with an optional rotation, of the residuals ``x - x_hat``.
+    """Product quantiser of the residuals ``x - x_hat``, with an optional rotation.
+
+    Residuals are cut into `n_bytes` parts of equal width, and each part becomes the number of its nearest centroid. The
+    rotation spreads what is left over the parts.
 
     Parameters
     ----------
@@ -24,6 +27,22 @@ class ResidualQuantizer:
         At most 256 centroids a byte.
     rotation : float32 array of shape (d, d), default=None
         Orthogonal; applied as ``residual @ rotation.T``.
+
+    See Also
+    --------
+    skcompressae.PackedCodes.with_residual_of : Fits one and encodes.
+    skcompressae.packed.ValueQuantizer : The quantiser of the values themselves.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skcompressae.packed import ResidualQuantizer
+    >>> residuals = np.random.RandomState(0).standard_normal((300, 8))
+    >>> quantizer = ResidualQuantizer.fit(residuals, n_bytes=4, n_iter=5)
+    >>> quantizer
+    ResidualQuantizer(n_bytes=4, n_features=8, rotation=True)
+    >>> quantizer.encode(residuals).shape
+    (300, 4)
     """
 
     __slots__ = ("_centroids", "_rotation")
@@ -57,7 +76,10 @@ class ResidualQuantizer:
         n_iter: int = 20,
         random_state: int = 0,
     ) -> ResidualQuantizer:
-        """Learn a quantiser.
+        """Learn centroids, and a rotation, on residuals.
+
+        By k-means in each part; "opq" alternates it with a new rotation, which keeps more at the same bytes and takes
+        longer.
 
         Parameters
         ----------
@@ -74,7 +96,28 @@ class ResidualQuantizer:
 
         Returns
         -------
-        quantizer : ResidualQuantizer
+        ResidualQuantizer
+            For residuals like these.
+
+        Raises
+        ------
+        ValueError
+            If residuals are not finite, or a parameter is out of its range.
+
+        See Also
+        --------
+        encode : Uses it.
+        skcompressae.PackedCodes.with_residual_of : Fits one to packed codes.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae.packed import ResidualQuantizer
+        >>> residuals = np.random.RandomState(0).standard_normal((300, 8))
+        >>> quantizer = ResidualQuantizer.fit(residuals, n_bytes=4, n_iter=5)
+        >>> decoded = quantizer.decode(quantizer.encode(residuals))
+        >>> bool(np.linalg.norm(residuals - decoded) < np.linalg.norm(residuals))
+        True
         """
         data = np.asarray(residuals, dtype=np.float32)
         if data.ndim != 2 or 0 in data.shape or not np.isfinite(data).all():
@@ -93,27 +136,113 @@ class ResidualQuantizer:
 
     @property
     def centroids(self) -> NDArray[np.float32]:
-        """Centroids, read-only float32 of shape (n_bytes, n_centroids, d / n_bytes)."""
+        """Centroids, float32 of shape (n_bytes, n_centroids, d / n_bytes).
+
+        Part by part, in the rotated space. They are read-only.
+
+        See Also
+        --------
+        rotation : What turns residuals into that space.
+        nbytes : What both take.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae.packed import ResidualQuantizer
+        >>> residuals = np.random.RandomState(0).standard_normal((300, 8))
+        >>> quantizer = ResidualQuantizer.fit(residuals, n_bytes=4, n_iter=5)
+        >>> quantizer.centroids.shape
+        (4, 256, 2)
+        """
         return self._centroids
 
     @property
     def rotation(self) -> NDArray[np.float32] | None:
-        """Rotation, read-only float32 of shape (d, d), or None."""
+        """Rotation, float32 of shape (d, d), or None.
+
+        Applied before the parts are cut, as ``residual @ rotation.T``; orthogonal and read-only. None with
+        ``method="pq"``.
+
+        See Also
+        --------
+        centroids : What comes after it.
+        fit : Learns it.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae.packed import ResidualQuantizer
+        >>> residuals = np.random.RandomState(0).standard_normal((300, 8))
+        >>> quantizer = ResidualQuantizer.fit(residuals, n_bytes=4, n_iter=5)
+        >>> bool(np.allclose(quantizer.rotation @ quantizer.rotation.T, np.eye(8), atol=1e-4))
+        True
+        """
         return self._rotation
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of a code."""
+        """Bytes of a residual code.
+
+        The number of parts: one byte names one of up to 256 centroids.
+
+        See Also
+        --------
+        n_features : Width of the residuals.
+        skcompressae.PackedCodes.bytes_per_row : What a row takes with them.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae.packed import ResidualQuantizer
+        >>> residuals = np.random.RandomState(0).standard_normal((300, 8))
+        >>> quantizer = ResidualQuantizer.fit(residuals, n_bytes=4, n_iter=5)
+        >>> quantizer.n_bytes
+        4
+        """
         return int(self._centroids.shape[0])
 
     @property
     def n_features(self) -> int:
-        """Dimensions d of the residuals."""
+        """Dimensions d of the residuals.
+
+        That of the embeddings; a multiple of `n_bytes`.
+
+        See Also
+        --------
+        n_bytes : Parts that it is cut into.
+        centroids : Centroids of the parts.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae.packed import ResidualQuantizer
+        >>> residuals = np.random.RandomState(0).standard_normal((300, 8))
+        >>> quantizer = ResidualQuantizer.fit(residuals, n_bytes=4, n_iter=5)
+        >>> quantizer.n_features
+        8
+        """
         return int(self._centroids.shape[0] * self._centroids.shape[2])
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the codebooks."""
+        """Bytes of the codebooks.
+
+        Centroids and rotation. They do not grow with the rows, but for few rows they are the larger part.
+
+        See Also
+        --------
+        n_bytes : Bytes of one code.
+        skcompressae.PackedCodes.nbytes : Counts them.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae.packed import ResidualQuantizer
+        >>> residuals = np.random.RandomState(0).standard_normal((300, 8))
+        >>> quantizer = ResidualQuantizer.fit(residuals, n_bytes=4, n_iter=5)
+        >>> quantizer.nbytes == quantizer.centroids.nbytes + quantizer.rotation.nbytes
+        True
+        """
         return self._centroids.nbytes + (0 if self._rotation is None else self._rotation.nbytes)
 
     def _rotated(self, vectors: NDArray[Any], name: str) -> NDArray[np.float32]:
@@ -125,6 +254,8 @@ class ResidualQuantizer:
     def encode(self, residuals: NDArray[Any]) -> NDArray[np.uint8]:
         """Encode residuals.
 
+        Each part becomes the number of its nearest centroid, after the rotation.
+
         Parameters
         ----------
         residuals : float array of shape (n, d)
@@ -132,13 +263,35 @@ class ResidualQuantizer:
 
         Returns
         -------
-        codes : uint8 array of shape (n, n_bytes)
+        uint8 array of shape (n, n_bytes)
             The nearest centroid of each part.
+
+        Raises
+        ------
+        ValueError
+            If residuals have another width.
+
+        See Also
+        --------
+        decode : The way back.
+        fit : Learns the centroids.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae.packed import ResidualQuantizer
+        >>> residuals = np.random.RandomState(0).standard_normal((300, 8))
+        >>> quantizer = ResidualQuantizer.fit(residuals, n_bytes=4, n_iter=5)
+        >>> codes = quantizer.encode(residuals)
+        >>> codes.shape, codes.dtype
+        ((300, 4), dtype('uint8'))
         """
         return encode_pq(np.atleast_2d(self._rotated(residuals, "residuals")), self._centroids)
 
     def decode(self, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Decode residual codes.
+
+        The centroids that the codes name, put together and rotated back.
 
         Parameters
         ----------
@@ -147,13 +300,27 @@ class ResidualQuantizer:
 
         Returns
         -------
-        residuals : float32 array of shape (n, d)
+        float32 array of shape (n, d)
             Their centroids, rotated back.
 
         Raises
         ------
         ValueError
             If the codes have another shape or dtype, or name centroids that are not there.
+
+        See Also
+        --------
+        encode : The way here.
+        tables : Scores without decoding.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae.packed import ResidualQuantizer
+        >>> residuals = np.random.RandomState(0).standard_normal((300, 8))
+        >>> quantizer = ResidualQuantizer.fit(residuals, n_bytes=4, n_iter=5)
+        >>> quantizer.decode(quantizer.encode(residuals)).shape
+        (300, 8)
         """
         codes = np.asarray(codes)
         if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != self.n_bytes:
@@ -164,7 +331,10 @@ class ResidualQuantizer:
         return decoded if self._rotation is None else decoded @ self._rotation
 
     def tables(self, query: NDArray[Any]) -> NDArray[np.float32]:
-        """Return the inner products of a query with all centroids, to look scores of codes up in.
+        """Return the inner products of a query with all centroids.
+
+        A code's inner product with the query is the sum of one entry for each of its bytes, so that codes are scored
+        without being decoded.
 
         Parameters
         ----------
@@ -173,8 +343,30 @@ class ResidualQuantizer:
 
         Returns
         -------
-        tables : float32 array of shape (n_bytes, 256)
+        float32 array of shape (n_bytes, 256)
             One row a byte of a code.
+
+        Raises
+        ------
+        ValueError
+            If the query has another width.
+
+        See Also
+        --------
+        decode : What it saves.
+        skcompressae.CodeNearestNeighbors : Its `rerank` scores so.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae.packed import ResidualQuantizer
+        >>> residuals = np.random.RandomState(0).standard_normal((300, 8))
+        >>> quantizer = ResidualQuantizer.fit(residuals, n_bytes=4, n_iter=5)
+        >>> query = residuals[0]
+        >>> codes = quantizer.encode(residuals[:1])
+        >>> score = quantizer.tables(query)[np.arange(4), codes[0]].sum()
+        >>> bool(np.isclose(score, quantizer.decode(codes)[0] @ query, atol=1e-4))
+        True
         """
         return lookup_tables(self._rotated(query, "query"), self._centroids)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
@@ -13,24 +13,17 @@ from numpy.typing import NDArray
 from skcompressae._core._packing import expand_bits, max_word_dtype
 from skcompressae.packed._formats import PackedFormatsMixin
 from skcompressae.packed._layout import PackedLayoutMixin
-from skcompressae.packed._quantizer import ValueQuantizer, as_packable_csr
-from skcompressae.packed._residual import ResidualQuantizer, residual_codes_of
-from skcompressae.packed._rows import (
-    BLOCK_ROWS,
-    MAX_COMPONENTS,
-    check_sizes,
-    contiguous,
-    pack_arrays,
-    row_bytes,
-    unpack_csr,
-)
+from skcompressae.packed._making import PackedMakingMixin
+from skcompressae.packed._quantizer import ValueQuantizer
+from skcompressae.packed._residual import ResidualQuantizer
+from skcompressae.packed._rows import BLOCK_ROWS, check_sizes, contiguous, row_bytes, unpack_csr
 
 __all__ = ["PackedCodes"]
 
 Array: TypeAlias = NDArray[Any]
 
 
-class PackedCodes(PackedLayoutMixin, PackedFormatsMixin):
+class PackedCodes(PackedMakingMixin, PackedLayoutMixin, PackedFormatsMixin):
     """Sparse codes with each nonzero in one fixed-width word, and a scale per row.
 
     Make one with `pack`, `from_topk`, `load`, `from_arrow` or `from_archive`; the constructor takes the raw parts.
@@ -52,6 +45,12 @@ class PackedCodes(PackedLayoutMixin, PackedFormatsMixin):
         One residual code a row, for reranking.
     residual_quantizer : ResidualQuantizer, default=None
         What `residual_codes` mean; both are given or neither.
+
+    See Also
+    --------
+    CompresSAETransformer.transform_packed : Makes them from embeddings.
+    CodeNearestNeighbors : Searches them as they are.
+    skcompressae.packed.ValueQuantizer : How values are rounded.
 
     Examples
     --------
@@ -136,221 +135,6 @@ class PackedCodes(PackedLayoutMixin, PackedFormatsMixin):
         }
         return partial(PackedCodes, **rest), (np.asarray(self._rows), np.asarray(self._scales))
 
-    # -- making ---------------------------------------------------------------------------------------------
-
-    @classmethod
-    def pack(
-        cls,
-        codes: Any,
-        *,
-        value_bits: int | None = None,
-        k: int | None = None,
-        quantizer: ValueQuantizer | None = None,
-        kind: Literal["auto", "ranked", "uniform"] = "auto",
-        n_threads: int = 1,
-    ) -> PackedCodes:
-        """Pack sparse or dense codes.
-
-        Parameters
-        ----------
-        codes : sparse matrix or array of shape (n, n_components)
-            Real and finite; values are taken as float32. Duplicates are summed, stored zeros dropped; the caller's
-            arrays are not changed.
-        value_bits : int, default=None
-            Bits of a value with its sign; None takes the quantizer's, or 4. Up to 8 when ranked, 16 when uniform.
-        k : int, default=None
-            Entries a row can hold; None takes the quantizer's ranks, or the longest row.
-        quantizer : ValueQuantizer, default=None
-            None learns one on `codes`. Stores must share one to be concatenated. Repacking reproduces a store
-            exactly only with its own: ``pack(p.to_csr(), k=p.k, quantizer=p.quantizer) == p``.
-        kind : {"auto", "ranked", "uniform"}, default="auto"
-            Quantiser to learn: "auto" is ranked up to 6 bits and uniform above.
-        n_threads : int, default=1
-            Threads that pack blocks of rows.
-
-        Returns
-        -------
-        packed : PackedCodes
-
-        Raises
-        ------
-        ValueError
-            If the codes are not finite, a row has more than `k` nonzeros, its largest magnitude lies outside
-            [2**-100, 2**100], or the arguments contradict each other.
-        """
-        csr = as_packable_csr(codes)
-        n_components = csr.shape[1]
-        if quantizer is not None and value_bits not in (None, quantizer.value_bits):
-            raise ValueError(f"value_bits={value_bits} contradicts the quantizer's {quantizer.value_bits}")
-        longest = max(1, int(np.diff(csr.indptr).max(initial=0)))
-        if k is None:
-            k = len(quantizer.levels) if quantizer is not None and quantizer.kind == "ranked" else longest
-        check_sizes(n_components, k)
-        if longest > k:
-            raise ValueError(f"codes have a row of {longest} nonzeros, more than k={k}")
-        if quantizer is None:
-            bits = 4 if value_bits is None else value_bits
-            quantizer = ValueQuantizer.fit(csr, value_bits=bits, k=k, kind=kind)
-        rows, scales = pack_arrays(
-            csr.indptr,
-            csr.indices,
-            csr.data,
-            n_components,
-            k,
-            quantizer,
-            check_duplicates=False,
-            n_threads=n_threads,
-        )
-        return cls(rows, scales, n_components=n_components, k=k, quantizer=quantizer)
-
-    @classmethod
-    def from_topk(
-        cls,
-        indices: Array,
-        values: Array,
-        n_components: int,
-        *,
-        quantizer: ValueQuantizer,
-        n_threads: int = 1,
-    ) -> PackedCodes:
-        """Pack top-k pairs as an encoder emits them, without building CSR.
-
-        Parameters
-        ----------
-        indices : int array of shape (n, k)
-            In any order, no index twice among the nonzero values of a row.
-        values : float32 array of shape (n, k)
-            Zeros are dropped.
-        n_components : int
-            Width of the code space.
-        quantizer : ValueQuantizer
-            How values are rounded.
-        n_threads : int, default=1
-            Threads that pack blocks of rows.
-
-        Returns
-        -------
-        packed : PackedCodes
-        """
-        indices = np.ascontiguousarray(indices)
-        values = np.ascontiguousarray(values, dtype=np.float32)
-        if indices.ndim != 2 or indices.dtype.kind not in "iu" or indices.shape != values.shape:
-            raise ValueError(
-                "indices and values must be 2-dimensional, of one shape, indices integers; got "
-                f"{indices.dtype} {indices.shape} and {values.shape}"
-            )
-        n, k = indices.shape
-        check_sizes(n_components, k)
-        rows, scales = pack_arrays(
-            np.arange(0, n * k + 1, k),
-            # out of range stays out of range: a cast must not wrap an index into it
-            np.clip(indices, -1, MAX_COMPONENTS).reshape(-1),
-            values.reshape(-1),
-            n_components,
-            k,
-            quantizer,
-            check_duplicates=True,
-            n_threads=n_threads,
-        )
-        return cls(rows, scales, n_components=n_components, k=k, quantizer=quantizer)
-
-    @classmethod
-    def concatenate(cls, stores: Sequence[PackedCodes]) -> PackedCodes:
-        """Join stores of one layout, row after row.
-
-        Parameters
-        ----------
-        stores : sequence of PackedCodes
-            At least one; with the same n_components, k, quantizer and residual quantizer.
-
-        Returns
-        -------
-        packed : PackedCodes
-        """
-        stores = list(stores)
-        if not stores:
-            raise ValueError("stores must hold at least one PackedCodes, got none")
-        first = stores[0]
-        for i, other in enumerate(stores):
-            difference = first._layout_difference(other)
-            if difference:
-                raise ValueError(f"stores[{i}] differs from stores[0] in {difference}; repack it first")
-        residual = (
-            None if first._residual_codes is None else np.concatenate([np.asarray(s._residual_codes) for s in stores])
-        )
-        rows, scales = np.concatenate([s._rows for s in stores]), np.concatenate([s._scales for s in stores])
-        return first._with(rows, scales, residual, first._residual_quantizer)
-
-    def with_residual(self, residual_codes: NDArray[np.uint8], residual_quantizer: ResidualQuantizer) -> PackedCodes:
-        """Return this store with a residual code per row; the words are shared, not copied.
-
-        Parameters
-        ----------
-        residual_codes : uint8 array of shape (n, residual_quantizer.n_bytes)
-            One residual code a row.
-        residual_quantizer : ResidualQuantizer
-            What the codes mean.
-
-        Returns
-        -------
-        packed : PackedCodes
-            A new store; this one is unchanged.
-        """
-        return self._with(self._rows, self._scales, residual_codes, residual_quantizer)
-
-    def with_residual_of(
-        self,
-        X: Any,
-        components: Any,
-        *,
-        n_bytes: int | None = None,
-        quantizer: ResidualQuantizer | None = None,
-        normalize: bool = True,
-        n_iter: int = 20,
-        random_state: int = 0,
-    ) -> PackedCodes:
-        """Return this store with codes of what its rows leave of the embeddings, for reranking.
-
-        The residual is ``x / ||x|| - x_hat`` with ``x_hat = code @ components`` as unpacked, so it also carries what
-        quantising the values lost. It is smallest for codes stored at ``norm=None``.
-
-        Parameters
-        ----------
-        X : float array of shape (n, n_features)
-            The embeddings whose codes these are, in order.
-        components : float array of shape (n_components, n_features)
-            The decoder.
-        n_bytes : int, default=None
-            Bytes of a residual code for a quantiser fitted here; divides n_features.
-        quantizer : ResidualQuantizer, default=None
-            A quantiser fitted before; exactly one of this and `n_bytes` is given. Stores share one to be concatenated.
-        normalize : bool, default=True
-            Whether codes stand for rows divided by their norm; False for codes at ``norm="input"`` and dot products.
-        n_iter, random_state : int
-            As for `ResidualQuantizer.fit`.
-
-        Returns
-        -------
-        packed : PackedCodes
-            A new store; this one is unchanged.
-
-        Raises
-        ------
-        ValueError
-            If shapes do not fit, or both or none of `n_bytes` and `quantizer` are given.
-        """
-        codes, fitted = residual_codes_of(
-            self,
-            X,
-            components,
-            n_bytes=n_bytes,
-            quantizer=quantizer,
-            normalize=normalize,
-            n_iter=n_iter,
-            random_state=random_state,
-        )
-        return self.with_residual(codes, fitted)
-
     def _with(
         self,
         rows: NDArray[np.uint8],
@@ -417,6 +201,8 @@ class PackedCodes(PackedLayoutMixin, PackedFormatsMixin):
     def take(self, indices: Any) -> PackedCodes:
         """Return chosen rows as a new store.
 
+        As NumPy's method of that name: the same as indexing by an array, with a copy of the rows.
+
         Parameters
         ----------
         indices : int array of shape (n_taken,)
@@ -424,13 +210,29 @@ class PackedCodes(PackedLayoutMixin, PackedFormatsMixin):
 
         Returns
         -------
-        packed : PackedCodes
+        PackedCodes
             The rows.
+
+        See Also
+        --------
+        iter_blocks : Consecutive rows, without a copy.
+        concatenate : Puts stores together.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae import PackedCodes
+        >>> packed = PackedCodes.pack(np.array([[0.0, 3.0, 0.0, -1.0], [0.5, 0.0, 2.0, 0.0]]))
+        >>> packed.take([1, 0, 1]).to_csr().indices
+        array([0, 2, 1, 3, 0, 2], dtype=int32)
         """
         return self[np.asarray(indices, dtype=np.intp)]
 
     def iter_blocks(self, n_rows: int = BLOCK_ROWS) -> Iterator[PackedCodes]:
-        """Yield consecutive stores of up to `n_rows` rows that share this one's memory.
+        """Yield consecutive parts of the store, sharing its memory.
+
+        For work on more rows than should be unpacked at once. The last block is shorter where `n_rows` does not divide
+        the rows.
 
         Parameters
         ----------
@@ -441,6 +243,24 @@ class PackedCodes(PackedLayoutMixin, PackedFormatsMixin):
         ------
         packed : PackedCodes
             The next rows.
+
+        Raises
+        ------
+        ValueError
+            If `n_rows` is below 1.
+
+        See Also
+        --------
+        words : The entries of a range of rows.
+        take : Any rows, as a copy.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae import PackedCodes
+        >>> packed = PackedCodes.pack(np.array([[0.0, 3.0, 0.0, -1.0], [0.5, 0.0, 2.0, 0.0]]))
+        >>> [len(block) for block in packed.iter_blocks(n_rows=1)]
+        [1, 1]
         """
         if n_rows < 1:
             raise ValueError(f"n_rows must be at least 1, got {n_rows}")
@@ -448,7 +268,10 @@ class PackedCodes(PackedLayoutMixin, PackedFormatsMixin):
             yield self[start : start + n_rows]
 
     def words(self, start: int = 0, stop: int | None = None) -> Array:
-        """Return the words of rows start to stop, for kernels that score packed rows.
+        """Return the words of a range of rows.
+
+        For kernels that score packed rows: the index of an entry is ``word >> value_bits``, its value is looked up in
+        `signed_levels`. A row with fewer than k nonzeros repeats its last word.
 
         Parameters
         ----------
@@ -459,8 +282,22 @@ class PackedCodes(PackedLayoutMixin, PackedFormatsMixin):
 
         Returns
         -------
-        words : uint16 or uint64 array of shape (stop - start, k)
+        uint16 or uint64 array of shape (stop - start, k)
             A view without a copy where a word has 16 bits, otherwise expanded: ask for a block at a time.
+
+        See Also
+        --------
+        signed_levels : Values of words.
+        to_csr : All of it decoded.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae import PackedCodes
+        >>> packed = PackedCodes.pack(np.array([[0.0, 3.0, 0.0, -1.0], [0.5, 0.0, 2.0, 0.0]]))
+        >>> packed.words() >> packed.value_bits
+        array([[1, 3],
+               [2, 0]], dtype=uint16)
         """
         rows = contiguous(self._rows[start:stop])
         dtype = max_word_dtype(self.word_bits)
@@ -474,6 +311,9 @@ class PackedCodes(PackedLayoutMixin, PackedFormatsMixin):
     def to_csr(self, *, n_threads: int = 1) -> sp.csr_matrix:
         """Return the codes as canonical CSR.
 
+        Magnitudes are the levels that values were rounded to when they were packed; indices and signs are those of the
+        codes.
+
         Parameters
         ----------
         n_threads : int, default=1
@@ -481,13 +321,27 @@ class PackedCodes(PackedLayoutMixin, PackedFormatsMixin):
 
         Returns
         -------
-        codes : CSR matrix of shape (n, n_components)
+        CSR matrix of shape (n, n_components)
             Of dtype float32, with ascending indices and no stored zeros.
 
         Raises
         ------
         CodesFormatError
             If a row is none that packing writes (a damaged file opened without verification).
+
+        See Also
+        --------
+        pack : The way here.
+        iter_blocks : For unpacking block by block.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae import PackedCodes
+        >>> packed = PackedCodes.pack(np.array([[0.0, 3.0, 0.0, -1.0], [0.5, 0.0, 2.0, 0.0]]))
+        >>> packed.to_csr().toarray().round(1)
+        array([[ 0. ,  3. ,  0. , -1. ],
+               [ 0.5,  0. ,  2. ,  0. ]], dtype=float32)
         """
         return unpack_csr(self, n_threads)
 

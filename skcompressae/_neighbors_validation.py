@@ -1,0 +1,94 @@
+"""What a search is asked for: the number of neighbors, and queries brought to the side on which they are compared."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix, issparse
+from sklearn.utils import check_array
+from sklearn.utils.validation import validate_data
+
+from skcompressae._core._search_store import Chunk, CodeStore, PostingStore, block_to_csr
+from skcompressae._neighbors_build import FLOATS
+from skcompressae._neighbors_queries import FittedCodes, Queries, canonical_csr, is_packed
+
+__all__ = ["QueryValidationMixin"]
+
+
+class QueryValidationMixin:
+    """The asking half of `CodeNearestNeighbors`."""
+
+    n_neighbors: int
+    n_samples_fit_: int
+    n_features_in_: int
+    components_: NDArray[Any] | None
+    compressor: Any
+    mode: str
+    effective_mode_: str
+    _chunks: list[Chunk]
+    _check_unchanged: Any
+
+    def _check_n_neighbors(self, n_neighbors: Any, *, exclude_self: bool) -> int:
+        n_neighbors = self.n_neighbors if n_neighbors is None else n_neighbors
+        if not isinstance(n_neighbors, Integral):
+            raise TypeError(f"n_neighbors does not take {type(n_neighbors)} value, enter integer value")
+        n_neighbors = int(n_neighbors)
+        if n_neighbors < 1:
+            raise ValueError(f"Expected n_neighbors > 0. Got {n_neighbors}")
+        if n_neighbors + exclude_self > self.n_samples_fit_:
+            sign = "<" if exclude_self else "<="
+            raise ValueError(
+                f"Expected n_neighbors {sign} n_samples_fit, but n_neighbors = {n_neighbors}, "
+                f"n_samples_fit = {self.n_samples_fit_}, n_samples = {self.n_samples_fit_}"
+            )
+        return n_neighbors
+
+    def _queries(self, X: Any) -> Queries:
+        """Decide what the queries are, and bring them to the side on which they are compared."""
+        self._check_unchanged()
+        fit_dtype = np.result_type(*(chunk.store.dtype for chunk in self._chunks))
+        by_postings = all(isinstance(chunk.store, PostingStore) for chunk in self._chunks)
+        decoder = None if self.effective_mode_ == "sparse" else self.components_
+        if X is None:
+            self._refuse_codes("the fitted codes (X=None)")
+            return Queries(FittedCodes(self._chunks), decoder, by_postings, fit_dtype, exclude_self=True)
+        if is_packed(X):
+            X = X.to_csr()
+        elif not isinstance(X, np.ndarray) and not issparse(X) and isinstance(X, CodeStore):
+            X = block_to_csr(X.block(0, X.n_rows), X.n_components)
+        if not issparse(X) and self.components_ is not None:
+            dense = check_array(X, dtype=FLOATS, ensure_min_samples=0, input_name="X")
+            if dense.shape[1] == self.components_.shape[1]:
+                dtype = np.result_type(fit_dtype, dense.dtype)
+                if decoder is not None and self.mode != "reconstructed":
+                    return Queries(dense, decoder, False, dtype)
+                X = self._compress(dense)
+            elif dense.shape[1] != self.n_features_in_:
+                raise ValueError(
+                    f"X has {dense.shape[1]} features, but queries must be codes with {self.n_features_in_} "
+                    f"components or embeddings with {self.components_.shape[1]} features"
+                )
+        self._refuse_codes("codes")
+        X = validate_data(self, X, accept_sparse="csr", dtype=FLOATS, reset=False, ensure_min_samples=0)
+        X = canonical_csr(X)
+        return Queries(X, decoder, by_postings, np.result_type(fit_dtype, X.dtype))
+
+    def _refuse_codes(self, what: str) -> None:
+        if self.mode == "asymmetric":
+            raise ValueError(
+                f"mode='asymmetric' needs dense embeddings as queries, got {what}; "
+                "mode='reconstructed' or 'auto' takes codes"
+            )
+
+    def _compress(self, X: NDArray[Any]) -> Any:
+        if not hasattr(self.compressor, "transform"):
+            raise ValueError(
+                f"mode={self.mode!r} compresses dense queries, but the compressor is an array of components "
+                "without transform; pass the fitted transformer, or codes as queries"
+            )
+        if len(X) == 0:
+            return csr_matrix((0, self.n_features_in_), dtype=X.dtype)
+        return self.compressor.transform(X)
