@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return int(exit_code or 0)
     except KeyboardInterrupt:
-        print("skcompressae: interrupted", file=sys.stderr)
+        print(f"skcompressae: interrupted{_resumes(arguments)}", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:
         # or Python complains once more when it flushes at exit
@@ -131,11 +131,14 @@ def _one_line(error: BaseException, arguments: argparse.Namespace) -> str:
         return f"{error.filename}: {error.strerror}"
     output = getattr(arguments, "output", None)
     if isinstance(error, OSError) and error.errno in _FULL and output is not None:
-        resumes = "; the same command goes on from the rows that are finished" if hasattr(arguments, "restart") else ""
-        return f"{output} could not be written: {error.strerror}{resumes}"
+        return f"{output} could not be written: {error.strerror}{_resumes(arguments)}"
     if isinstance(error, MemoryError):
         return f"not enough memory: {text or 'an allocation failed'}"
     return text or type(error).__name__
+
+
+def _resumes(arguments: argparse.Namespace) -> str:
+    return "; the same command goes on from the rows that are finished" if hasattr(arguments, "restart") else ""
 
 
 def _show_warnings_in_one_line(is_quiet: bool) -> None:
