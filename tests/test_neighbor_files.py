@@ -163,7 +163,9 @@ def golden_documents(kind):
     return (PackedCodes.pack(codes, value_bits=8) if kind == "packed" else codes), components
 
 
-@pytest.mark.parametrize(("kind", "mode"), [("postings", "sparse"), ("rows", "reconstructed"), ("packed", "asymmetric")])
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("postings", "sparse"), ("rows", "reconstructed"), ("packed", "asymmetric")]
+)
 def test_golden_files_of_version_2(kind, mode):
     documents, components = golden_documents(kind)
     loaded = CodeNearestNeighbors.load(DATA / f"index_v2_{kind}.index", verify=True)

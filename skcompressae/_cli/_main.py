@@ -129,8 +129,8 @@ def _one_line(error: BaseException, arguments: argparse.Namespace) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    output = getattr(arguments, "output", None)
-    if isinstance(error, OSError) and error.errno in _FULL and output is not None:
+    if isinstance(error, OSError) and error.errno in _FULL:
+        output = getattr(arguments, "output", None) or "the output"
         return f"{output} could not be written: {error.strerror}{_resumes(arguments)}"
     if isinstance(error, MemoryError):
         return f"not enough memory: {text or 'an allocation failed'}"
