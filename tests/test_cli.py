@@ -139,7 +139,7 @@ def test_search_finds_what_the_api_finds(files, fitted, embeddings, capsys):
     np.testing.assert_array_equal(table[:, 2].reshape(15, 4), indices)
     np.testing.assert_allclose(table[:, 3].reshape(15, 4), distances, rtol=1e-5, atol=1e-6)
 
-    assert main(["search", "codes.index", "queries.npy", "found.npz", "-n", "4", "-q"]) == 0
+    assert main(["search", "codes.index", "queries.npy", "-n", "4", "-q", "found.npz"]) == 0
     found = np.load("found.npz")
     np.testing.assert_array_equal(found["indices"], indices)
     np.testing.assert_array_equal(found["distances"], distances)
@@ -256,7 +256,15 @@ def test_outputs_are_not_overwritten_unasked(files, capsys):
         (["search", "other.npz", "other.npz", "--metric", "dot"], None),
         (["evaluate", "model.safetensors", "text.txt"], "text.txt is no file"),
         (["info", "text.txt"], "text.txt is no file"),
-        (["fit", "x.npy", "new.safetensors", "--param", "init=3"], "The 'init' parameter"),
+        (
+            ["decode", "model.safetensors", "x.parquet", "back.npy"],
+            "holds no codes: it has the columns id, vector, not",
+        ),
+        (["fit", "nan.npy", "new.safetensors"], "nan.npy must hold finite numbers; row 7 has NaN"),
+        (["evaluate", "model.safetensors", "nan.npy"], "nan.npy must hold finite numbers; row 7 has NaN"),
+        (["evaluate", "model.safetensors", "wide.npy"], "wide.npy has embeddings of 25 features, the model"),
+        (["search", "mine.npz", "wide.npy", "--model", "model.safetensors"], "of 25 features, the model model.safet"),
+        (["search", "mine.npz", "nan.npy", "--model", "model.safetensors"], "must hold finite numbers; row 7 has NaN"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_1(files, fitted, embeddings, capsys, command, message):
@@ -271,6 +279,7 @@ def test_bad_input_is_one_line_and_exit_code_1(files, fitted, embeddings, capsys
     Path("pickle.pkl").write_bytes(b"\x80\x04.")
     pq.write_table(pa.table({"v": pa.array([None, [1.0] * 24])}), "nulls.parquet")
     sp.save_npz("other.npz", sp.csr_matrix(np.eye(9)))
+    sp.save_npz("mine.npz", fitted.transform(embeddings))
     np.savez("dense.npz", x=embeddings)
     import copy
 
@@ -283,7 +292,8 @@ def test_bad_input_is_one_line_and_exit_code_1(files, fitted, embeddings, capsys
         assert "-n 10 is more than the 9 documents" in refuses(capsys, *command, code=2)
         return
     assert message in refuses(capsys, *command, "-q")
-    assert not Path(command[-1]).exists() or command[0] in ("evaluate", "info", "fit")
+    assert not Path(command[-1]).exists() or command[0] in ("evaluate", "info", "search")
+    assert not list(files.glob("*.partial"))
 
 
 @pytest.mark.parametrize(
@@ -294,6 +304,20 @@ def test_bad_input_is_one_line_and_exit_code_1(files, fitted, embeddings, capsys
         (["encode", "model.safetensors", "x.npy", "c.npz", "--value-bits", "4"], "--value-bits is for packed codes"),
         (["encode", "model.safetensors", "x.npy", "c.npz", "--threads", "0"], "0 is not positive"),
         (["encode", "model.safetensors", "x.parquet", "c.npz", "--column", "id"], "no column 'id' of float lists"),
+        (["encode", "model.safetensors", "x.npy", "c.npz", "--layout", "int32"], "--layout is for an output that ends"),
+        (["encode", "model.safetensors", "x.npy", "c.skc", "--value-bits", "17"], "invalid choice: 17"),
+        (["encode", "model.safetensors", "x.npy", "c.npz", "--k", "0"], "0 is not positive"),
+        (["encode", "model.safetensors", "x.npy", "c.npz", "--device", "gpu"], "device must be 'auto', 'cpu', 'cuda'"),
+        (
+            ["encode", "model.safetensors", "x.npy", "c.npz", "more"],
+            "skcompressae encode: error: unrecognized arguments: m",
+        ),
+        (
+            ["decode", "model.safetensors", "codes.npz", "back.npy", "--column", "v"],
+            "--column is for an output that ends",
+        ),
+        (["fit", "x.npy", "new.pkl"], "must end in .safetensors; got .pkl"),
+        (["fit", "x.npy", "new.safetensors", "--param", "init=3"], "The 'init' parameter"),
         (["fit", "x.npy", "new.safetensors", "--param", "width=3"], "--param takes NAME=VALUE with one of the names"),
         (["search", "codes.npz", "queries.npy"], "name the model that compresses them with --model"),
         (["export", "codes.npz", "model.safetensors"], "must end in one of .npz, .parquet, .skc, .ska"),

@@ -122,6 +122,24 @@ def test_two_processes_do_not_write_one_output(leftover, capsys):
     assert "another process is at work" in message
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits on the size of files")
+def test_a_full_disk_is_named_and_the_work_goes_on(files, small_blocks, capsys):
+    import resource
+
+    command = ["encode", "model.safetensors", "x.npy", "codes.npz"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, limits[1]))  # of 9,600 bytes of values
+    try:
+        message = refuses(capsys, *command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert message.startswith("codes.npz could not be written: File too large; the same command goes on from the rows")
+    assert main(command) == 0
+    assert "continuing after row 200 of 400" in capsys.readouterr().err
+    assert main([*command[:3], "whole.npz", "-q"]) == 0
+    assert Path("codes.npz").read_bytes() == Path("whole.npz").read_bytes()
+
+
 # The process kills itself, without a chance to clean up, in the place of a call of os.fsync: within a step (three
 # streams, the journal, its folder), or where the output is whole but has not taken its name.
 KILLED = """

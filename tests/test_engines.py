@@ -227,6 +227,11 @@ def test_elasticsearch_queries_carry_the_weights():
         (lambda: elasticsearch_query(CODES[0], 3), r"Elasticsearch refuses negative.*-2\. Pass split_signs\(query\)"),
         (lambda: elasticsearch_query(abs(CODES[0]), 3), r"2 \* n_components=6 columns, those of split_signs"),
         (lambda: write_elasticsearch_bulk("unwritten", CODES, 3), r"Pass split_signs\(codes\), with 6 columns"),
+        (
+            lambda: elasticsearch_query(split_signs(40 * CODES[0]), 3),
+            r"no value above 64 for .*; got 80\. Divide it by",
+        ),
+        (lambda: write_elasticsearch_bulk("unwritten", split_signs(1e-39 * CODES), 3), "no value below 1.18e-38, the"),
         (lambda: write_elasticsearch_bulk("unwritten", CODES, 4), "codes must have n_components=8 columns; got 3"),
         (lambda: write_elasticsearch_bulk("unwritten", sp.hstack([CODES, CODES]), 3), "codes must not be negative"),
     ],

@@ -7,8 +7,11 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.sparse as sp
 
+from skcompressae.engines import elasticsearch_query, split_signs, write_elasticsearch_bulk
 from skcompressae.exceptions import DeadLatentsWarning
 
 pytest.importorskip("qdrant_client")
@@ -49,11 +52,43 @@ def test_the_page_runs(benchmarks, tmp_path, monkeypatch):
     assert len((tmp_path / "codes.jsonl").read_text().splitlines()) == 4000
 
 
+def test_lucene_itself_takes_the_files_and_queries(benchmarks, tmp_path):
+    module = benchmarks("_lucene")
+    random_state = np.random.RandomState(0)
+    codes = sp.random(300, 64, 0.15, "csr", np.float32, random_state, random_state.standard_normal)
+    queries = sp.random(4, 64, 0.5, "csr", np.float32, random_state, random_state.standard_normal)
+    exact = (split_signs(queries) @ split_signs(codes).T).toarray()
+    write_elasticsearch_bulk(tmp_path / "codes.jsonl", split_signs(codes), 64)
+    try:
+        index = module.LuceneIndex(tmp_path / "index")
+    except module.LuceneUnavailable as error:
+        pytest.skip(str(error))
+    assert index.add_bulk(tmp_path / "codes.jsonl") == 300
+    for query_type in ("sparse_vector", "neural_sparse", "rank_feature"):
+        for query, products in zip(queries, exact, strict=True):
+            body = elasticsearch_query(split_signs(query), 64, query_type=query_type)
+            scores, ids = index.search(body, 20)
+            np.testing.assert_allclose(scores, products[ids], rtol=2**-8)  # of nine significant bits
+            np.testing.assert_allclose(scores, np.sort(products)[::-1][:20], rtol=2**-8)
+    # the bounds of values that we refuse are Lucene's own
+    single = {"query_vector": {"3": 64.0}, "field": "code"}
+    assert index.search({"sparse_vector": single}, 1)[1][0] >= 0
+    with pytest.raises(Exception, match="weight must be in"):
+        index.search({"sparse_vector": {**single, "query_vector": {"3": 64.1}}}, 1)
+    (tmp_path / "tiny.jsonl").write_text('{"index": {"_id": "0"}}\n{"code": {"1": 1e-38}}\n')
+    with pytest.raises(Exception, match="must be a positive normal float"):
+        index.add_bulk(tmp_path / "tiny.jsonl")
+    index.close()
+
+
 def test_the_table_of_the_page_is_that_of_the_committed_results(benchmarks):
     engines = benchmarks("engines")
     content = json.loads(engines.RESULTS.read_text(encoding="utf-8"))
     assert engines.table(content) in PAGE.read_text(encoding="utf-8")
     assert content["data"]["n_documents"] >= 50_000
+    lucene = json.loads(engines.RESULTS.with_name("engines_lucene.json").read_text(encoding="utf-8"))
+    assert engines.table(lucene) in PAGE.read_text(encoding="utf-8")
+    assert lucene["data"] == content["data"]
 
 
 def test_benchmark_measures_every_engine(benchmarks, tmp_path, capsys):

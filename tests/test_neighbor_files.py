@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from neighbor_cases import (
     fitted_compressor,
     random_codes,
 )
+from scipy.sparse import csr_matrix
 
 from skcompressae._neighbors import CodeNearestNeighbors
 from skcompressae.exceptions import CodesFormatError
+from skcompressae.packed import PackedCodes
 
 
 @pytest.fixture
@@ -146,3 +149,29 @@ def test_a_changed_bit_is_noticed_where_checksums_are_compared(saved, name):
         with pytest.raises(CodesFormatError, match=f"checksum of array '{name}' does not match"):
             CodeNearestNeighbors.load(path, **options)
     assert CodeNearestNeighbors.load(path).n_samples_fit_ == 40
+
+
+# Golden files -------------------------------------------------------------------------------------------------------
+DATA = Path(__file__).parent / "data"
+
+
+def golden_documents(kind):
+    """Return the documents of a golden file and the rows of a dictionary, by formula."""
+    rows, columns = np.indices((12, 33))
+    codes = csr_matrix(np.where((5 * rows + 7 * columns) % 11 < 2, (-1.0) ** columns * (1 + rows % 4), 0), dtype="f4")
+    components = (np.arange(33 * 4).reshape(33, 4) % 7 - 3).astype(np.float32)
+    return (PackedCodes.pack(codes, value_bits=8) if kind == "packed" else codes), components
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("postings", "sparse"), ("rows", "reconstructed"), ("packed", "asymmetric")]
+)
+def test_golden_files_of_version_2(kind, mode):
+    documents, components = golden_documents(kind)
+    loaded = CodeNearestNeighbors.load(DATA / f"index_v2_{kind}.index", verify=True)
+    assert loaded.get_params()["mode"] == mode
+    np.testing.assert_array_equal(loaded.components_, components)
+    fresh = CodeNearestNeighbors(12, compressor=components, mode=mode).fit(documents)
+    queries = (np.arange(20, dtype=np.float32).reshape(5, 4) % 7 - 3) if kind == "packed" else documents
+    for found, expected in zip(loaded.kneighbors(queries, 12), fresh.kneighbors(queries), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)

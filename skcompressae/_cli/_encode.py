@@ -16,7 +16,15 @@ from skcompressae._cli._models import matching_model, read_model
 from skcompressae._cli._parquet import ParquetCodes, ParquetRows
 from skcompressae._cli._progress import progress_bar
 from skcompressae._cli._sinks import write_codes_npz, write_codes_parquet, write_rows_npy, write_rows_parquet
-from skcompressae._cli._sources import RowSource, block_rows_for, fingerprint, open_codes, open_rows
+from skcompressae._cli._sources import (
+    RowSource,
+    block_rows_for,
+    check_finite,
+    check_width,
+    fingerprint,
+    open_codes,
+    open_rows,
+)
 from skcompressae._cli._spool import Spool
 
 __all__ = ["decode", "encode"]
@@ -30,14 +38,13 @@ def encode(arguments: argparse.Namespace) -> None:
     kind = output_kind(arguments.output, ("npz", "parquet", "packed"))
     if kind != "packed" and arguments.value_bits is not None:
         raise UsageError("--value-bits is for packed codes, an output that ends in .skc")
+    for option in ("layout", "value_type", "drop_columns"):
+        if kind != "parquet" and getattr(arguments, option):
+            raise UsageError(f"--{option.replace('_', '-')} is for an output that ends in .parquet")
     check_output(arguments.output, force=arguments.force)
     source = open_rows(arguments.input, arguments.column)
     model = read_model(arguments.model, arguments)
-    if source.n_features != model.n_features_in_:
-        raise CommandError(
-            f"{source.name} has embeddings of {source.n_features} features, the model {arguments.model} encodes "
-            f"{model.n_features_in_}"
-        )
+    check_width(source, model.n_features_in_, f"the model {arguments.model}")
     from skcompressae.persistence import model_hash
 
     options = {"output": kind, "column": arguments.column, "value_bits": arguments.value_bits}
@@ -102,11 +109,8 @@ def _encoded(model: Any, block: NDArray[Any], source: RowSource, first_row: int)
     try:
         return model.transform(block)
     except ValueError as error:
-        finite = np.isfinite(block).all(axis=1)
-        if finite.all():
-            raise
-        row = first_row + int(np.argmin(finite))
-        raise CommandError(f"{source.name} must hold finite numbers; row {row} has NaN or infinity") from error
+        check_finite(block, source, first_row, error)
+        raise
 
 
 def _append_codes(spool: Spool, codes: Any, quantizer: Any, n_threads: int | None) -> None:
@@ -146,6 +150,8 @@ def _write_packed(path: Path, spool: Spool, n_components: int, k: int, quantizer
 def decode(arguments: argparse.Namespace) -> None:
     """Run ``skcompressae decode``."""
     kind = output_kind(arguments.output, ("npy", "parquet"))
+    if kind != "parquet" and arguments.column is not None:
+        raise UsageError("--column is for an output that ends in .parquet")
     check_output(arguments.output, force=arguments.force)
     source = open_codes(arguments.input, arguments.n_components)
     model = read_model(arguments.model, arguments)
@@ -176,9 +182,8 @@ def decode(arguments: argparse.Namespace) -> None:
             spool.finish(arguments.output, lambda path: write_rows_npy(path, spool, n_features, dtype))
         else:
             parquet = source if isinstance(source, ParquetCodes) else None
-            spool.finish(
-                arguments.output, lambda path: write_rows_parquet(path, spool, n_features, parquet, arguments.column)
-            )
+            column = arguments.column or "embedding"
+            spool.finish(arguments.output, lambda path: write_rows_parquet(path, spool, n_features, parquet, column))
     finally:
         spool.close()
     _say(arguments, f"{arguments.output}: {n_rows} embeddings of {n_features} features")

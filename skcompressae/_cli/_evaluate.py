@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from skcompressae._cli._errors import CommandError, UsageError
+from skcompressae._cli._errors import UsageError
 from skcompressae._cli._formats import check_output, output_kind
 from skcompressae._cli._models import read_model
-from skcompressae._cli._sources import RowSource, open_rows
+from skcompressae._cli._sources import RowSource, check_finite, check_width, open_rows
 from skcompressae._files import atomic_write
 
 __all__ = ["evaluate"]
@@ -31,6 +31,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
             check_output(output, force=arguments.force)
     source = open_rows(arguments.input, arguments.column)
     model = read_model(arguments.model, arguments)
+    check_width(source, model.n_features_in_, f"the model {arguments.model}")
     documents, queries = _held_out(source, arguments)
     from skcompressae._plot._tradeoff_points import measure_tradeoff
     from skcompressae.metrics import exact_neighbors, neighbor_recall_score, search_codes
@@ -91,24 +92,27 @@ def _held_out(source: RowSource, arguments: argparse.Namespace) -> tuple[Any, An
     random_state = np.random.RandomState(arguments.seed)
     if arguments.queries is not None:
         held_out = open_rows(arguments.queries, arguments.column)
-        if held_out.n_features != source.n_features:
-            raise CommandError(
-                f"{held_out.name} has embeddings of {held_out.n_features} features, "
-                f"{source.name} of {source.n_features}"
-            )
+        check_width(held_out, source.n_features, f"the model {arguments.model}")
         n_queries = min(arguments.n_queries, held_out.n_rows)
-        queries = held_out.take(_chosen(held_out.n_rows, n_queries, random_state))
-        documents = source.take(_chosen(source.n_rows, arguments.max_documents, random_state))
+        queries = _finite_rows(held_out, _chosen(held_out.n_rows, n_queries, random_state))
+        documents = _finite_rows(source, _chosen(source.n_rows, arguments.max_documents, random_state))
     else:
         n_queries = min(arguments.n_queries, max(1, source.n_rows // 5))
         chosen = _chosen(source.n_rows, min(source.n_rows, arguments.max_documents + n_queries), random_state)
         is_query = np.zeros(len(chosen), dtype=bool)
         is_query[random_state.permutation(len(chosen))[:n_queries]] = True
-        rows = source.take(chosen)
+        rows = _finite_rows(source, chosen)
         documents, queries = rows[~is_query], rows[is_query]
     if len(documents) < arguments.n_neighbors:
         raise UsageError(f"-n {arguments.n_neighbors} is more than the {len(documents)} documents")
     return documents.astype(np.float32), queries.astype(np.float32)
+
+
+def _finite_rows(source: RowSource, chosen: Any) -> Any:
+    """Return the chosen rows; refuse NaN and infinity in them."""
+    rows = source.take(chosen)
+    check_finite(rows, source, chosen)
+    return rows
 
 
 def _chosen(n_rows: int, n_wanted: int, random_state: np.random.RandomState) -> Any:

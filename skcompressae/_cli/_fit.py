@@ -16,9 +16,10 @@ import numpy as np
 
 from skcompressae._cli._errors import UsageError
 from skcompressae._cli._formats import check_output, output_kind
+from skcompressae._cli._models import checked_model
 from skcompressae._cli._npy import NpyRows
 from skcompressae._cli._progress import progress_bar, wants_progress
-from skcompressae._cli._sources import RowSource, block_rows_for, open_rows
+from skcompressae._cli._sources import RowSource, block_rows_for, check_finite, open_rows
 
 __all__ = ["fit"]
 
@@ -33,7 +34,7 @@ def fit(arguments: argparse.Namespace) -> int:
     model = _make_model(arguments)
     with _whole(source, arguments) as rows, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
-        model.fit(rows)
+        _fit(model, rows, source)
     was_interrupted = False
     for warning in caught:
         was_interrupted |= "fit was interrupted" in str(warning.message)
@@ -46,6 +47,16 @@ def fit(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return _INTERRUPTED if was_interrupted else 0
+
+
+def _fit(model: Any, rows: Any, source: RowSource) -> None:
+    try:
+        model.fit(rows)
+    except ValueError as error:
+        n_block_rows = block_rows_for(source.n_features, source.dtype)
+        for start in range(0, source.n_rows, n_block_rows):
+            check_finite(rows[start : start + n_block_rows], source, start, error)
+        raise
 
 
 def _make_model(arguments: argparse.Namespace) -> Any:
@@ -71,7 +82,7 @@ def _make_model(arguments: argparse.Namespace) -> Any:
         given["norm"] = None
     if isinstance(given.get("loss_weights"), list):
         given["loss_weights"] = tuple(given["loss_weights"])
-    return model.set_params(**{"verbose": int(wants_progress(arguments.quiet)), **given})
+    return checked_model(model, {"verbose": int(wants_progress(arguments.quiet)), **given})
 
 
 @contextlib.contextmanager

@@ -75,11 +75,12 @@ def kind_of(path: str | os.PathLike[str]) -> str:
         return "model"
     if head.startswith(_PICKLES):
         raise CommandError(
-            f"{path} is a pickle, which runs code when it is opened; save the model with its save() method instead"
+            f"{path} is a pickle, which runs code when it is opened; save a model with its save() method, embeddings "
+            "with numpy.save"
         )
     raise CommandError(
         f"{path} is no file that this command knows: .npy, .npz (SciPy), Parquet, packed codes, a search index or a "
-        f"model; it begins with {head[:8]!r}"
+        f"model; it begins with {head[:8]!r}. Embeddings in text can be rewritten with numpy.save."
     )
 
 
@@ -107,7 +108,8 @@ def output_kind(path: str | os.PathLike[str], allowed: tuple[str, ...]) -> str:
     kind = _SUFFIXES.get(suffix)
     if kind not in allowed:
         known = ", ".join(suffix for suffix, known in _SUFFIXES.items() if known in allowed)
-        raise UsageError(f"the output {path} must end in one of {known}; got {suffix or 'no suffix'}")
+        which = f"one of {known}" if len(allowed) > 1 else known
+        raise UsageError(f"the output {path} must end in {which}; got {suffix or 'no suffix'}")
     if kind == "parquet":
         from skcompressae._arrow_columns import import_pyarrow
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import textwrap
@@ -12,6 +13,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from skcompressae._cli._errors import CommandError
+from skcompressae._cli._models import positive
 from skcompressae._cli._options import COMMANDS
 from skcompressae._version import __version__
 
@@ -41,6 +43,8 @@ Ctrl-C; 141 nobody reads the output any more. Errors are one line on stderr, "sk
 # What the API raises about data, models and parameters; anything else is a defect and shows its traceback.
 _REFUSALS = (CommandError, OSError, ValueError, ImportError, MemoryError)
 _INTERRUPTED, _BROKEN_PIPE = 130, 141
+# What a write says, without naming its file, where a disk, a quota or a limit is exhausted.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -48,7 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     group = common.add_argument_group("common options")
     group.add_argument("-q", "--quiet", action="store_true", help="no progress and no messages on stderr but errors")
-    group.add_argument("--threads", type=_positive, metavar="N", help="threads to use; all cores if not given")
+    group.add_argument("--threads", type=positive, metavar="N", help="threads to use; all cores if not given")
     group.add_argument("--traceback", action="store_true", help="show where an error comes from")
     parser = argparse.ArgumentParser(
         prog="skcompressae",
@@ -69,15 +73,8 @@ def make_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        subparser.set_defaults(run=declare(subparser))
+        subparser.set_defaults(run=declare(subparser), parser=subparser)
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
-    return value
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     exit_code : int
     """
     try:
-        arguments = make_parser().parse_args(argv)
+        arguments = _parse(argv)
     except SystemExit as stop:  # argparse: help, version and usage errors
         return int(stop.code or 0)
     try:
@@ -106,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return int(exit_code or 0)
     except KeyboardInterrupt:
-        print("skcompressae: interrupted", file=sys.stderr)
+        print(f"skcompressae: interrupted{_resumes(arguments)}", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:
         # or Python complains once more when it flushes at exit
@@ -115,17 +112,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _REFUSALS as error:
         if arguments.traceback:
             raise
-        print(f"skcompressae: error: {_one_line(error)}", file=sys.stderr)
+        print(f"skcompressae: error: {_one_line(error, arguments)}", file=sys.stderr)
         return error.exit_code if isinstance(error, CommandError) else 1
 
 
-def _one_line(error: BaseException) -> str:
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse; an output that may be left out is also found behind the options, where argparse does not look for it."""
+    arguments, left = make_parser().parse_known_args(argv)
+    if len(left) == 1 and not left[0].startswith("-") and getattr(arguments, "output", "given") is None:
+        arguments.output = left.pop()
+    if left:
+        arguments.parser.error(f"unrecognized arguments: {' '.join(left)}")
+    return arguments
+
+
+def _one_line(error: BaseException, arguments: argparse.Namespace) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in _FULL:
+        output = getattr(arguments, "output", None) or "the output"
+        return f"{output} could not be written: {error.strerror}{_resumes(arguments)}"
     if isinstance(error, MemoryError):
         return f"not enough memory: {text or 'an allocation failed'}"
     return text or type(error).__name__
+
+
+def _resumes(arguments: argparse.Namespace) -> str:
+    return "; the same command goes on from the rows that are finished" if hasattr(arguments, "restart") else ""
 
 
 def _show_warnings_in_one_line(is_quiet: bool) -> None:

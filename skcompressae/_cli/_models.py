@@ -6,16 +6,24 @@ import argparse
 import os
 from typing import Any
 
-from skcompressae._cli._errors import CommandError
+from skcompressae._cli._errors import CommandError, UsageError
 from skcompressae._cli._formats import kind_of
 
-__all__ = ["add_encoding_options", "matching_model", "read_model"]
+__all__ = ["add_encoding_options", "checked_model", "matching_model", "positive", "read_model"]
+
+
+def positive(text: str) -> int:
+    """Convert an argument to a positive int."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return value
 
 
 def add_encoding_options(parser: argparse.ArgumentParser) -> None:
     """Declare the parameters of a fitted model that may be set anew."""
     group = parser.add_argument_group("parameters of the model, as it was saved where they are not given")
-    group.add_argument("--k", type=int, help="nonzeros per code; a model serves smaller k than it was fitted with")
+    group.add_argument("--k", type=positive, help="nonzeros per code; a model serves smaller k than it was fitted with")
     group.add_argument(
         "--coding", choices=["auto", "least_squares", "pursuit", "activations"], help="how values are found"
     )
@@ -42,8 +50,26 @@ def read_model(path: str | os.PathLike[str], arguments: argparse.Namespace) -> A
     if given.get("norm") == "none":
         given["norm"] = None
     # the file says where the model was fitted, which may be another machine
-    model.set_params(**{"device": "auto", **given})
-    return model.set_params(verbose=0, sparse_output=True)
+    return checked_model(model, {"device": "auto", **given, "verbose": 0, "sparse_output": True})
+
+
+def checked_model(model: Any, parameters: dict[str, Any]) -> Any:
+    """Set parameters that arguments gave, and refuse values that they cannot have before any work is done.
+
+    Raises
+    ------
+    UsageError
+        If a value is none that the parameter takes, or this machine has no such device.
+    """
+    from skcompressae._torch._devices import resolve_device
+
+    model.set_params(**parameters)
+    try:
+        model._validate_params()
+        resolve_device(model.device)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return model
 
 
 def matching_model(model: Any, meta: dict[str, Any], name: str) -> None:

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from skcompressae._cli._models import add_encoding_options
+from skcompressae._cli._models import positive as _positive
 
 __all__ = ["COMMANDS"]
 
@@ -35,11 +36,14 @@ def _add_column(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--column", metavar="NAME", help="the embedding column of a Parquet input with several")
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
-    return value
+def _add_value_bits(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--value-bits",
+        type=int,
+        choices=range(1, 17),
+        metavar="BITS",
+        help="of a value in packed codes, 1 to 16 (default: 4)",
+    )
 
 
 def _number_or_auto(kind: type) -> Callable[[str], Any]:
@@ -82,18 +86,17 @@ def _encode(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("model", metavar="MODEL", help=".safetensors")
     parser.add_argument("input", metavar="EMBEDDINGS", help=".npy or Parquet")
     parser.add_argument("output", metavar="CODES", help=".npz (CSR), .parquet (list columns) or .skc (packed)")
-    parser.add_argument("--value-bits", type=_positive, metavar="BITS", help="of a value in packed codes (default: 4)")
+    _add_value_bits(parser)
     parser.add_argument(
         "--layout",
         choices=["compact", "int32", "struct"],
-        default="compact",
-        help="of Parquet columns: indices as uint16; as int32, for Spark and Qdrant; or one struct, for Milvus",
+        help="of Parquet columns: indices as uint16 (default); as int32, for Spark and Qdrant; or one struct, for "
+        "Milvus",
     )
     parser.add_argument(
         "--value-type",
         choices=["float32", "float16"],
-        default="float32",
-        help="of Parquet values; Spark cannot read float16",
+        help="of Parquet values (default: float32); Spark cannot read float16",
     )
     parser.add_argument("--drop-columns", action="store_true", help="leave the input's other Parquet columns out")
     _add_restart(parser)
@@ -108,7 +111,7 @@ def _decode(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("input", metavar="CODES", help=".npz, Parquet, .skc or .ska")
     parser.add_argument("output", metavar="EMBEDDINGS", help=".npy or .parquet")
     parser.add_argument("--n-components", type=_positive, help="width of the codes where a Parquet file does not tell")
-    parser.add_argument("--column", default="embedding", metavar="NAME", help="the Parquet column to write")
+    parser.add_argument("--column", metavar="NAME", help="the Parquet column to write (default: embedding)")
     _add_restart(parser)
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps")
     _add_force(parser)
@@ -182,7 +185,7 @@ def _export(parser: argparse.ArgumentParser) -> Run:
         metavar="OUTPUT",
         help="of a model: .safetensors, .onnx or .pt (reference checkpoint); of codes: .npz, .parquet, .skc, .ska",
     )
-    parser.add_argument("--value-bits", type=_positive, metavar="BITS", help="of a value in packed codes (default: 4)")
+    _add_value_bits(parser)
     parser.add_argument("--n-components", type=_positive, help="width of the codes where a Parquet file does not tell")
     _add_force(parser)
     add_encoding_options(parser)

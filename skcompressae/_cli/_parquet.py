@@ -203,6 +203,11 @@ class ParquetCodes:
         self.meta = codes_metadata(schema, self.name)
         #: Whether the file carries the quantiser of packed codes.
         self.is_packed = _PACKED_KEY in (schema.metadata or {}) and _CODES_KEY not in schema.metadata
+        self.columns = list(self.meta.get("columns", ["indices", "values"]))
+        if missing := [name for name in self.columns if name not in schema.names]:
+            raise CommandError(
+                f"{self.name} holds no codes: it has the columns {', '.join(schema.names)}, not {', '.join(missing)}"
+            )
         width = n_components if n_components is not None else self.meta.get("n_components")
         if type(width) is not int or not 1 <= width < 2**31:
             raise CommandError(f"{self.name} does not tell the width of its codes; give --n-components")
@@ -211,11 +216,6 @@ class ParquetCodes:
         groups = range(self.file.num_row_groups)
         if self.n_rows < 1 or sum(self.file.metadata.row_group(group).num_rows for group in groups) != self.n_rows:
             raise CommandError(f"{self.name} has no rows, or another number of them than its row groups")
-        self.columns = list(self.meta.get("columns", ["indices", "values"]))
-        if missing := [name for name in self.columns if name not in schema.names]:
-            raise CommandError(
-                f"{self.name} holds no codes: it has the columns {', '.join(schema.names)}, not {', '.join(missing)}"
-            )
         self._from_arrow = codes_from_arrow
 
     def blocks(self, start: int, n_block_rows: int) -> Iterator[Any]:

@@ -11,12 +11,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skcompressae._cli._errors import CommandError, UsageError
+from skcompressae._cli._errors import UsageError
 from skcompressae._cli._formats import check_output, kind_of, output_kind
 from skcompressae._cli._models import read_model
 from skcompressae._cli._parquet import open_parquet, parquet_writer
 from skcompressae._cli._progress import progress_bar
-from skcompressae._cli._sources import CodeSource, PackedSource, RowSource, open_codes, open_rows
+from skcompressae._cli._sources import (
+    CodeSource,
+    PackedSource,
+    RowSource,
+    check_finite,
+    check_width,
+    open_codes,
+    open_rows,
+)
 from skcompressae._files import atomic_write
 
 __all__ = ["search"]
@@ -35,9 +43,16 @@ def search(arguments: argparse.Namespace) -> None:
             check_output(output, force=arguments.force)
     queries = _open_queries(arguments)
     model = None if arguments.model is None else read_model(arguments.model, arguments)
-    if model is None and hasattr(queries, "n_features") and kind_of(arguments.codes) != "index":
+    is_index = kind_of(arguments.codes) == "index"
+    if isinstance(queries, RowSource) and model is None and not is_index:
         raise UsageError(f"{queries.name} holds embeddings; name the model that compresses them with --model")
+    if isinstance(queries, RowSource) and model is not None:
+        check_width(queries, model.n_features_in_, f"the model {arguments.model}")
     index = _open_index(arguments, model)
+    if isinstance(queries, RowSource) and model is None:
+        if index.components_ is None:
+            raise UsageError(f"{queries.name} holds embeddings; name the model that compresses them with --model")
+        check_width(queries, index.components_.shape[1], f"the model of {arguments.codes}")
     if arguments.n_neighbors > index.n_samples_fit_:
         raise UsageError(f"-n {arguments.n_neighbors} is more than the {index.n_samples_fit_} documents")
     if arguments.save_index is not None:
@@ -103,9 +118,11 @@ def _open_index(arguments: argparse.Namespace, model: Any) -> Any:
 def _found(index: Any, queries: RowSource | CodeSource, arguments: argparse.Namespace) -> Iterator[Found]:
     """Yield distances and indices, block by block."""
     with progress_bar(queries.n_rows, "search", n_done=0, is_quiet=arguments.quiet) as bar:
+        row = 0
         for block in queries.blocks(0, _QUERY_BLOCK):
-            if isinstance(block, np.ndarray) and not np.isfinite(block).all():
-                raise CommandError(f"{queries.name} must hold finite numbers; it has NaN or infinity")
+            if isinstance(queries, RowSource):
+                check_finite(block, queries, row)
+            row += block.shape[0]
             yield index.kneighbors(block, n_neighbors=arguments.n_neighbors)
             bar.update(block.shape[0])
 

@@ -51,7 +51,8 @@ def write_codes_parquet(
     from skcompressae.arrow import ArrowEncoder
 
     column = "embedding" if source is None else source.column
-    encoder = ArrowEncoder(model, column, layout=arguments.layout, value_type=arguments.value_type)
+    layout, value_type = arguments.layout or "compact", arguments.value_type or "float32"
+    encoder = ArrowEncoder(model, column, layout=layout, value_type=value_type)
     schema = pa.schema([pa.field(column, pa.list_(pa.float32()))]) if source is None else source.schema
     if arguments.drop_columns:
         schema = pa.schema([schema.field(column)])

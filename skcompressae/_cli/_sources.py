@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,17 @@ from skcompressae._cli._npz import NpzCodes
 from skcompressae._cli._parquet import ParquetCodes, ParquetRows
 from skcompressae.exceptions import CodesFormatError
 
-__all__ = ["CodeSource", "PackedSource", "RowSource", "block_rows_for", "fingerprint", "open_codes", "open_rows"]
+__all__ = [
+    "CodeSource",
+    "PackedSource",
+    "RowSource",
+    "block_rows_for",
+    "check_finite",
+    "check_width",
+    "fingerprint",
+    "open_codes",
+    "open_rows",
+]
 
 # Bytes of a block of rows: large enough for the kernels, small beside any model.
 _BLOCK_BYTES = 32 << 20
@@ -27,6 +37,7 @@ _MAX_BLOCK_ROWS = 16384
 _N_SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 
 
+@runtime_checkable
 class RowSource(Protocol):
     """Dense rows of a file."""
 
@@ -133,6 +144,45 @@ _NAMES = {
     "model": "a model",
     "reference": "a checkpoint of PyTorch",
 }
+
+
+def check_width(source: RowSource, n_features: int, whose: str) -> None:
+    """Refuse embeddings of another width than the model's.
+
+    Raises
+    ------
+    CommandError
+    """
+    if source.n_features != n_features:
+        raise CommandError(
+            f"{source.name} has embeddings of {source.n_features} features, {whose} encodes {n_features}"
+        )
+
+
+def check_finite(
+    block: NDArray[Any], source: RowSource, rows: NDArray[np.intp] | int, cause: BaseException | None = None
+) -> None:
+    """Refuse NaN and infinity.
+
+    Parameters
+    ----------
+    block : float array of shape (n_rows, n_features)
+    source : RowSource
+        Where they come from.
+    rows : int array of shape (n_rows,) or int
+        Their numbers in the file, or that of the first of consecutive ones.
+    cause : exception or None
+        What brought it up.
+
+    Raises
+    ------
+    CommandError
+    """
+    is_finite = np.isfinite(block).all(axis=1)
+    if not is_finite.all():
+        bad = int(np.argmin(is_finite))
+        row = rows + bad if isinstance(rows, int) else rows[bad]
+        raise CommandError(f"{source.name} must hold finite numbers; row {row} has NaN or infinity") from cause
 
 
 def block_rows_for(n_features: int, dtype: np.dtype[Any]) -> int:

@@ -14,6 +14,7 @@ import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -214,10 +215,20 @@ class Spool:
         self.remove()
 
     def close(self) -> None:
-        """Close the streams; the work stays."""
+        """Close the streams; the work stays, where there is any."""
         for stream in self._files.values():
-            stream.close()
+            with suppress(OSError):  # where the disk is full: what is not flushed yet does not count
+                stream.close()
+        if not self._journal.exists():
+            self._remove_untouched()
         self._lock.release()
+
+    def _remove_untouched(self) -> None:
+        for name in self._files:
+            self._path(name).unlink(missing_ok=True)
+        with suppress(OSError):  # of another's files, which stay
+            (self.folder / "lock").unlink()
+            self.folder.rmdir()
 
     def remove(self) -> None:
         """Delete the work, which its output has replaced."""

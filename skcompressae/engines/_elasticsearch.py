@@ -1,7 +1,8 @@
 """Elasticsearch and OpenSearch: bulk files, mappings and query bodies for split codes. Nothing here opens a connection.
 
 Both store a sparse vector as Lucene feature fields, which keep positive weights to 9 significant bits, a relative error
-of about 0.4 %. The files follow the engines' documentation and are tested for content, not against a server.
+of up to 0.4 %. The files follow the engines' documentation; benchmarks/engines.py gives them to Lucene itself, not to a
+server.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import ArrayLike
 from scipy.sparse import csr_matrix
 
@@ -21,6 +23,10 @@ __all__ = ["elasticsearch_mapping", "elasticsearch_query", "write_elasticsearch_
 
 FieldType = Literal["sparse_vector", "rank_features"]
 QueryType = Literal["sparse_vector", "rank_feature", "neural_sparse"]
+
+# Lucene's FeatureField refuses smaller values in documents, and larger weights in queries; a boost has no such limit.
+_SMALLEST_VALUE = float(np.finfo(np.float32).tiny)
+_LARGEST_WEIGHT = 64.0
 
 
 def elasticsearch_mapping(field: str = "code", *, field_type: FieldType = "sparse_vector") -> dict[str, Any]:
@@ -92,7 +98,8 @@ def write_elasticsearch_bulk(
     Raises
     ------
     ValueError
-        If `codes` are signed, not finite or of another width, or `ids` are not one distinct number per row.
+        If `codes` are signed, not finite, of another width or hold a value below 1.2e-38, or `ids` are not one
+        distinct number per row.
     TypeError
         If `ids` are not integers.
 
@@ -118,6 +125,11 @@ def write_elasticsearch_bulk(
     """
     width = check_count(n_components, "n_components")
     checked = check_split(codes, width, name="codes", engine="Elasticsearch")
+    if checked.nnz and checked.data.min() < _SMALLEST_VALUE:
+        raise ValueError(
+            f"codes must hold no value below {_SMALLEST_VALUE:.3g}, the smallest that Lucene indexes; got "
+            f"{checked.data.min():.3g}. Multiply them by a number, which does not change the order."
+        )
     numbers = check_ids(ids, checked.shape[0]).tolist()
     name = json.dumps(_check_field(field))
     target = {} if index is None else {"_index": index}
@@ -144,7 +156,7 @@ def elasticsearch_query(
     query_type : {"sparse_vector", "rank_feature", "neural_sparse"}, default="sparse_vector"
         "sparse_vector" for a field of that type in Elasticsearch; for "rank_features" fields, "rank_feature" in either
         engine (one clause per nonzero: at most ``indices.query.bool.max_clause_count`` of them) or OpenSearch's
-        "neural_sparse".
+        "neural_sparse". Lucene takes weights above 64 as "rank_feature" only.
     field : str, default="code"
         As in :func:`elasticsearch_mapping`.
 
@@ -156,7 +168,8 @@ def elasticsearch_query(
     Raises
     ------
     ValueError
-        If `query` is signed, not finite, of another shape or all zero, or another parameter is not as described.
+        If `query` is signed, not finite, of another shape or all zero, a value is above what `query_type` takes, or
+        another parameter is not as described.
 
     See Also
     --------
@@ -176,6 +189,13 @@ def elasticsearch_query(
     if checked.shape[0] != 1 or not checked.nnz:
         raise ValueError(
             f"query must be one row with a nonzero; got {checked.shape[0]} row(s), {checked.nnz} nonzeros."
+        )
+    largest = float(checked.data.max())
+    if largest > _LARGEST_WEIGHT and query_type != "rank_feature":
+        raise ValueError(
+            f"query must hold no value above {_LARGEST_WEIGHT:g} for query_type={query_type!r}, Lucene's largest "
+            f"weight; got {largest:g}. Divide it by a number, which does not change the order, or use "
+            "query_type='rank_feature'."
         )
     weights: dict[str, float] = json.loads(next(_features(checked)))
     if query_type == "sparse_vector":
