@@ -51,6 +51,11 @@ def to_onnx(model: CompresSAETransformer, path: str | os.PathLike[str]) -> None:
     OSError
         If the file cannot be written.
 
+    See Also
+    --------
+    skcompressae.save_model : Writes the whole model, for skcompressae itself.
+    skcompressae.sentence_transformers.CompresSAEModule : The encoder as a module of PyTorch.
+
     Notes
     -----
     The graph computes in float32, as ``precision="float32"`` does, whatever the model's `precision` is. It sums in

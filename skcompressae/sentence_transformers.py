@@ -62,6 +62,11 @@ class CompresSAEModule(Module):
     norm : {"input", "unit", None}
         As in :class:`~skcompressae.CompresSAETransformer`.
 
+    See Also
+    --------
+    skcompressae.onnx.to_onnx : The encoder alone, without Python or PyTorch.
+    skcompressae.CompresSAETransformer.transform_query : Queries that find more than codes do.
+
     Examples
     --------
     >>> import numpy as np, torch
@@ -95,7 +100,10 @@ class CompresSAEModule(Module):
 
     @classmethod
     def from_compressor(cls, model: CompresSAETransformer) -> CompresSAEModule:
-        """Make a module of a fitted compressor, with its weights, `k`, `coding` and `norm` of now.
+        """Make a module of a fitted compressor.
+
+        It has the compressor's `k`, `coding` and `norm` of now, and copies of its weights: what is done to one later
+        does not change the other.
 
         Parameters
         ----------
@@ -104,7 +112,7 @@ class CompresSAEModule(Module):
 
         Returns
         -------
-        module : CompresSAEModule
+        CompresSAEModule
             On the CPU; a SparseEncoder moves it to its device.
 
         Raises
@@ -115,6 +123,24 @@ class CompresSAEModule(Module):
             If it is not fitted.
         ValueError
             If its weights are not finite.
+
+        See Also
+        --------
+        load : Makes one of a folder instead.
+        skcompressae.CompresSAETransformer.transform : Gives the same codes as a sparse matrix.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae import CompresSAETransformer
+        >>> from skcompressae.sentence_transformers import CompresSAEModule
+        >>> X = np.random.RandomState(0).standard_normal((200, 8)).astype(np.float32)
+        >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+        >>> module = CompresSAEModule.from_compressor(compressor)
+        >>> module
+        CompresSAEModule(n_features=8, n_components=16, k=3, coding='least_squares', norm='input')
+        >>> CompresSAEModule.from_compressor(compressor.set_params(k=2, norm="unit"))
+        CompresSAEModule(n_features=8, n_components=16, k=2, coding='least_squares', norm='unit')
         """
         check_compressor(model)
         model._check_encoding_parameters()
@@ -124,13 +150,36 @@ class CompresSAEModule(Module):
 
     @property
     def model_hash(self) -> str:
-        """Hash of weights and settings: :func:`~skcompressae.model_hash` of the compressor with float32 precision."""
+        """Fingerprint of weights and settings.
+
+        That of :func:`~skcompressae.model_hash` for the compressor with ``precision="float32"``, in which the module
+        computes: where both are the same, so are the codes.
+
+        See Also
+        --------
+        skcompressae.model_hash : Says what it depends on.
+        get_config_dict : Holds it, so that :meth:`load` can tell whether a folder is intact.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae import CompresSAETransformer, model_hash
+        >>> from skcompressae.sentence_transformers import CompresSAEModule
+        >>> X = np.random.RandomState(0).standard_normal((200, 8)).astype(np.float32)
+        >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+        >>> module = CompresSAEModule.from_compressor(compressor)
+        >>> module.model_hash == model_hash(compressor.set_params(precision="float32"))
+        True
+        """
         weights = {name: getattr(self, name).detach().cpu().numpy() for name in _WEIGHTS}
         settings = {name: getattr(self, name) for name in _SETTINGS}
         return settings_digest(weights, {**settings, "precision": "float32"})
 
     def forward(self, features: dict[str, Any], max_active_dims: int | None = None) -> dict[str, Any]:
         """Replace sentence embeddings by their codes.
+
+        Calling the module does this. Codes are computed in float32 on the device of the embeddings, under autocast
+        too, and pass gradients on to them.
 
         Parameters
         ----------
@@ -141,13 +190,32 @@ class CompresSAEModule(Module):
 
         Returns
         -------
-        features : dict
+        dict
             The same, with codes of shape (batch, n_components), float32.
 
         Raises
         ------
         ValueError
             If there are no sentence embeddings, or they have another width than the compressor was fitted on.
+
+        See Also
+        --------
+        skcompressae.CompresSAETransformer.transform : Gives the same codes as a sparse matrix.
+
+        Examples
+        --------
+        >>> import numpy as np, torch
+        >>> from skcompressae import CompresSAETransformer
+        >>> from skcompressae.sentence_transformers import CompresSAEModule
+        >>> X = np.random.RandomState(0).standard_normal((200, 8)).astype(np.float32)
+        >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+        >>> module = CompresSAEModule.from_compressor(compressor)
+        >>> codes = module({"sentence_embedding": torch.from_numpy(X)})["sentence_embedding"]
+        >>> tuple(codes.shape), int((codes != 0).sum(dim=1).max())
+        ((200, 16), 3)
+        >>> fewer = module({"sentence_embedding": torch.from_numpy(X)}, max_active_dims=2)["sentence_embedding"]
+        >>> int((fewer != 0).sum(dim=1).max())
+        2
         """
         embeddings = features.get("sentence_embedding")
         n_components, n_features = self.components.shape
@@ -178,30 +246,84 @@ class CompresSAEModule(Module):
     def get_embedding_dimension(self) -> int:
         """Return the width of a code.
 
+        It is what a SparseEncoder gives as the dimension of its embeddings, and what a vector database is told.
+
         Returns
         -------
-        n_components : int
-            Of which at most k are not zero.
+        int
+            The compressor's `n_components`; at most k entries of a code are not zero.
+
+        See Also
+        --------
+        get_sentence_embedding_dimension : The same for sentence-transformers before 5.4.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae import CompresSAETransformer
+        >>> from skcompressae.sentence_transformers import CompresSAEModule
+        >>> X = np.random.RandomState(0).standard_normal((200, 8)).astype(np.float32)
+        >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+        >>> module = CompresSAEModule.from_compressor(compressor)
+        >>> module.get_embedding_dimension()
+        16
         """
         return len(self.components)
 
     def get_sentence_embedding_dimension(self) -> int:
-        """Return the same, as sentence-transformers before 5.4 asks for it.
+        """Return the width of a code, under its older name.
+
+        sentence-transformers before 5.4 asks for it by this name.
 
         Returns
         -------
-        n_components : int
-            Of which at most k are not zero.
+        int
+            The compressor's `n_components`; at most k entries of a code are not zero.
+
+        See Also
+        --------
+        get_embedding_dimension : The same.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae import CompresSAETransformer
+        >>> from skcompressae.sentence_transformers import CompresSAEModule
+        >>> X = np.random.RandomState(0).standard_normal((200, 8)).astype(np.float32)
+        >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+        >>> module = CompresSAEModule.from_compressor(compressor)
+        >>> module.get_sentence_embedding_dimension()
+        16
         """
         return self.get_embedding_dimension()
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return what is saved beside the weights.
 
+        It is the content of ``config.json``: all that :meth:`load` needs to make the module again, and to refuse a
+        folder that is another's, newer or damaged.
+
         Returns
         -------
-        config : dict
+        dict
             Kind and version of the folder, shape, settings, and :attr:`model_hash`.
+
+        See Also
+        --------
+        save : Writes it.
+        load : Checks it.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcompressae import CompresSAETransformer
+        >>> from skcompressae.sentence_transformers import CompresSAEModule
+        >>> X = np.random.RandomState(0).standard_normal((200, 8)).astype(np.float32)
+        >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+        >>> module = CompresSAEModule.from_compressor(compressor)
+        >>> config = module.get_config_dict()
+        >>> {name: config[name] for name in ("n_components", "n_features", "k", "coding", "norm")}
+        {'n_components': 16, 'n_features': 8, 'k': 3, 'coding': 'least_squares', 'norm': 'input'}
         """
         n_components, n_features = self.components.shape
         return {
@@ -214,7 +336,10 @@ class CompresSAEModule(Module):
         }
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
-        """Write ``config.json`` and the weights, ``model.safetensors``, into a folder.
+        """Write the module into a folder.
+
+        The settings go to ``config.json``, the weights to ``model.safetensors``. A SparseEncoder that is saved calls
+        this for the module's own folder in its.
 
         Parameters
         ----------
@@ -226,6 +351,26 @@ class CompresSAEModule(Module):
             False writes the weights as a torch state dict instead.
         **kwargs : dict
             Not used.
+
+        See Also
+        --------
+        load : Reads the folder.
+        skcompressae.save_model : Writes the compressor, which trains on from there.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from skcompressae import CompresSAETransformer
+        >>> from skcompressae.sentence_transformers import CompresSAEModule
+        >>> X = np.random.RandomState(0).standard_normal((200, 8)).astype(np.float32)
+        >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+        >>> module = CompresSAEModule.from_compressor(compressor)
+        >>> with TemporaryDirectory() as folder:
+        ...     module.save(folder)
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        ['config.json', 'model.safetensors']
         """
         self.save_config(output_path)
         self.save_torch_weights(output_path, safe_serialization=safe_serialization)
@@ -241,7 +386,10 @@ class CompresSAEModule(Module):
         local_files_only: bool = False,
         **kwargs: Any,
     ) -> CompresSAEModule:
-        """Read a module from the folder of a model; a SparseEncoder calls this.
+        """Read a module from the folder of a model.
+
+        A SparseEncoder that is loaded calls this. Settings and weights that do not have the hash they were saved with
+        are refused.
 
         Parameters
         ----------
@@ -262,13 +410,33 @@ class CompresSAEModule(Module):
 
         Returns
         -------
-        module : CompresSAEModule
+        CompresSAEModule
             The codes that it computes are those of the one that was saved.
 
         Raises
         ------
         skcompressae.exceptions.ModelFormatError
             If the folder is foreign, damaged, or written by a newer version.
+
+        See Also
+        --------
+        save : Writes the folder.
+        from_compressor : Makes a module of a compressor instead.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from tempfile import TemporaryDirectory
+        >>> from skcompressae import CompresSAETransformer
+        >>> from skcompressae.sentence_transformers import CompresSAEModule
+        >>> X = np.random.RandomState(0).standard_normal((200, 8)).astype(np.float32)
+        >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
+        >>> module = CompresSAEModule.from_compressor(compressor)
+        >>> with TemporaryDirectory() as folder:
+        ...     module.save(folder)
+        ...     again = CompresSAEModule.load(folder, local_files_only=True)
+        >>> again.model_hash == module.model_hash
+        True
         """
         place: dict[str, Any] = {
             "subfolder": subfolder,
