@@ -154,6 +154,24 @@ def recall(found: Array, true: Array, n_neighbors: int) -> float:
     return float(np.mean(shares) / n_neighbors)
 
 
+def agreement(found: sp.csr_matrix, expected: sp.csr_matrix, k: int) -> dict[str, float]:
+    """Return the share of rows with equal supports, and how far apart their values are.
+
+    Differences are relative to the largest value of the row. Rows of which `expected` stores fewer than k entries do
+    not count.
+    """
+    is_full = np.diff(expected.indptr) == k
+    both = is_full & (np.diff(found.indptr) == k)
+    one, other = (codes.indptr[:-1][both, None] + np.arange(k) for codes in (found, expected))
+    is_same = (found.indices[one] == expected.indices[other]).all(axis=1)
+    values, wanted = found.data[one][is_same], expected.data[other][is_same]
+    differences = np.abs(values - wanted) / np.abs(wanted).max(axis=1, keepdims=True)
+    return {
+        "equal_supports": float(is_same.sum() / is_full.sum()),
+        "largest_difference": float(differences.max()) if is_same.any() else float("nan"),
+    }
+
+
 def mean_cosine(X: Array, X_hat: Array) -> float:
     """Return the mean cosine similarity of rows and their reconstructions."""
     return float(np.einsum("ij,ij->i", unit_rows(X), unit_rows(X_hat)).mean(dtype=np.float64))

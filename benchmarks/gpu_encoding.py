@@ -10,7 +10,6 @@ stages of ours are timed one by one, and codes of every precision are compared w
 from __future__ import annotations
 
 import argparse
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
-from _common import environment, write_json
-from _gpu import ceilings, describe, kernel_choices, kernels, queued_seconds, wait
+from _common import agreement, environment, median_seconds, write_json
+from _gpu import ceilings, describe, kernel_choices, kernels, queued_seconds
 
 from skcompressae import CompresSAETransformer
 from skcompressae._core._threads import row_blocks
@@ -54,18 +53,6 @@ def plain_transform(X: np.ndarray, encoder: torch.Tensor, bias: torch.Tensor, k:
     indices, values = (np.concatenate(part) for part in zip(*parts, strict=True))
     indptr = np.arange(0, indices.size + 1, k)
     return sp.csr_matrix((values.ravel(), indices.ravel().astype(np.int32), indptr), shape=(len(X), len(bias)))
-
-
-def seconds_of(work: Any, device: torch.device, n_repeats: int) -> float:
-    """Return the median time of a call that ends on the host."""
-    work()
-    times = []
-    for _ in range(n_repeats):
-        wait(device)
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
 
 
 def on_device_rates(
@@ -159,7 +146,7 @@ def transform_rates(
         torch.from_numpy(array).to(device) for array in (compressor.encoder_weights_, compressor.encoder_bias_)
     )
     block_rows = 16384
-    seconds = seconds_of(lambda: plain_transform(X, encoder, bias, options.k, block_rows), device, options.n_repeats)
+    seconds = median_seconds(lambda: plain_transform(X, encoder, bias, options.k, block_rows), options.n_repeats)
     found: list[dict[str, Any]] = [{"who": "plain", "precision": "float32", "rows_per_s": len(X) / seconds}]
     print(found[0], flush=True)
     expected = {}
@@ -170,35 +157,20 @@ def transform_rates(
     for coding in CODINGS:
         for precision in PRECISIONS:
             compressor.set_params(coding=coding, precision=precision)
-            seconds = seconds_of(lambda: compressor.transform(X), device, options.n_repeats)
+            seconds = median_seconds(lambda: compressor.transform(X), options.n_repeats)
             codes = compressor.transform(X[:n_checked])
             found.append(
                 {
                     "who": "ours", "coding": coding, "precision": precision, "rows_per_s": len(X) / seconds,
-                    "score": compressor.score(X[:n_checked]), **agreement(codes, expected[coding]),
+                    "score": compressor.score(X[:n_checked]), **agreement(codes, expected[coding], options.k),
                 }
             )  # fmt: skip
             print(found[-1], flush=True)
     codes = compressor.transform(X[: 4 * n_checked])
-    seconds = seconds_of(lambda: compressor.inverse_transform(codes), device, options.n_repeats)
+    seconds = median_seconds(lambda: compressor.inverse_transform(codes), options.n_repeats)
     found.append({"who": "ours", "what": "inverse_transform", "rows_per_s": codes.shape[0] / seconds})
     print(found[-1], flush=True)
     return found
-
-
-def agreement(found: Any, expected: Any) -> dict[str, float]:
-    """Return the share of rows with equal supports, and how far their values are apart."""
-    k = expected.indices.size // expected.shape[0]
-    if found.indices.size != expected.indices.size:
-        return {"equal_supports": float("nan"), "largest_difference": float("nan")}
-    one, other = (codes.indices.reshape(-1, k) for codes in (found, expected))
-    same = (one == other).all(axis=1)
-    size = np.abs(expected.data.reshape(-1, k)).max(axis=1, keepdims=True)
-    difference = np.abs(found.data - expected.data).reshape(-1, k) / size
-    return {
-        "equal_supports": float(same.mean()),
-        "largest_difference": float(difference[same].max()) if same.any() else float("nan"),
-    }
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -4,7 +4,7 @@
 
 Beside them the batched encoder in torch that a SparseEncoder of sentence-transformers runs. All in one process on the
 same rows and weights, a model of a few steps on the synthetic set of clusters. Each record also says how well the codes
-agree with those of transform: the share of rows with the same latents, and the largest difference of a value among
+agree with those of transform: the share of rows with equal supports, and the largest difference of a value among
 them, relative to the largest value of its row.
 """
 
@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import scipy.sparse as sp
 import torch
-from _common import environment, median_seconds, stopwatch, write_json
+from _common import agreement, environment, median_seconds, stopwatch, write_json
 from _data import clustered
 from threadpoolctl import threadpool_limits
 
@@ -34,17 +35,6 @@ def open_session(path, n_threads):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = n_threads
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-def agreement(indices, values, codes):
-    """Compare codes with those of transform; rows of which neither has zeros."""
-    width = values.shape[1]
-    is_full = np.diff(codes.indptr) == width
-    positions = codes.indptr[:-1][is_full, None] + np.arange(width)
-    is_same = (indices[is_full] == codes.indices[positions]).all(axis=1)
-    expected = codes.data[positions][is_same]
-    differences = abs(values[is_full][is_same] - expected).max(axis=1) / abs(expected).max(axis=1)
-    return {"same_latents": float(is_same.mean()), "max_difference": float(differences.max())}
 
 
 def in_torch(compressor, coding):
@@ -68,7 +58,10 @@ def measure(options, compressor, X, coding, n_threads, folder):
     with stopwatch() as seconds:
         session = open_session(path, n_threads)
     shared = {"coding": coding, "n_threads": n_threads, "file_bytes": path.stat().st_size, "load_s": seconds()}
-    shared |= agreement(*session.run(["indices", "values"], {"embeddings": X}), compressor.transform(X))
+    indices, values = session.run(["indices", "values"], {"embeddings": X})
+    places = np.arange(0, indices.size + 1, indices.shape[1])
+    codes = sp.csr_matrix((values.ravel(), indices.ravel(), places), shape=(len(X), options.n_components))
+    shared |= agreement(codes, compressor.transform(X), options.k)
     by_torch = in_torch(compressor, coding)
     rows = []
     for n_rows in options.batch_sizes:

@@ -29,7 +29,7 @@ from safetensors.numpy import save as serialise_arrays
 from skcompressae._files import atomic_write
 from skcompressae.exceptions import ModelFormatError
 
-__all__ = ["array_digest", "check_array", "read_model_file", "write_model_file"]
+__all__ = ["array_digest", "check_array", "check_format_version", "read_model_file", "write_model_file"]
 
 # Far above any real listing: half a million feature names of 30 characters.
 _LARGEST_LISTING = 1 << 24
@@ -135,17 +135,21 @@ def _read_header(path: Path, listing: bytes, kind: str, version: int) -> dict[st
         header = _parse_object(text)
     except (ValueError, RecursionError) as error:
         raise ModelFormatError(f"{path} is damaged: its header cannot be read ({error}).") from error
-    found = header.get("format_version")
     if header.get("format") != kind:
         raise ModelFormatError(f"{path} is no {kind} file: its header says it is a {header.get('format')!r}.")
+    check_format_version(path, header.get("format_version"), version)
+    return header
+
+
+def check_format_version(name: object, found: Any, newest: int) -> None:
+    """Refuse what is no version, or one above the newest that is read; `name` is of what has it."""
     if type(found) is not int or found < 1:
-        raise ModelFormatError(f"{path} is damaged: its format version is {found!r}.")
-    if found > version:
+        raise ModelFormatError(f"{name} is damaged: its format version is {found!r}.")
+    if found > newest:
         raise ModelFormatError(
-            f"{path} has format version {found}, and this skcompressae reads versions up to {version}. "
+            f"{name} has format version {found}, and this skcompressae reads versions up to {newest}. "
             "Upgrade skcompressae to read it."
         )
-    return header
 
 
 def _parse_object(text: str | bytes) -> dict[str, Any]:

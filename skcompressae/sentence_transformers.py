@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from skcompressae._checks import check_compressor
+from skcompressae._model_format import check_format_version
 from skcompressae._model_weights import code_settings, finite_weights, settings_digest
 from skcompressae._torch._codes import encode_batch
 from skcompressae._transformer import CompresSAETransformer
@@ -447,7 +448,11 @@ class CompresSAEModule(Module):
         }
         name = f"{model_name_or_path}/{subfolder}" if subfolder else model_name_or_path
         config = cls.load_config(model_name_or_path, **place)
-        _check_config(name, config)
+        if config.get("format") != _KIND:
+            raise ModelFormatError(
+                f"{name} holds no CompresSAEModule: the format in its config.json is {config.get('format')!r}."
+            )
+        check_format_version(name, config.get("format_version"), _FORMAT_VERSION)
         try:
             weights = cls.load_torch_weights(model_name_or_path, **place)
         except SafetensorError as error:
@@ -476,19 +481,3 @@ class CompresSAEModule(Module):
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         return super()._apply(move, recurse)
-
-
-def _check_config(name: str, config: Mapping[str, Any]) -> None:
-    """Refuse what is not ours, or newer."""
-    if config.get("format") != _KIND:
-        raise ModelFormatError(
-            f"{name} holds no CompresSAEModule: the format in its config.json is {config.get('format')!r}."
-        )
-    version = config.get("format_version")
-    if type(version) is not int or version < 1:
-        raise ModelFormatError(f"{name} is damaged: its format version is {version!r}.")
-    if version > _FORMAT_VERSION:
-        raise ModelFormatError(
-            f"{name} has format version {version}, and this skcompressae reads versions up to {_FORMAT_VERSION}. "
-            "Upgrade skcompressae to read it."
-        )

@@ -1,11 +1,20 @@
-"""Run the examples of docstrings that are skipped elsewhere, since they need a server: here there is one."""
+"""Code in the documentation, to be run: blocks of pages, and the examples of docstrings that need a server."""
 
 import doctest
 import inspect
+import re
+
+
+def code_blocks(page, language):
+    """Return what stands in the blocks of a language on a Markdown page."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
 def run_documented_examples(documented, namespace=None, *, paths=None):
-    """Run them in a namespace, with the paths they name put elsewhere; return what they leave in it."""
+    """Run the examples of a docstring that are skipped elsewhere, for want of a server; return what they leave.
+
+    They run in a namespace, with the paths they name put elsewhere.
+    """
     text = inspect.getdoc(documented)
     for written, path in (paths or {}).items():
         assert written in text

@@ -1,10 +1,7 @@
 """The quality study on tiny input, and the pieces its numbers stand on."""
 
-import importlib
 import json
-import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,23 +9,6 @@ import scipy.sparse as sp
 import torch
 
 from skcompressae.exceptions import DeadLatentsWarning
-
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    """Import a benchmark module by name."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module
-    sys.path.remove(str(BENCHMARKS))
-    sys.path[:] = [entry for entry in sys.path if not entry.endswith("examples")]
-    for name in set(sys.modules) - before:
-        if name.startswith("_") or name in ("quality", "docstring_corpus"):
-            file = getattr(sys.modules[name], "__file__", None)
-            if file and BENCHMARKS.parent in Path(file).parents:
-                del sys.modules[name]
 
 
 def test_quality_study_writes_results_picture_and_table(benchmark, tmp_path):

@@ -1,29 +1,12 @@
 """The fuzzer and the measurement of memory, in small; the fuzzer sees the faults that it looks for."""
 
 import dataclasses
-import importlib
 import json
 import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    """Import a benchmark module by name."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module
-    sys.path.remove(str(BENCHMARKS))
-    for name in set(sys.modules) - before:
-        file = getattr(sys.modules[name], "__file__", None)
-        if file and Path(file).parent == BENCHMARKS:
-            del sys.modules[name]
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,17 @@
 """The cluster benchmark on tiny input, in this process alone; its engines are tested in their own files."""
 
-import importlib
 import json
-from pathlib import Path
 
 import pytest
 
 
-def test_benchmark_smoke(tmp_path, monkeypatch):
+def test_benchmark_smoke(benchmark, tmp_path):
     for package in ("psutil", "pyarrow"):
         pytest.importorskip(package)
-    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
-    module = importlib.import_module("cluster_throughput")
     arguments = ["--n-samples", "600", "--n-features", "16", "--n-components", "32", "--k", "4", "--n-repeats", "1"]
-    module.main([*arguments, "--n-files", "3", "--engines", "single", "--out", str(tmp_path / "out.json")])
+    benchmark("cluster_throughput").main(
+        [*arguments, "--n-files", "3", "--engines", "single", "--out", str(tmp_path / "out.json")]
+    )
     report = json.loads((tmp_path / "out.json").read_text())
     (row,) = report["rows"]
     assert row["engine"] == "single"

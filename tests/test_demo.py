@@ -1,33 +1,18 @@
 """The demo in small: what it collects, what it reports, what it leaves."""
 
-import importlib.util
 import json
-import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+from conftest import EXAMPLES, importable
 
 
 @pytest.fixture(scope="module")
-def example(request):
+def example():
     """Import an example by name, as a script beside its siblings."""
-    sys.path.insert(0, str(EXAMPLES))
-
-    def load(name):
-        spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-        return module
-
-    yield load
-    sys.path.remove(str(EXAMPLES))
-    for name in ("demo", "docstring_corpus"):
-        sys.modules.pop(name, None)
+    with importable(EXAMPLES) as import_module:
+        yield import_module
 
 
 @pytest.fixture(scope="module")

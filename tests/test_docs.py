@@ -5,17 +5,14 @@ import importlib
 import inspect
 import json
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import DOCS, EXAMPLES, ROOT, importable
 
 import skcompressae
 from skcompressae import CodeNearestNeighbors, CompresSAETransformer
 
-ROOT = Path(__file__).resolve().parent.parent
-DOCS = ROOT / "docs"
 PUBLIC_MODULES = sorted(
     ".".join(("skcompressae", *path.relative_to(ROOT / "skcompressae").with_suffix("").parts)).removesuffix(".__init__")
     for path in (ROOT / "skcompressae").rglob("*.py")
@@ -26,14 +23,8 @@ PUBLIC_MODULES = sorted(
 @pytest.fixture(scope="module")
 def docs_module():
     """Import one of the modules that the site is built with."""
-    before = set(sys.modules)
-    sys.path[:0] = [str(DOCS / "_ext"), str(DOCS)]
-    yield importlib.import_module
-    for name in set(sys.modules) - before:
-        file = getattr(sys.modules[name], "__file__", None)
-        if file and (DOCS in Path(file).parents or ROOT / "benchmarks" in Path(file).parents):
-            del sys.modules[name]
-    sys.path[:] = [entry for entry in sys.path if not entry.startswith((str(DOCS), str(ROOT / "benchmarks")))]
+    with importable(DOCS / "_ext", DOCS) as import_module:
+        yield import_module
 
 
 def public_objects():
@@ -208,7 +199,7 @@ def test_links_that_lead_nowhere_are_found(docs_module, tmp_path):
 
 def test_examples_are_short_and_have_their_place(docs_module):
     gallery = docs_module("gallery")
-    paths = sorted((ROOT / "examples").glob("plot_*.py"))
+    paths = sorted(EXAMPLES.glob("plot_*.py"))
     assert {path.stem.removeprefix("plot_") for path in paths} == set(gallery.ORDER)
     for path in paths:
         text = path.read_text(encoding="utf-8")

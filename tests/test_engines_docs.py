@@ -1,15 +1,13 @@
 """The page on engines runs and shows the committed figures; the benchmark that makes them runs on tiny input."""
 
-import importlib
 import json
-import re
-import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from conftest import DOCS
+from documented_examples import code_blocks
 
 from skcompressae.engines import elasticsearch_query, split_signs, write_elasticsearch_bulk
 from skcompressae.exceptions import DeadLatentsWarning
@@ -18,26 +16,12 @@ pytest.importorskip("qdrant_client")
 pytest.importorskip("psycopg")
 pytest.importorskip("pymilvus")
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "engines.md"
+PAGE = DOCS / "engines.md"
 
 
-@pytest.fixture(scope="module")
-def benchmarks():
-    """Import a benchmark's module by name."""
-    before, path = set(sys.modules), list(sys.path)
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    yield importlib.import_module
-    sys.path[:] = path
-    for name in set(sys.modules) - before:
-        file = getattr(sys.modules[name], "__file__", None)
-        if file and {ROOT / "benchmarks", ROOT / "examples"} & set(Path(file).parents):
-            del sys.modules[name]
-
-
-def test_the_page_runs(benchmarks, tmp_path, monkeypatch):
-    module = benchmarks("_postgres_server")
-    snippets = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+def test_the_page_runs(benchmark, tmp_path, monkeypatch):
+    module = benchmark("_postgres_server")
+    snippets = code_blocks(PAGE, "python")
     assert len(snippets) >= 6
     monkeypatch.chdir(tmp_path)
     try:
@@ -52,8 +36,8 @@ def test_the_page_runs(benchmarks, tmp_path, monkeypatch):
     assert len((tmp_path / "codes.jsonl").read_text().splitlines()) == 4000
 
 
-def test_lucene_itself_takes_the_files_and_queries(benchmarks, tmp_path):
-    module = benchmarks("_lucene")
+def test_lucene_itself_takes_the_files_and_queries(benchmark, tmp_path):
+    module = benchmark("_lucene")
     random_state = np.random.RandomState(0)
     codes = sp.random(300, 64, 0.15, "csr", np.float32, random_state, random_state.standard_normal)
     queries = sp.random(4, 64, 0.5, "csr", np.float32, random_state, random_state.standard_normal)
@@ -81,8 +65,8 @@ def test_lucene_itself_takes_the_files_and_queries(benchmarks, tmp_path):
     index.close()
 
 
-def test_the_table_of_the_page_is_that_of_the_committed_results(benchmarks):
-    engines = benchmarks("engines")
+def test_the_table_of_the_page_is_that_of_the_committed_results(benchmark):
+    engines = benchmark("engines")
     content = json.loads(engines.RESULTS.read_text(encoding="utf-8"))
     assert engines.table(content) in PAGE.read_text(encoding="utf-8")
     assert content["data"]["n_documents"] >= 50_000
@@ -91,8 +75,8 @@ def test_the_table_of_the_page_is_that_of_the_committed_results(benchmarks):
     assert lucene["data"] == content["data"]
 
 
-def test_benchmark_measures_every_engine(benchmarks, tmp_path, capsys):
-    engines = benchmarks("engines")
+def test_benchmark_measures_every_engine(benchmark, tmp_path, capsys):
+    engines = benchmark("engines")
     out = tmp_path / "engines.json"
     arguments = ["--data", "tiny", "--n-components", "64", "--k", "8", "--steps", "20", "--n-nonzero", "8", "complete"]
     arguments += ["--n-queries", "6", "--n-timed", "2", "--cache-dir", str(tmp_path), "--out", str(out)]
@@ -101,7 +85,7 @@ def test_benchmark_measures_every_engine(benchmarks, tmp_path, capsys):
             warnings.simplefilter("ignore", DeadLatentsWarning)
             engines.main([*arguments, "--engines", "qdrant", "milvus"])
             engines.main([*arguments, "--engines", "postgres", "--measure", "recall"])
-    except benchmarks("_postgres_server").ServerUnavailable as error:
+    except benchmark("_postgres_server").ServerUnavailable as error:
         pytest.skip(f"no PostgreSQL: {error}")
     content = json.loads(out.read_text())
     assert set(content["engines"]) == {"qdrant", "postgres", "milvus"}

@@ -1,8 +1,5 @@
 """pgvector in a real PostgreSQL, started for these tests, against exact products."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -12,14 +9,10 @@ from skcompressae.engines import PostgresIndex
 
 psycopg = pytest.importorskip("psycopg")
 
-SERVER = Path(__file__).resolve().parent.parent / "benchmarks" / "_postgres_server.py"
-
 
 @pytest.fixture(scope="module")
-def server():
-    spec = importlib.util.spec_from_file_location("_postgres_server", SERVER)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def server(benchmark):
+    module = benchmark("_postgres_server")
     context = module.temporary_server()
     try:
         conninfo = context.__enter__()

@@ -1,14 +1,12 @@
 """Every example of the gallery runs as the script that it is, on few rows, and draws a picture that can be read."""
 
 import runpy
-import sys
-from pathlib import Path
 
 import pytest
+from conftest import EXAMPLES, importable
 
 plt = pytest.importorskip("matplotlib.pyplot")
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("plot_*.py"))
 # what an example needs beside the packages that every test needs
 NEEDED = {
@@ -21,16 +19,9 @@ NEEDED = {
 @pytest.fixture(scope="module")
 def few_docstrings():
     """Let the examples find what lies beside them, and embed fewer docstrings than their pictures show."""
-    before, path = set(sys.modules), list(sys.path)
-    with pytest.MonkeyPatch.context() as environment:
+    with pytest.MonkeyPatch.context() as environment, importable(EXAMPLES):
         environment.setenv("SKCOMPRESSAE_EXAMPLES_DOCS", "1200")
-        environment.syspath_prepend(EXAMPLES)
         yield
-    sys.path[:] = path
-    for name in set(sys.modules) - before:
-        folder = Path(getattr(sys.modules[name], "__file__", None) or "/").parent
-        if folder in (EXAMPLES, EXAMPLES.parent / "benchmarks"):
-            del sys.modules[name]
 
 
 @pytest.fixture

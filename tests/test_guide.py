@@ -7,24 +7,18 @@ import ast
 import importlib
 import re
 import shlex
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import DOCS, ROOT
+from documented_examples import code_blocks
 
 from skcompressae._cli._main import make_parser
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("[!_]*/*.md")])
+PAGES = sorted([*DOCS.glob("*.md"), *DOCS.glob("[!_]*/*.md")])
 PAGES = [page for page in PAGES if "generated" not in page.parts]
-
-
-def blocks(page, language):
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-
-
-PYTHON = [page for page in PAGES if blocks(page, "python")]
-SHELL = [page for page in PAGES if re.search(r"^skcompressae ", "\n".join(blocks(page, "sh")), flags=re.MULTILINE)]
+PYTHON = [page for page in PAGES if code_blocks(page, "python")]
+SHELL = [page for page in PAGES if re.search(r"^skcompressae ", "\n".join(code_blocks(page, "sh")), flags=re.MULTILINE)]
 
 
 def name(page):
@@ -38,7 +32,7 @@ def test_pages_are_found():
 
 @pytest.mark.parametrize("page", PYTHON, ids=name)
 def test_python_compiles_and_names_what_we_have(page):
-    for block in blocks(page, "python"):
+    for block in code_blocks(page, "python"):
         for node in ast.walk(ast.parse(block, filename=name(page))):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("skcompressae"):
                 module = importlib.import_module(node.module)
@@ -48,7 +42,7 @@ def test_python_compiles_and_names_what_we_have(page):
 def test_training_on_a_memory_map(embeddings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("embeddings.npy", embeddings)
-    (block,) = blocks(ROOT / "docs" / "guide" / "large_data.md", "python")
+    (block,) = code_blocks(DOCS / "guide" / "large_data.md", "python")
     # the defaults are for more and wider rows than these
     assert "= CompresSAETransformer(" in block
     namespace = {}
@@ -58,7 +52,9 @@ def test_training_on_a_memory_map(embeddings, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", SHELL, ids=name)
 def test_commands_are_understood(page, capsys):
-    commands = [line for block in blocks(page, "sh") for line in block.splitlines() if line.startswith("skcompressae ")]
+    commands = [
+        line for block in code_blocks(page, "sh") for line in block.splitlines() if line.startswith("skcompressae ")
+    ]
     assert commands
     for command in commands:
         words = shlex.split(command.partition(" > ")[0], comments=True)

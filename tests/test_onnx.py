@@ -1,5 +1,6 @@
 """ONNX encoders in onnxruntime: the codes of transform, for every coding, norm, shape and batch size."""
 
+import copy
 import json
 import sys
 
@@ -9,10 +10,12 @@ from cli_cases import refuses, refuses_usage
 from conftest import make_embeddings
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from naive_pursuit import naive_pursuit, naive_values
 from sklearn.exceptions import NotFittedError
 
 from skcompressae import CompresSAETransformer, load_model, model_hash
 from skcompressae._cli._main import main
+from skcompressae._core._pursuit import RIDGE
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -68,28 +71,16 @@ def naive_code(x, model, coding):
     activations = weights @ unit + bias
     order = np.argsort(-abs(activations), kind="stable")
     gaps = [abs(activations[order[n - 1]]) - abs(activations[order[n]])] if n < len(order) else []
-    chosen, candidates = np.sort(order[:k]), np.sort(order[:n])
+    chosen = np.sort(order[:k])
     if coding == "pursuit" and n > k:
-        magnitudes, picked, unexplained = abs(activations[candidates]), [], decoder[candidates] @ unit
-        guidance = 0.06 * magnitudes / np.sort(magnitudes)[-k]
-        n_first, n_picks = k // 2, k // 2
-        while len(picked) < k:
-            scores = magnitudes if len(picked) < n_first else abs(unexplained) + guidance
-            scores = np.where(np.isin(np.arange(n), picked), -1, scores)
-            if n_picks:
-                best = np.argsort(-scores, kind="stable")
-                gaps.append(scores[best[n_picks - 1]] - scores[best[n_picks]])
-                picked += list(best[:n_picks])
-                atoms = decoder[candidates[picked]]
-                values = np.linalg.solve(atoms @ atoms.T + 1e-5 * np.eye(len(picked)), atoms @ unit)
-                unexplained = decoder[candidates] @ (unit - values @ atoms)
-            n_picks = min(-(-(k - n_first) // 4), k - len(picked))
-        chosen = np.sort(candidates[picked])
+        candidates = np.sort(order[:n])
+        chosen, _, gap = naive_pursuit(unit, decoder, candidates, activations[candidates], k)
+        gaps.append(gap)
     atoms = decoder[chosen]
-    system = atoms @ atoms.T + 1e-5 * np.eye(k)
-    values = activations[chosen] if coding == "activations" else np.linalg.solve(system, atoms @ unit)
+    values = activations[chosen] if coding == "activations" else naive_values(unit, atoms)
     # products with unit rows are right to some 1e-7, whatever their own size, and fitting multiplies by the condition
-    error = 1e-6 * (1 if coding == "activations" else np.linalg.cond(system)) / min(1, abs(values).max())
+    condition = 1 if coding == "activations" else np.linalg.cond(atoms @ atoms.T + RIDGE * np.eye(k))
+    error = 1e-6 * condition / min(1, abs(values).max())
     if model.norm is not None:
         values *= (length if model.norm == "input" else 1) / np.linalg.norm(values @ atoms)
     return chosen, values, min(gaps, default=1), error * abs(values).max()
@@ -138,9 +129,7 @@ def test_codes_are_those_of_transform_and_of_the_formulas(
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("coding", CODINGS)
 def test_a_fitted_model_agrees_to_a_ten_thousandth(tmp_path, fitted, embeddings, coding, norm):
-    model = CompresSAETransformer.__new__(CompresSAETransformer)
-    model.__dict__.update(fitted.__dict__)
-    model.set_params(coding=coding, norm=norm)
+    model = copy.copy(fitted).set_params(coding=coding, norm=norm)
     rows = np.vstack([make_embeddings(60, seed=5), np.zeros((2, 24), np.float32)])
     session = export(model, tmp_path)
     indices, values = run(session, rows)

@@ -1,23 +1,16 @@
 """The packing benchmark runs on tiny input and reports what it promises."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 
 
-def test_benchmark_smoke(tmp_path, monkeypatch):
-    path = Path(__file__).parent.parent / "benchmarks" / "packing.py"
-    monkeypatch.syspath_prepend(str(path.parent))
-    spec = importlib.util.spec_from_file_location("benchmark_packing", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def test_benchmark_smoke(benchmark, tmp_path):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((400, 16)).astype(np.float16))
     arguments = ["--data", str(tmp_path / "x.npy"), "--queries", "20", "--components", "64", "--k", "6"]
     arguments += ["--bits", "4", "--repeats", "1", "--output", str(tmp_path / "out.json")]
     arguments += ["--file-gigabytes", "1e-4"]
-    module.main(arguments)
+    benchmark("packing").main(arguments)
     report = json.loads((tmp_path / "out.json").read_text())
     ranked, uniform = report["results"]
     assert ranked["bytes_per_row"] == uniform["bytes_per_row"] == 10
@@ -30,12 +23,8 @@ def test_benchmark_smoke(tmp_path, monkeypatch):
     assert str(tmp_path) not in (tmp_path / "out.json").read_text()
 
 
-def test_hybrid_benchmark_smoke(tmp_path, monkeypatch):
-    folder = Path(__file__).parent.parent / "benchmarks"
-    monkeypatch.syspath_prepend(str(folder))
-    spec = importlib.util.spec_from_file_location("benchmark_hybrid", folder / "hybrid.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def test_hybrid_benchmark_smoke(benchmark, tmp_path):
+    module = benchmark("hybrid")
     assert module.plan(32, 2048, 384) == (16, 0)
     assert module.plan(64, 2048, 384) == (16, 32)
     assert module.plan(256, 2048, 384) == (16, 192)

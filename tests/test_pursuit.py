@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from naive_pursuit import naive_pursuit, naive_values
 
-from skcompressae._core._pursuit import GUIDANCE, RIDGE, least_squares_codes, pursuit_codes
+from skcompressae._core._pursuit import RIDGE, least_squares_codes, pursuit_codes
 from skcompressae._core._rows import unit_rows
 
 
@@ -21,27 +22,6 @@ def draw(n_rows, n_features, n_components, n_candidates, seed, dtype=np.float64)
     candidates = [np.sort(random_state.choice(n_components, n_candidates, replace=False)) for _ in range(n_rows)]
     activations = random_state.standard_normal((n_rows, n_candidates)).astype(dtype)
     return x, decoder, np.array(candidates, dtype=np.int32), activations
-
-
-def naive_values(x, rows):
-    """Ridge least squares of one x on decoder rows."""
-    return np.linalg.solve(rows @ rows.T + RIDGE * np.eye(len(rows)), rows @ x)
-
-
-def naive_pursuit(x, decoder, candidates, activations, k):
-    """Take the first half by activation; pick the rest in rounds, every step solved anew."""
-    magnitudes = np.abs(activations)
-    picked = list(np.argsort(-magnitudes, kind="stable")[: k // 2])
-    guidance = GUIDANCE * magnitudes / np.sort(magnitudes)[-k]
-    n_per_round = int(np.ceil((k - k // 2) / 4))
-    while len(picked) < k:
-        rows = decoder[candidates[picked]]
-        unexplained = x - naive_values(x, rows) @ rows if picked else x
-        scores = np.abs(decoder[candidates] @ unexplained) + guidance
-        scores[picked] = -1
-        picked += list(np.argsort(-scores, kind="stable")[: min(n_per_round, k - len(picked))])
-    picked = np.sort(picked)
-    return candidates[picked], naive_values(x, decoder[candidates[picked]])
 
 
 def explained(x, decoder, indices, values):
@@ -86,7 +66,7 @@ def test_pursuit_is_that_of_a_naive_loop(n_rows, n_features, k, n_more, seed):
     x, decoder, candidates, activations = draw(n_rows, n_features, k + n_more + 5, k + n_more, seed)
     indices, values, _ = pursuit_codes(x, decoder, candidates, activations, k, n_threads=1)
     for i in range(n_rows):
-        expected_indices, expected_values = naive_pursuit(x[i], decoder, candidates[i], activations[i], k)
+        expected_indices, expected_values, _ = naive_pursuit(x[i], decoder, candidates[i], activations[i], k)
         np.testing.assert_array_equal(indices[i], expected_indices)
         np.testing.assert_allclose(values[i], expected_values, atol=1e-9)
 

@@ -2,12 +2,13 @@
 
 import copy
 import os
-import re
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import DOCS
+from documented_examples import code_blocks
 
 from skcompressae import CompresSAETransformer
 from skcompressae.arrow import codes_from_arrow
@@ -17,7 +18,7 @@ pytest.importorskip("ray.data")
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "scaling_out.md"
+PAGE = DOCS / "scaling_out.md"
 
 pytestmark = [
     # Ray leaves pipes and sockets of its processes to the garbage collector
@@ -73,7 +74,7 @@ def test_parquet_to_parquet_with_a_worker_killed(cluster, fitted, embeddings, tm
     compressor.__class__ = Mortal
     compressor.folder = str(tmp_path)
 
-    (recipe,) = re.findall(r"```python\n(import ray\n.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    (recipe,) = (block for block in code_blocks(PAGE, "python") if block.startswith("import ray\n"))
     recipe = recipe.replace("/data", str(tmp_path)).replace("8192", "100")
     exec(compile(recipe, str(PAGE), "exec"), {"compressor": compressor})
 

@@ -1,14 +1,15 @@
 """Every Python snippet of the README runs, in order, in one namespace; every command it names exists."""
 
-import importlib
 import re
-from pathlib import Path
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+from conftest import ROOT
+from documented_examples import code_blocks
+
+README = ROOT / "README.md"
 
 
 def test_python_snippets_run(capsys):
-    snippets = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    snippets = code_blocks(README, "python")
     assert len(snippets) >= 3
     namespace = {}
     for snippet in snippets:
@@ -26,9 +27,8 @@ def test_make_targets_and_links_exist():
         assert (README.parent / link).exists(), link
 
 
-def test_measured_section_is_what_the_result_files_say(monkeypatch):
-    monkeypatch.syspath_prepend(str(README.parent / "benchmarks"))
-    readme_section = importlib.import_module("readme_section")
+def test_measured_section_is_what_the_result_files_say(benchmark):
+    readme_section = benchmark("readme_section")
     text = README.read_text(encoding="utf-8")
     written = text.split(readme_section.BEGIN)[1].split(readme_section.END)[0]
     assert written == readme_section.section(readme_section.budget_curves())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,18 +10,14 @@ import pytest
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Sparse CSR tensor support is in beta state")
 @pytest.mark.filterwarnings("ignore:WARNING clustering:UserWarning")
-def test_the_speed_benchmark_runs(tmp_path, monkeypatch):
+def test_the_speed_benchmark_runs(benchmark, tmp_path):
     """On tiny input, all peers that are installed; a second run keeps the rows of the first."""
-    path = Path(__file__).parents[1] / "benchmarks" / "search_speed.py"
-    monkeypatch.syspath_prepend(str(path.parent))
-    specification = importlib.util.spec_from_file_location("search_speed", path)
-    benchmark = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(benchmark)
+    search_speed = benchmark("search_speed")
     sizes = "--n-docs 400 --n-components 64 --n-features 16 --k 4 --top 5 --batches 1 3 --pq-train 400 --pq-bits 2"
     output = tmp_path / "speed.json"
     arguments = [*sizes.split(), "--seconds", "0.01", "--output", str(output), "--cache", str(tmp_path)]
-    benchmark.main([*arguments, "--threads", "1"])
-    benchmark.main([*arguments, "--threads", "2", "--parts", "own", "flat"])
+    search_speed.main([*arguments, "--threads", "1"])
+    search_speed.main([*arguments, "--threads", "2", "--parts", "own", "flat"])
     report = json.loads(output.read_text())
     own = [row for row in report["results"] if row["name"].startswith("skcompressae")]
     assert len(own) == 3 * 2 * 2
@@ -36,15 +30,11 @@ def test_the_speed_benchmark_runs(tmp_path, monkeypatch):
     assert report["limits"]["kernel_ms"] > 0
 
 
-def test_benchmark_codes_have_distinct_sorted_latents_and_skewed_use(monkeypatch):
-    path = Path(__file__).parents[1] / "benchmarks" / "search_speed.py"
-    monkeypatch.syspath_prepend(str(path.parent))
-    specification = importlib.util.spec_from_file_location("search_speed", path)
-    benchmark = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(benchmark)
-    codes = benchmark.make_codes(500, 100, 20, 1.2, 0)
+def test_benchmark_codes_have_distinct_sorted_latents_and_skewed_use(benchmark):
+    make_codes = benchmark("search_speed").make_codes
+    codes = make_codes(500, 100, 20, 1.2, 0)
     assert codes.has_canonical_format
     np.testing.assert_array_equal(np.diff(codes.indptr), 20)
     uses = np.sort(codes.getnnz(axis=0))
     assert uses[-10:].sum() > 5 * uses[:10].sum()
-    assert (benchmark.make_codes(500, 100, 20, 1.2, 0) != codes).nnz == 0
+    assert (make_codes(500, 100, 20, 1.2, 0) != codes).nnz == 0

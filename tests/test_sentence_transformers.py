@@ -1,5 +1,6 @@
 """A SparseEncoder of sentence-transformers with a compressor at its end: from text to the codes of transform."""
 
+import copy
 import importlib
 import json
 import subprocess
@@ -89,10 +90,8 @@ def encoder(dense, compressor):
 
 
 def altered(model, **parameters):
-    """The same fitted model with other parameters."""
-    other = CompresSAETransformer.__new__(CompresSAETransformer)
-    other.__dict__.update(model.__dict__)
-    return other.set_params(**parameters)
+    """The same weights with other parameters."""
+    return copy.copy(model).set_params(**parameters)
 
 
 def codes_of(module, rows, **options):

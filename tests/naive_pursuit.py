@@ -1,0 +1,34 @@
+"""The formulas of pursuit for one row, every step solved anew: what kernels and graphs are compared with."""
+
+import numpy as np
+
+from skcompressae._core._pursuit import GUIDANCE, RIDGE
+
+
+def naive_values(x, rows):
+    """Ridge least squares of one x on decoder rows."""
+    return np.linalg.solve(rows @ rows.T + RIDGE * np.eye(len(rows)), rows @ x)
+
+
+def naive_pursuit(x, decoder, candidates, activations, k):
+    """Take half of a code by activation and pick the rest in rounds; `candidates` are more than k.
+
+    Return indices, values, and the least difference that a choice was made by.
+    """
+    magnitudes = np.abs(activations)
+    guidance = GUIDANCE * magnitudes / np.sort(magnitudes)[-k]
+    picked, scores, n_picks, gap = [], magnitudes, k // 2, np.inf
+    while True:
+        if n_picks:
+            best = np.argsort(-scores, kind="stable")
+            gap = min(gap, scores[best[n_picks - 1]] - scores[best[n_picks]])
+            picked += list(best[:n_picks])
+        rows = decoder[candidates[picked]]
+        unexplained = x - naive_values(x, rows) @ rows
+        if len(picked) == k:
+            break
+        scores = np.abs(decoder[candidates] @ unexplained) + guidance
+        scores[picked] = -1
+        n_picks = min(int(np.ceil((k - k // 2) / 4)), k - len(picked))
+    picked = np.sort(picked)
+    return candidates[picked], naive_values(x, decoder[candidates[picked]]), gap
