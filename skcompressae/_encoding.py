@@ -203,14 +203,17 @@ def _check_scaled(values: FloatArray, norms: NDArray[np.float64]) -> None:
 
 
 def expand_queries(
-    rows: NDArray[Any], decoder: FloatArray, importance: FloatArray, n_kept: int
+    rows: NDArray[Any], weights: Weights, importance: FloatArray, n_kept: int
 ) -> tuple[IndexArray, FloatArray]:
     """Compute ``t = D q / ||q||`` and keep the entries that matter most.
+
+    Those are the ones with the largest ``|t_j| importance_j |p_j|^(1/4)``, p the query's own pre-activations: documents
+    near the query use the latents that it would use itself (docs/research_notes_sparse.md).
 
     Parameters
     ----------
     rows : array of shape (n_queries, n_features)
-    decoder : array of shape (n_components, n_features), float32
+    weights : Weights
     importance : array of shape (n_components,), float32, non-negative
         Weight of each latent in the choice.
     n_kept : int in [1, n_components]
@@ -219,17 +222,20 @@ def expand_queries(
     -------
     indices, values : arrays of shape (n_queries, n_kept), indices ascending in each row
     """
+    n_threads = effective_n_threads()
     indices = np.empty((len(rows), n_kept), dtype=np.int32)
     values = np.empty((len(rows), n_kept), dtype=np.float32)
-    products = PreActivations(decoder)
-    for start, stop in row_blocks(len(rows), products.block_rows):
+    expand, activate = PreActivations(weights.decoder), PreActivations(weights.encoder)
+    for start, stop in row_blocks(len(rows), expand.block_rows):
         queries, _ = unit_rows(rows[start:stop])
-        expanded = products(queries, effective_n_threads())
-        if n_kept == decoder.shape[0]:
+        expanded = expand(queries, n_threads)
+        if n_kept == weights.n_components:
             indices[start:stop] = np.arange(n_kept, dtype=np.int32)
             values[start:stop] = expanded
             continue
-        chosen, _ = top_k(expanded * importance, n_kept, n_threads=effective_n_threads())
+        magnitudes = np.abs(activate(queries, n_threads) + weights.bias)
+        weighed = expanded * importance * np.sqrt(np.sqrt(magnitudes))
+        chosen, _ = top_k(weighed, n_kept, n_threads=n_threads)
         indices[start:stop] = chosen
         values[start:stop] = np.take_along_axis(expanded, chosen, axis=1)
     return indices, values

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 # Share of latents that never fire above which fit warns.
 _DEAD_SHARE_WARNED = 0.1
+# Share of the recipe's peak rate that blocks are trained at: with no decay to come, the peak is too coarse.
+_STREAMED_RATE = 0.5
 # The parameters that decide what training does with the rows: a checkpoint goes on with the same ones only.
 _TRAINING_PARAMETERS = (
     "n_components", "k", "recipe", "loss_weights", "neighborhood_weight", "nested", "init", "learning_rate",
@@ -45,6 +47,7 @@ class FitMethodsMixin(TransformMethodsMixin):
 
     n_components: int
     loss_weights: tuple[float, float]
+    learning_rate: float | str
     nested: bool
     batch_size: int | str
     validation_fraction: float
@@ -214,7 +217,10 @@ class FitMethodsMixin(TransformMethodsMixin):
         training = np.arange(len(rows))
         settings = self._step_settings(len(rows), has_mean_latent)
         n_steps = -(-len(rows) // settings.batch_size)
-        schedule = Schedule(float(self._resolved("learning_rate")), "constant", 0.0, n_steps)
+        rate = float(self._resolved("learning_rate"))
+        if self.learning_rate == "auto" and self._resolved("learning_rate_schedule") != "constant":
+            rate *= _STREAMED_RATE
+        schedule = Schedule(rate, "constant", 0.0, n_steps)
         with StepReporter(self, n_steps, rows, with_callbacks=False) as reporter:
             result = train(
                 rows,
@@ -271,6 +277,7 @@ class FitMethodsMixin(TransformMethodsMixin):
             precision=self.precision,
             keeps_mean_latent=has_mean_latent,
             neighborhood_weight=float(self._resolved("neighborhood_weight")),
+            beta2=RECIPES[self.recipe].beta2,
             is_nested=self.nested,
         )
 

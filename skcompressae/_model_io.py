@@ -29,6 +29,8 @@ _CURVES = {
     "validation_loss_curve": ("validation_loss_curve_", "float64"),
     "validation_steps": ("validation_steps_", "int64"),
 }
+# What coding="auto" meant when files still held it.
+_FIRST_CODINGS = {"default": "least_squares", "paper": "activations"}
 _MOMENTS = ("encoder_moments", "bias_moments", "decoder_moments")
 
 Model = TypeVar("Model", bound="ModelFileMixin")
@@ -70,9 +72,9 @@ class ModelFileMixin:
         """Write the fitted model to one file, which :meth:`load` reads without executing anything in it.
 
         The file is in the safetensors format and replaced in one step: whatever happens, `path` is the old file or the
-        new one. It holds parameters, weights, names of features, statistics of latent use and loss curves. It does not
-        hold a `random_state` that is a RandomState instance (None takes its place), `checkpoint_dir` and
-        `checkpoint_interval`, callbacks, nor what :meth:`set_output` set.
+        new one. It holds parameters (for `coding` what "auto" stands for), weights, names of features, statistics of
+        latent use and loss curves. It does not hold a `random_state` that is a RandomState instance (None takes its
+        place), `checkpoint_dir` and `checkpoint_interval`, callbacks, nor what :meth:`set_output` set.
 
         Parameters
         ----------
@@ -122,14 +124,17 @@ class ModelFileMixin:
         if moments is not None:
             arrays.update(zip(_MOMENTS, moments[:3], strict=True))
         names = getattr(model, "feature_names_in_", None)
+        parameters = {
+            name: plain_parameter(name, value)
+            for name, value in model.get_params(deep=False).items()
+            if name not in _UNSAVED_PARAMETERS
+        }
+        # What "auto" means may change with a version; the codes of a saved model may not.
+        parameters["coding"] = model._resolved("coding")
         header = {
             "class": type(model).__name__,
             "versions": library_versions(),
-            "parameters": {
-                name: plain_parameter(name, value)
-                for name, value in model.get_params(deep=False).items()
-                if name not in _UNSAVED_PARAMETERS
-            },
+            "parameters": parameters,
             "n_features_in": int(model.n_features_in_),
             "feature_names_in": None if names is None else [str(name) for name in names],
             "training": {
@@ -219,6 +224,8 @@ def _build(
         )
     if isinstance(parameters.get("loss_weights"), list):
         parameters["loss_weights"] = tuple(parameters["loss_weights"])
+    if parameters.get("coding") == "auto":
+        parameters["coding"] = _FIRST_CODINGS[parameters["recipe"]]
     model.set_params(**parameters)
     model._validate_params()
 

@@ -17,6 +17,7 @@ class Recipe:
     warmup_fraction: float
     max_iter: int
     batch_size: int
+    beta2: float  # decay of Adam's second moments
     coding: str
     early_stopping: bool
     neighborhood_weight: float
@@ -31,18 +32,19 @@ class Recipe:
 RECIPES = {
     "default": Recipe(
         init="data",
-        learning_rate=3e-3,
+        learning_rate=6e-3,
         learning_rate_schedule="cosine",
         warmup_fraction=0.05,
-        max_iter=1000,
-        batch_size=2048,
-        coding="least_squares",
-        early_stopping=True,
+        max_iter=2000,
+        batch_size=1024,
+        beta2=0.99,
+        coding="pursuit",
+        early_stopping=False,
         neighborhood_weight=1.0,
         min_batches_per_epoch=16,
     ),
     # Kasalicky et al. (2025), section 4: Adam, batches of 100,000, 500 steps. The paper names no learning rate; 1e-3
-    # was the best constant one in benchmarks/quality.py.
+    # suits batches of that size.
     "paper": Recipe(
         init="kaiming",
         learning_rate=1e-3,
@@ -50,6 +52,7 @@ RECIPES = {
         warmup_fraction=0.0,
         max_iter=500,
         batch_size=100_000,
+        beta2=0.999,
         coding="activations",
         early_stopping=False,
         neighborhood_weight=0.0,

@@ -239,8 +239,9 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         X : array-like of shape (n_queries, n_features)
             Dense queries.
         n_nonzero : int or None, default=None
-            Entries kept per query: those with the largest ``|t_j| * sqrt(latent_rms_[j])``, between what an entry is
-            worth to the documents that have it and how many have it. None keeps all n_components.
+            Entries kept per query: those with the largest ``|t_j| * sqrt(latent_rms_[j]) * |p_j| ** 0.25``, between
+            what an entry is worth to the documents that have it, how many have it, and, by the query's own
+            pre-activation p_j, how many of the query's neighbours do. None keeps all n_components.
 
         Returns
         -------
@@ -283,7 +284,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         importance = np.sqrt(self.latent_rms_).astype(np.float32)
         for start, stop in row_blocks(len(rows), _encoding.BLOCK_ROWS):
             indices[start:stop], values[start:stop] = _encoding.expand_queries(
-                rows[start:stop], self.components_, importance, n_kept
+                rows[start:stop], self._weights(), importance, n_kept
             )
         return align_sparse_interface(_encoding.codes_to_csr(indices, values, self.components_.shape[0]))
 

@@ -42,13 +42,13 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
 
         - "activations": the k entries of largest magnitude as they are, equation 2 of [1]_.
         - "least_squares": the same support, values refitted to reconstruct x best.
-        - "pursuit": the support is chosen by orthogonal matching pursuit among the ``candidate_factor * k`` entries
-          of largest magnitude, values fitted by least squares. Best reconstruction, slowest to encode.
+        - "pursuit": the half of the code with the largest magnitudes, and among the next ``candidate_factor * k``
+          entries those that explain most of what is left of x; values refitted. Reconstructs best.
 
-        "auto" is "least_squares" in the default recipe. May be changed after fitting.
+        "auto" is "pursuit" in the default recipe. May be changed after fitting.
 
-    candidate_factor : float, default=1.5
-        Candidates per nonzero that ``coding="pursuit"`` chooses from, at least 1.
+    candidate_factor : float, default=2.0
+        Entries per nonzero that ``coding="pursuit"`` chooses from, at least 1. More reconstruct better, for more time.
 
     norm : {"input", "unit", None}, default="input"
         Scale of a code. "input": its reconstruction has the L2 norm of the input row, so that dot products survive.
@@ -72,7 +72,8 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         random untied weights.
 
     learning_rate : float or "auto", default="auto"
-        Peak learning rate of Adam.
+        Peak learning rate of Adam. In the default recipe "auto" is 0.006, and half of that in :meth:`partial_fit`,
+        which does not decay it.
 
     learning_rate_schedule : {"auto", "cosine", "linear", "constant"}, default="auto"
         Decay of the learning rate over `max_iter` steps, after a linear warm-up.
@@ -88,8 +89,9 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
 
     early_stopping : bool or "auto", default="auto"
         Stop when the validation loss has not improved for `n_iter_no_change` evaluations and keep the best weights.
-        It is evaluated some 50 times over `max_iter`, after every step where that is below 100. Without validation rows
-        (see `validation_fraction`) there is nothing to stop by.
+        "auto" is False: the loss falls most while the learning rate decays, towards the end of the schedule. It is
+        evaluated some 50 times over `max_iter`, after every step where that is below 100. Without validation rows (see
+        `validation_fraction`) there is nothing to stop by.
 
     validation_fraction : float, default=0.05
         Share of the rows, at most 4,096 of them, held out to measure the validation loss; 0 holds out none.
@@ -218,7 +220,7 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         k: int = 32,
         recipe: str = "default",
         coding: str = "auto",
-        candidate_factor: float = 1.5,
+        candidate_factor: float = 2.0,
         norm: str | None = "input",
         loss_weights: tuple[float, float] = (1.0, 0.125),
         neighborhood_weight: float | str = "auto",

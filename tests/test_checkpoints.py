@@ -74,7 +74,7 @@ def test_resumed_fits_end_in_the_same_bits(embeddings, tmp_path, monkeypatch, pa
 
 
 def test_early_stopping_goes_on_counting(embeddings, tmp_path, monkeypatch):
-    parameters = {"learning_rate": 0.3, "max_iter": 100, "n_iter_no_change": 6}
+    parameters = {"early_stopping": True, "learning_rate": 0.3, "max_iter": 100, "n_iter_no_change": 6}
     expected = small(**parameters).fit(embeddings)
     best = int(np.argmin(expected.validation_loss_curve_))
     assert expected.n_iter_ < 100, "this should stop early"

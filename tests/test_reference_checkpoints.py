@@ -67,8 +67,10 @@ def test_statistics_unknown_and_measured(tmp_path, X):
     model = from_reference_checkpoint(tmp_path / "model.pt", k=5)
     queries = model.transform_query(X, n_nonzero=7).toarray()
     full = model.transform_query(X).toarray()
-    for kept, row in zip(queries, full, strict=True):
-        np.testing.assert_array_equal(np.flatnonzero(kept), np.sort(np.argsort(-np.abs(row))[:7]))
+    unit = X / np.linalg.norm(X, axis=1, keepdims=True)
+    weights = np.abs(full) * np.abs(unit @ model.encoder_weights_.T + model.encoder_bias_) ** 0.25
+    for kept, row in zip(queries, weights, strict=True):
+        np.testing.assert_array_equal(np.flatnonzero(kept), np.sort(np.argsort(-row)[:7]))
     pytest.importorskip("matplotlib")
     with pytest.raises(ValueError, match="X must be given"):
         LatentUsageDisplay.from_estimator(model)
@@ -95,7 +97,7 @@ def test_export_is_what_import_reads(tmp_path, fitted, embeddings):
         "decoder_w": (48, 24),
     }
     again = from_reference_checkpoint(tmp_path / "model.pt", k=fitted.k, norm=fitted.norm).set_params(
-        coding="least_squares", device="cpu"
+        coding="pursuit", device="cpu"
     )
     np.testing.assert_array_equal(again.transform(embeddings).toarray(), fitted.transform(embeddings).toarray())
     with pytest.raises(TypeError, match="model must be a CompresSAETransformer; got dict"):

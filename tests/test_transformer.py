@@ -304,7 +304,9 @@ def test_cut_queries_keep_the_entries_that_weigh_most(fitted, embeddings):
     cut = fitted.transform_query(embeddings[:50], n_nonzero=7)
     np.testing.assert_array_equal(np.diff(cut.indptr), 7)
     assert cut.has_canonical_format
-    weight = np.abs(complete) * np.sqrt(fitted.latent_rms_).astype(np.float32)
+    queries = embeddings[:50] / np.linalg.norm(embeddings[:50], axis=1, keepdims=True)
+    pre_activations = queries @ fitted.encoder_weights_.T + fitted.encoder_bias_
+    weight = np.abs(complete) * np.sqrt(fitted.latent_rms_) * np.abs(pre_activations) ** 0.25
     np.testing.assert_array_equal(cut.indices.reshape(50, 7), naive_support(weight, 7))
     kept = cut.toarray() != 0
     np.testing.assert_allclose(cut.toarray()[kept], complete[kept], rtol=1e-6)

@@ -28,6 +28,14 @@ def _adam(parameter: Any, gradient: Any, first: Any, second: Any, rates: Any) ->
         parameter[j] -= step * first[j] / (np.sqrt(second[j]) / correction + eps)
 
 
+@njit(cache=True, nogil=True, fastmath=FAST, inline="always")
+def _take_out(row: Any, direction: Any) -> None:
+    """Subtract from a row its component along a unit vector."""
+    along = dot(row, direction)
+    for j in range(row.shape[0]):
+        row[j] -= along * direction[j]
+
+
 @njit(cache=True, nogil=True, fastmath=FAST)
 def _apply_adam_rows(
     encoder: Any,
@@ -44,15 +52,19 @@ def _apply_adam_rows(
     start: int,
     stop: int,
 ) -> None:
-    n_features = encoder.shape[1]
+    mean_direction = decoder[0]
     for latent in range(start, stop):
         row, gradient = decoder[latent], decoder_gradient[latent]
-        # The component along the row would be undone by the normalisation; Adam must not see it.
-        along = dot(gradient, row)
-        for j in range(n_features):
-            gradient[j] -= along * row[j]
-        _adam(encoder[latent], encoder_gradient[latent], encoder_moments[0, latent], encoder_moments[1, latent], rates)
+        encoder_row, encoder_slope = encoder[latent], encoder_gradient[latent]
         is_mean = keeps_mean_latent and latent == 0
+        is_across = keeps_mean_latent and not is_mean
+        # The component along the row would be undone by the normalisation; Adam must not see it.
+        _take_out(gradient, row)
+        if is_across:
+            # All rows of x share the mean: along it a gradient is large, noisy, and a bias in disguise.
+            _take_out(gradient, mean_direction)
+            _take_out(encoder_slope, mean_direction)
+        _adam(encoder_row, encoder_slope, encoder_moments[0, latent], encoder_moments[1, latent], rates)
         if not is_mean:
             _adam(row, gradient, decoder_moments[0, latent], decoder_moments[1, latent], rates)
         _adam(
@@ -62,14 +74,12 @@ def _apply_adam_rows(
             bias_moments[1, latent : latent + 1],
             rates,
         )
-        if keeps_mean_latent and not is_mean:
-            mean_direction = decoder[0]
-            along = dot(row, mean_direction)
-            for j in range(n_features):
-                row[j] -= along * mean_direction[j]
+        if is_across:
+            _take_out(row, mean_direction)
+            _take_out(encoder_row, mean_direction)
         norm = np.sqrt(dot(row, row))
         if norm > 0:
-            for j in range(n_features):
+            for j in range(row.shape[0]):
                 row[j] /= norm
 
 
@@ -88,13 +98,14 @@ def apply_adam(
     ----------
     parameters : encoder (n_components, n_features), bias (n_components,), decoder (n_components, n_features)
     gradients : arrays of the same shapes
-        The decoder's is overwritten: it loses its component along the decoder's rows.
+        The decoder's loses its component along the decoder's rows; where a mean latent is kept, both lose theirs along
+        it.
     moments : first and second moments of each, stacked on a leading axis of length 2
     rates : array of shape (5,)
         Step size divided by the first bias correction, beta1, beta2, square root of the second bias
         correction, epsilon (Kingma and Ba 2015, algorithm 1, in PyTorch's arrangement).
     keeps_mean_latent : bool, default=False
-        Leave decoder row 0 as it is and keep every other orthogonal to it.
+        Leave decoder row 0 as it is and keep every other one, and the encoder rows beside them, orthogonal to it.
     n_threads : int
     """
     run_blocks(

@@ -89,6 +89,11 @@ class DeviceLosses:
         return weights[0] * (1 - cosine) + weights[1] * (1 - cosine_wide)
 
 
+def _take_out(rows: torch.Tensor, direction: torch.Tensor) -> None:
+    """Subtract from rows, in place, their components along a unit vector."""
+    rows -= torch.outer(rows @ direction, direction)
+
+
 class TorchEngine:
     """Train with torch on any device; takes and gives the same NumPy weights as the CPU engine.
 
@@ -204,14 +209,18 @@ class TorchEngine:
         decoder = self._parameters[2]
         self._gradients[2] -= (self._gradients[2] * decoder).sum(dim=1, keepdim=True) * decoder
         mean_direction = decoder[0].clone()
+        if settings.keeps_mean_latent:
+            for gradient in (self._gradients[0], self._gradients[2]):
+                _take_out(gradient[1:], mean_direction)
         for parameter, gradient, moments in zip(self._parameters, self._gradients, self._moments, strict=True):
             moments[0].lerp_(gradient, 1 - settings.beta1)
             moments[1].mul_(settings.beta2).addcmul_(gradient, gradient, value=1 - settings.beta2)
             denominator = moments[1].sqrt().mul_(rates[1]).add_(settings.epsilon)
             parameter.sub_((moments[0] / denominator).mul_(rates[0]))
         if settings.keeps_mean_latent:
-            decoder -= torch.outer(decoder @ mean_direction, mean_direction)
             decoder[0] = mean_direction
+            for parameter in (self._parameters[0], decoder):
+                _take_out(parameter[1:], mean_direction)
         norm = decoder.norm(dim=1, keepdim=True)
         decoder.div_(torch.where(norm > 0, norm, torch.ones_like(norm)))
         return cosines, fired

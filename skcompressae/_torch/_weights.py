@@ -80,7 +80,7 @@ class StepSettings:
     # be refitted afterwards (docs/research_notes_sparse.md).
     neighborhood_temperatures: tuple[float, float] = (0.5, 0.75)
     neighborhood_rows: int = 512
-    # Kingma and Ba (2015), the values the paper's reference uses too.
+    # Kingma and Ba (2015), the values the paper's reference uses too; the default recipe has another beta2.
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
