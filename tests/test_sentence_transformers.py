@@ -179,7 +179,7 @@ def test_text_becomes_codes(encoder, dense, compressor):
     assert encoder.encode([]).shape == (0,)
     dimension = getattr(encoder, "get_embedding_dimension", None) or encoder.get_sentence_embedding_dimension
     assert dimension() == 24
-    assert "k=4, coding='least_squares', norm='input'" in repr(encoder)
+    assert "k=4, coding='pursuit', norm='input'" in repr(encoder)
 
 
 def test_similarity_is_that_of_codes(encoder):
