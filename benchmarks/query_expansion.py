@@ -1,9 +1,10 @@
 """How many nonzeros does an expanded query need, and which entries should it keep?
 
 One model per data set; documents are codes stored at unit reconstruction norm; queries are ``t = D q / ||q||`` cut to
-`n_nonzero` entries by three rules, by which entries of largest ``|t_j|``, ``|t_j| rms_j`` or ``|t_j| sqrt(rms_j)``
-stay (rms_j: `latent_rms_`). The last is what ``transform_query`` does. Recall@100 of the true dense neighbours of
-held-out queries; code-to-code cosine and the complete query stand beside them.
+`n_nonzero` entries by four rules, by which entries of largest ``|t_j|``, ``|t_j| rms_j``, ``|t_j| sqrt(rms_j)`` or
+``|t_j| sqrt(rms_j) |p_j|^0.25`` stay (rms_j: `latent_rms_`; p_j: the query's activations). The last is what
+``transform_query`` does. Recall@100 of the true dense neighbours of held-out queries; code-to-code cosine and the
+complete query stand beside them.
 
     python benchmarks/query_expansion.py --data docstring_lsa embeddings.npy --out results --figure curve.png
 """
@@ -17,14 +18,19 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from _common import Array, code_neighbors, cosine_neighbors, environment, recall, unit_codes, write_json
+from _common import Array, code_neighbors, cosine_neighbors, environment, recall, unit_codes, unit_rows, write_json
 from _data import DEFAULT_CACHE_DIR, N_QUERIES, checksum, load, split
 
 from skcompressae import CompresSAETransformer
 
 N_NEIGHBORS = 100
-RULES = {"|t|": 0.0, "|t| sqrt(rms)": 0.5, "|t| rms": 1.0}  # power of rms_j that weighs |t_j|
-COLORS = {"|t|": "#E69F00", "|t| sqrt(rms)": "#0072B2", "|t| rms": "#009E73"}  # Okabe and Ito
+# What weighs |t_j|: the powers of rms_j and |p_j|, and a colour of Okabe and Ito's.
+RULES = {
+    "|t|": (0.0, 0.0, "#E69F00"),
+    "|t| rms": (1.0, 0.0, "#009E73"),
+    "|t| sqrt(rms)": (0.5, 0.0, "#D55E00"),
+    "|t| sqrt(rms) |p|^0.25": (0.5, 0.25, "#0072B2"),
+}
 
 
 def cut(T: Array, importance: Array, n_nonzero: int) -> sp.csr_matrix:
@@ -50,9 +56,10 @@ def measure(name: str, X: Array, options: argparse.Namespace) -> dict[str, Any]:
         return recall(code_neighbors(queries, documents, N_NEIGHBORS), true, N_NEIGHBORS)
 
     T = model.transform_query(data.queries).toarray()
+    P = np.abs(unit_rows(data.queries) @ model.encoder_weights_.T + model.encoder_bias_)
     rows = [
-        {"rule": rule, "n_nonzero": n, "recall_at_100": score(cut(T, model.latent_rms_**power, n), stored)}
-        for rule, power in RULES.items()
+        {"rule": rule, "n_nonzero": n, "recall_at_100": score(cut(T, model.latent_rms_**of_rms * P**of_p, n), stored)}
+        for rule, (of_rms, of_p, _) in RULES.items()
         for n in sorted({min(n, options.n_components) for n in options.n_nonzeros})
     ]
     result = {
@@ -72,9 +79,9 @@ def write_figure(results: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(4.6 * len(results), 4.2), layout="constrained")
     axes = figure.subplots(1, len(results), squeeze=False, sharey=True)[0]
     for axis, result in zip(axes, results, strict=True):
-        for rule in RULES:
+        for rule, (_, _, color) in RULES.items():
             points = [(row["n_nonzero"], row["recall_at_100"]) for row in result["rows"] if row["rule"] == rule]
-            axis.plot(*zip(*points, strict=True), marker="o", color=COLORS[rule], label=f"largest {rule}")
+            axis.plot(*zip(*points, strict=True), marker="o", color=color, label=f"largest {rule}")
         axis.axhline(result["complete"], color="#444444", linestyle="--", label="complete query")
         axis.axhline(result["code_to_code"], color="#999999", linestyle=":", label="code to code (query compressed)")
         axis.set_xscale("log", base=2)

@@ -139,9 +139,9 @@ class CompresSAEModule(Module):
         >>> compressor = CompresSAETransformer(n_components=16, k=3, max_iter=5, random_state=0).fit(X)
         >>> module = CompresSAEModule.from_compressor(compressor)
         >>> module
-        CompresSAEModule(n_features=8, n_components=16, k=3, coding='least_squares', norm='input')
+        CompresSAEModule(n_features=8, n_components=16, k=3, coding='pursuit', norm='input')
         >>> CompresSAEModule.from_compressor(compressor.set_params(k=2, norm="unit"))
-        CompresSAEModule(n_features=8, n_components=16, k=2, coding='least_squares', norm='unit')
+        CompresSAEModule(n_features=8, n_components=16, k=2, coding='pursuit', norm='unit')
         """
         check_compressor(model)
         model._check_encoding_parameters()
@@ -324,7 +324,7 @@ class CompresSAEModule(Module):
         >>> module = CompresSAEModule.from_compressor(compressor)
         >>> config = module.get_config_dict()
         >>> {name: config[name] for name in ("n_components", "n_features", "k", "coding", "norm")}
-        {'n_components': 16, 'n_features': 8, 'k': 3, 'coding': 'least_squares', 'norm': 'input'}
+        {'n_components': 16, 'n_features': 8, 'k': 3, 'coding': 'pursuit', 'norm': 'input'}
         """
         n_components, n_features = self.components.shape
         return {

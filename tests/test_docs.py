@@ -179,6 +179,22 @@ def test_tables_hold_what_the_results_say(docs_module, tmp_path):
     assert all(name in results.describe(study) for name in ("one.json", "two.json", "hybrid-t.json"))
 
 
+def test_margins_are_over_the_paper_at_equal_k_and_mean_over_seeds(docs_module):
+    results = docs_module("results")
+    modes = ("sparse", "sparse_query128", "reconstructed", "asymmetric", "asymmetric_dot")
+
+    def rows(method, k, seed, recalls):
+        shared = {"method": method, "params": {"k": k}, "seed": seed, "dead_fraction": 0.01 * seed}
+        return [{**shared, "mode": mode, "recall_at_100": r} for mode, r in zip(modes, recalls, strict=True)]
+
+    measured = rows("ours", 8, 0, (0.5, 0.6, 0.7, 0.8, 0.9)) + rows("ours", 8, 1, (0.6, 0.6, 0.7, 0.8, 0.9))
+    measured += rows("paper", 8, 0, (0.4, 0.9, 0.5, 0.9, 0.9)) + rows("ours", 16, 0, (1, 1, 1, 1, 1))
+    study = {"data": {"name": "t"}, "results": [*measured, {"method": "pq", "params": {}}]}
+    lines = results.margins_table([study]).splitlines()
+    cells = "0.550 (+0.150) | 0.600 (+0.200) | 0.700 (+0.200) | 0.800 (+0.300) | 0.900 (+0.400)"
+    assert lines[2:] == [f"| t | 8 | {cells} | 1.0% |"]  # at k = 16 there is nothing to compare with
+
+
 def test_links_that_lead_nowhere_are_found(docs_module, tmp_path):
     check_links = docs_module("check_links")
     (tmp_path / "a.html").write_text('<a id="x" href="b.html#y">1</a><a href="https://example.org/">2</a>')

@@ -15,7 +15,7 @@ from documented_examples import code_blocks
 
 from skcompressae._cli._main import make_parser
 
-PAGES = sorted([*DOCS.glob("*.md"), *DOCS.glob("[!_]*/*.md")])
+PAGES = sorted([ROOT / "README.md", *DOCS.glob("*.md"), *DOCS.glob("[!_]*/*.md")])
 PAGES = [page for page in PAGES if "generated" not in page.parts]
 PYTHON = [page for page in PAGES if code_blocks(page, "python")]
 SHELL = [page for page in PAGES if re.search(r"^skcompressae ", "\n".join(code_blocks(page, "sh")), flags=re.MULTILINE)]
