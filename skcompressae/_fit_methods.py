@@ -104,7 +104,6 @@ class FitMethodsMixin(TransformMethodsMixin):
         is_warm = self.warm_start and hasattr(self, "components_")
         rows = self._check_rows(X, reset=not is_warm)
         random_state = check_random_state(self.random_state)
-        schedule = self._schedule()
         if is_warm:
             self._check_width_unchanged()
         checkpoint = self._open_checkpoint(rows, is_warm=is_warm)
@@ -114,7 +113,7 @@ class FitMethodsMixin(TransformMethodsMixin):
                 random_state = np.random.RandomState()  # NumPy's global one is not ours to set back
             random_state.set_state(saved.split_start)
             state, has_mean_latent = saved.state, saved.has_mean_latent
-            logger.info("fit goes on after step %d of %d", state.n_steps, schedule.max_iter)
+            logger.info("fit goes on after step %d of %d", state.n_steps, self._resolved("max_iter"))
         else:
             if is_warm:
                 weights, has_mean_latent = self._weights().copy(), self.has_mean_latent_
@@ -125,6 +124,7 @@ class FitMethodsMixin(TransformMethodsMixin):
         split_start = random_state.get_state(legacy=False)
         training, validation = split_rows(len(rows), self.validation_fraction, random_state)
         settings = self._step_settings(len(training), has_mean_latent)
+        schedule = self._schedule(settings)
         early_stopping = self._resolved("early_stopping") and len(validation) > 0
 
         def save(state: TrainingState) -> None:
@@ -217,7 +217,7 @@ class FitMethodsMixin(TransformMethodsMixin):
         training = np.arange(len(rows))
         settings = self._step_settings(len(rows), has_mean_latent)
         n_steps = -(-len(rows) // settings.batch_size)
-        rate = float(self._resolved("learning_rate"))
+        rate = self._peak_learning_rate(settings)
         if self.learning_rate == "auto" and self._resolved("learning_rate_schedule") != "constant":
             rate *= _STREAMED_RATE
         schedule = Schedule(rate, "constant", 0.0, n_steps)
@@ -248,9 +248,14 @@ class FitMethodsMixin(TransformMethodsMixin):
                 "model; training can only continue at the same width. Fit a clone for another width."
             )
 
-    def _schedule(self) -> Schedule:
+    def _peak_learning_rate(self, settings: StepSettings) -> float:
+        if self.learning_rate != "auto":
+            return float(self.learning_rate)
+        return RECIPES[self.recipe].learning_rate_for(settings.batch_size * settings.n_active / self.n_components)
+
+    def _schedule(self, settings: StepSettings) -> Schedule:
         return Schedule(
-            float(self._resolved("learning_rate")),
+            self._peak_learning_rate(settings),
             self._resolved("learning_rate_schedule"),
             float(self._resolved("warmup_fraction")),
             int(self._resolved("max_iter")),
@@ -278,6 +283,7 @@ class FitMethodsMixin(TransformMethodsMixin):
             keeps_mean_latent=has_mean_latent,
             neighborhood_weight=float(self._resolved("neighborhood_weight")),
             beta2=RECIPES[self.recipe].beta2,
+            rests_idle=RECIPES[self.recipe].rests_idle,
             is_nested=self.nested,
         )
 

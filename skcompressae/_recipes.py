@@ -12,21 +12,32 @@ class Recipe:
     """Defaults of one way to train; `docs/recipes.md` says where each figure comes from."""
 
     init: str
-    learning_rate: float
+    learning_rate: float  # the peak, where a latent is used often enough
     learning_rate_schedule: str
     warmup_fraction: float
     max_iter: int
     batch_size: int
     beta2: float  # decay of Adam's second moments
+    rests_idle: bool  # whether latents that a batch does not use stay where they are
     coding: str
     early_stopping: bool
     neighborhood_weight: float
 
+    # Uses of a latent by a batch, on average, from which on the learning rate is the full one; 0: always.
+    full_rate_uses: float
     min_batches_per_epoch: int  # smaller batches where the training set is small, so that an epoch is several steps
 
     def batch_size_for(self, n_rows: int) -> int:
         """Return the batch size for a training set of `n_rows` rows."""
         return max(1, min(self.batch_size, n_rows, max(64, n_rows // self.min_batches_per_epoch)))
+
+    def learning_rate_for(self, n_uses: float) -> float:
+        """Return the peak learning rate where a batch uses a latent `n_uses` times on average.
+
+        Fewer rows behind a gradient are a noisier gradient, which the square root keeps in proportion.
+        """
+        share = n_uses / self.full_rate_uses if self.full_rate_uses else 1.0
+        return self.learning_rate * min(1.0, share**0.5)
 
 
 RECIPES = {
@@ -38,9 +49,11 @@ RECIPES = {
         max_iter=2000,
         batch_size=1024,
         beta2=0.99,
+        rests_idle=True,
         coding="pursuit",
         early_stopping=False,
         neighborhood_weight=1.0,
+        full_rate_uses=96.0,
         min_batches_per_epoch=16,
     ),
     # Kasalicky et al. (2025), section 4: Adam, batches of 100,000, 500 steps. The paper names no learning rate; 1e-3
@@ -53,9 +66,11 @@ RECIPES = {
         max_iter=500,
         batch_size=100_000,
         beta2=0.999,
+        rests_idle=False,
         coding="activations",
         early_stopping=False,
         neighborhood_weight=0.0,
+        full_rate_uses=0.0,
         min_batches_per_epoch=1,
     ),
 }

@@ -267,6 +267,7 @@ def run_engine(engine_type, rows, weights, n_steps, settings, *device):
 @pytest.mark.parametrize(("neighborhood_weight", "is_nested"), [(0.0, False), (0.1, False), (0.1, True)])
 def test_torch_engine_agrees_with_the_cpu_engine(device, start, neighborhood_weight, is_nested):
     settings = replace(SETTINGS, neighborhood_weight=neighborhood_weight, neighborhood_rows=100, is_nested=is_nested)
+    settings = replace(settings, rests_idle=is_nested)
     rows = make_embeddings(n_rows=500)
     if start == "data":
         weights = Weights(*data_weights(unit_rows(rows)[0], 64, 0.5, np.random.RandomState(1)))
@@ -288,6 +289,30 @@ def test_torch_engine_agrees_with_the_cpu_engine(device, start, neighborhood_wei
     evaluated = [engine.losses(np.arange(len(rows))) for engine in (cpu, other)]
     assert evaluated[0].cosine == pytest.approx(evaluated[1].cosine, abs=2e-5)
     assert cpu.current_moments().n_steps == other.current_moments().n_steps == 6
+
+
+@pytest.mark.parametrize("engine_type", [CpuEngine, TorchEngine])
+@pytest.mark.parametrize("rests_idle", [True, False])
+def test_latents_that_a_batch_does_not_use_rest(engine_type, rests_idle):
+    settings = replace(SETTINGS, k=1, n_active=2, batch_size=8, rests_idle=rests_idle)
+    rows = make_embeddings(n_rows=200)
+    weights = Weights(*kaiming_weights(rows.shape[1], 64, np.random.RandomState(1)))
+    device = [torch.device("cpu")] if engine_type is TorchEngine else []
+    engine = engine_type(rows, weights.copy(), Moments.zeros_like(weights), settings, *device)
+    engine.step(np.arange(8), 1e-2)
+    before, moments = engine.current_weights().copy(), [array.copy() for array in engine.current_moments().arrays]
+    engine.step(np.arange(8, 16), 1e-2)
+    after = engine.current_weights()
+    activations = unit_rows(rows[8:16])[0] @ before.encoder.T + before.bias
+    idle = np.setdiff1d(np.arange(64), np.argsort(-abs(activations), axis=1)[:, :2])
+    moved = idle[abs(before.encoder[idle] - weights.encoder[idle]).max(axis=1) > 0]  # by the first batch
+    assert len(moved) > 0
+    assert len(idle) < 64
+    for array, earlier in zip((after.encoder, after.bias), (before.encoder, before.bias), strict=True):
+        assert np.array_equal(array[idle], earlier[idle]) == rests_idle
+        assert not np.isclose(array, earlier, atol=1e-5).all()
+    for array, earlier in zip(engine.current_moments().arrays, moments, strict=True):
+        assert np.array_equal(array[:, moved], earlier[:, moved]) == rests_idle
 
 
 def test_nested_training_visits_smaller_k_in_turn():

@@ -200,6 +200,22 @@ def test_explicit_parameters_override_the_recipe(embeddings, monkeypatch):
         assert rates[-1] > 0
 
 
+@pytest.mark.filterwarnings("ignore::skcompressae.exceptions.DeadLatentsWarning")
+def test_the_rate_falls_with_the_root_of_uses_below_96(embeddings, monkeypatch):
+    steps = record_steps(monkeypatch)
+    for params, peak in (
+        ({"batch_size": 350, "n_components": 50}, 6e-3),  # 350 * 16 / 50 uses of a latent
+        ({"batch_size": 75, "n_components": 50}, 3e-3),
+        ({"batch_size": 75, "n_components": 50, "recipe": "paper"}, 1e-3),
+    ):
+        steps.clear()
+        small(**params, warmup_fraction=0, learning_rate_schedule="constant").fit(embeddings)
+        assert [rate for _, rate in steps] == pytest.approx([peak] * 30)
+    steps.clear()
+    small(batch_size=75, n_components=50).partial_fit(embeddings[:300])
+    assert [rate for _, rate in steps] == pytest.approx([1.5e-3] * 4)
+
+
 def test_an_epoch_visits_rows_without_replacement(embeddings, monkeypatch):
     steps = record_steps(monkeypatch)
     small(batch_size=95, max_iter=4, early_stopping=False).fit(embeddings)

@@ -49,11 +49,14 @@ def _apply_adam_rows(
     decoder_moments: Any,
     rates: Any,
     keeps_mean_latent: bool,
+    rests_idle: bool,
     start: int,
     stop: int,
 ) -> None:
     mean_direction = decoder[0]
     for latent in range(start, stop):
+        if rests_idle and bias_gradient[latent] == 0:
+            continue
         row, gradient = decoder[latent], decoder_gradient[latent]
         encoder_row, encoder_slope = encoder[latent], encoder_gradient[latent]
         is_mean = keeps_mean_latent and latent == 0
@@ -90,6 +93,7 @@ def apply_adam(
     rates: FloatArray,
     *,
     keeps_mean_latent: bool = False,
+    rests_idle: bool = False,
     n_threads: int,
 ) -> None:
     """Apply one Adam step to the encoder, its bias and the decoder, and normalise the decoder rows, in place.
@@ -106,11 +110,14 @@ def apply_adam(
         correction, epsilon (Kingma and Ba 2015, algorithm 1, in PyTorch's arrangement).
     keeps_mean_latent : bool, default=False
         Leave decoder row 0 as it is and keep every other one, and the encoder rows beside them, orthogonal to it.
+    rests_idle : bool, default=False
+        Leave a latent that has no gradient as it is, weights and moments. Otherwise its momentum carries it on, the
+        further the rarer it is used (its second moments have decayed by then), until no row uses it any more.
     n_threads : int
     """
     run_blocks(
         lambda start, stop: _apply_adam_rows(
-            *parameters, *gradients, *moments, rates, keeps_mean_latent, start, stop
+            *parameters, *gradients, *moments, rates, keeps_mean_latent, rests_idle, start, stop
         ),
         len(parameters[1]),
         64,

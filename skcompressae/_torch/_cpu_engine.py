@@ -134,6 +134,7 @@ class CpuEngine:
             self._moments.arrays,
             adam_rates(learning_rate, self._settings, self._moments.n_steps),
             keeps_mean_latent=self._settings.keeps_mean_latent,
+            rests_idle=self._settings.rests_idle,
             n_threads=self._n_threads,
         )
         if self._pre_activations is not None:

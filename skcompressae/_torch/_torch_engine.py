@@ -212,11 +212,13 @@ class TorchEngine:
         if settings.keeps_mean_latent:
             for gradient in (self._gradients[0], self._gradients[2]):
                 _take_out(gradient[1:], mean_direction)
+        is_used = (self._gradients[1] != 0).float() if settings.rests_idle else torch.ones_like(self._gradients[1])
         for parameter, gradient, moments in zip(self._parameters, self._gradients, self._moments, strict=True):
-            moments[0].lerp_(gradient, 1 - settings.beta1)
-            moments[1].mul_(settings.beta2).addcmul_(gradient, gradient, value=1 - settings.beta2)
+            moves = is_used.reshape(-1, *[1] * (gradient.ndim - 1))
+            moments[0].lerp_(gradient, (1 - settings.beta1) * moves)
+            moments[1].lerp_(gradient * gradient, (1 - settings.beta2) * moves)
             denominator = moments[1].sqrt().mul_(rates[1]).add_(settings.epsilon)
-            parameter.sub_((moments[0] / denominator).mul_(rates[0]))
+            parameter.sub_((moments[0] / denominator).mul_(rates[0] * moves))
         if settings.keeps_mean_latent:
             decoder[0] = mean_direction
             for parameter in (self._parameters[0], decoder):

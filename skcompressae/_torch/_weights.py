@@ -84,6 +84,8 @@ class StepSettings:
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
+    # Latents that no row of a batch uses keep their weights and moments; see `apply_adam`.
+    rests_idle: bool = False
     # Train for k, k/2, k/4 and k/8 in turn, one of them each step.
     is_nested: bool = False
 
