@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import lru_cache
 from numbers import Integral
 from typing import Any
 
@@ -28,6 +29,16 @@ _QUANTIZER_ROWS = 4096
 _ENCODING_PARAMETERS = (
     "k", "recipe", "coding", "candidate_factor", "norm", "precision", "sparse_output", "device",
 )  # fmt: skip
+
+
+# An online service encodes row after row with the same parameters. Typed: 1 and 1.0 are equal, and not both valid.
+@lru_cache(maxsize=64, typed=True)
+def _validate_encoding_parameters(owner: Any, *values: Any) -> None:
+    validate_parameter_constraints(
+        {name: owner._parameter_constraints[name] for name in _ENCODING_PARAMETERS},
+        dict(zip(_ENCODING_PARAMETERS, values, strict=True)),
+        caller_name=owner.__name__,
+    )
 
 
 # TransformerMixin must be a base of the class that defines `transform`: only there is it wrapped for `set_output`.
@@ -344,11 +355,13 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
 
     def _check_encoding_parameters(self) -> None:
         """Validate the parameters that may change after fit; all 25 would take longer than encoding a row."""
-        validate_parameter_constraints(
-            {name: self._parameter_constraints[name] for name in _ENCODING_PARAMETERS},
-            {name: getattr(self, name) for name in _ENCODING_PARAMETERS},
-            caller_name=type(self).__name__,
-        )
+        values = tuple(getattr(self, name) for name in _ENCODING_PARAMETERS)
+        try:
+            hash(values)
+        except TypeError:  # some array or list: refused
+            _validate_encoding_parameters.__wrapped__(type(self), *values)
+        else:
+            _validate_encoding_parameters(type(self), *values)
 
     def _resolved(self, name: str) -> Any:
         value = getattr(self, name)

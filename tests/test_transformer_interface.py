@@ -143,6 +143,10 @@ def test_parameters_changed_after_fitting_are_checked_too(fitted, embeddings):
     for method in (estimator.transform, estimator.score):
         with pytest.raises(ValueError, match="'k' parameter of CompresSAETransformer"):
             method(embeddings)
+    estimator.set_params(k=1).transform(embeddings)
+    for no_k in (1.0, [1], np.ones(2)):  # one equal to what was valid, two that no cache can hold
+        with pytest.raises(ValueError, match="'k' parameter of CompresSAETransformer"):
+            estimator.set_params(k=no_k).transform(embeddings)
     with pytest.raises(ValueError, match="n_nonzero == 0, must be >= 1"):
         fitted.transform_query(embeddings, n_nonzero=0)
     with pytest.raises(TypeError, match="n_nonzero must be an instance of int"):
