@@ -13,7 +13,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from skcompressae._core._packing import COUNTING_LIMIT, sort_ascending
-from skcompressae._core._rank_vectors import count_larger, count_smaller
+from skcompressae._core._rank_vectors import count_larger, count_smaller, count_thresholds
 from skcompressae._core._search_vectors import VECTOR
 
 __all__ = ["MAX_SCALE", "MIN_SCALE", "PACK_ERRORS", "pack_ranked", "pack_uniform"]
@@ -168,6 +168,22 @@ def _emit(
 
 
 @njit(cache=True, nogil=True)
+def _lay_out(thresholds: Array) -> tuple[Array, Array]:
+    """Return the thresholds of every rank as `count_thresholds` reads them."""
+    k, n = thresholds.shape
+    n_coarse = n // VECTOR
+    coarse = np.full((n_coarse, k + VECTOR), np.inf, np.float32)
+    fine = np.full((k, VECTOR * (n_coarse + 1)), np.inf, np.float32)
+    for j in range(k):
+        for t in range(n):
+            fine[j, t] = thresholds[j, t]
+        for t in range(n_coarse):
+            coarse[t, j] = thresholds[j, VECTOR * t + VECTOR - 1]
+    return coarse, fine
+
+
+# error_model: a division that may raise keeps the loop over the levels from becoming vector instructions
+@njit(cache=True, nogil=True, error_model="numpy")
 def _represent(
     magnitudes: Array,
     n: int,
@@ -278,8 +294,9 @@ def pack_ranked(
     other = np.empty(max(k, 1), np.int64)
     magnitudes = np.empty(max(k, 1), np.float32)
     products = np.empty(max(k, 1), np.float32)
-    nearest = np.empty(max(k, 1), np.int32)
-    by_level = np.ascontiguousarray(thresholds.T)
+    relative = np.empty(k + VECTOR, np.float32)
+    nearest = np.empty(k + VECTOR, np.int32)
+    coarse, fine = _lay_out(thresholds)
     magnitude_bits = magnitudes.view(np.uint32)
     product_bits = products.view(np.uint32)
     f32 = np.empty(2, np.float32)
@@ -302,15 +319,9 @@ def pack_ranked(
         stored = _represent(magnitudes, n, levels, thresholds, levels.shape[1], codes, f32, u32)
         if stored < 0:
             inverse = np.float32(1.0 / np.sqrt(_dot(magnitudes, magnitudes, n) / n))
-            if by_level.shape[0] <= 15:
-                for j in range(n):
-                    nearest[j] = np.int32(0)
-                for t in range(by_level.shape[0]):
-                    for j in range(n):
-                        nearest[j] += np.int32(magnitudes[j] * inverse > by_level[t, j])
-            else:
-                for j in range(n):
-                    nearest[j] = _nearest(magnitudes[j] * inverse, thresholds, j)
+            for j in range(n):
+                relative[j] = magnitudes[j] * inverse
+            count_thresholds(relative, n, coarse, fine, nearest)
             n_rising = np.int32(0)
             for j in range(n):
                 codes[j] = nearest[j]
