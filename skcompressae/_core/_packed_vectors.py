@@ -23,7 +23,15 @@ from numba.extending import intrinsic
 
 from skcompressae._core._search_vectors import VECTOR, prefetch, splat, sum_lanes
 
-__all__ = ["MAX_SELECT_BITS", "MAX_VECTOR_WORD_BITS", "READ_AHEAD", "load_bits", "score_words", "unpack_words"]
+__all__ = [
+    "MAX_SELECT_BITS",
+    "MAX_VECTOR_WORD_BITS",
+    "READ_AHEAD",
+    "load_bits",
+    "score_words",
+    "store_bits",
+    "unpack_words",
+]
 
 # A word and the bits before it in its first byte must fit a 32-bit lane.
 MAX_VECTOR_WORD_BITS = 25
@@ -115,6 +123,19 @@ def load_bits(typingctx: Any, rows: Any, position: Any) -> Any:
         return builder.load(place, align=1)
 
     return types.uint64(rows, types.intp), codegen
+
+
+@intrinsic
+def store_bits(typingctx: Any, rows: Any, position: Any, bits: Any) -> Any:
+    """Write a uint64 to the eight bytes at `position`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        place = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(64).as_pointer())
+        builder.store(args[2], place, align=1)
+        return context.get_dummy_value()
+
+    return types.void(rows, types.intp, types.uint64), codegen
 
 
 @intrinsic(prefer_literal=True)
