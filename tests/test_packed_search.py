@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from skcompressae._core._packed_search import packed_kernels
+from skcompressae._core._packed_search import vector_levels
 from skcompressae._core._search import search
 from skcompressae._core._search_store import PackedStore, PostingStore, make_chunk
 from skcompressae._neighbors import CodeNearestNeighbors
 from skcompressae.exceptions import CodesFormatError
-from skcompressae.packed import PackedCodes, ResidualQuantizer
+from skcompressae.packed import PackedCodes, ResidualQuantizer, ValueQuantizer
 
 
 def ragged_codes(rng, n_rows, m, k):
@@ -42,7 +42,7 @@ def model(rng, n_rows=300, m=60, k=5, d=12):
         (16, 1, 4, "ranked"),  # one word a row
         (50, 3, 1, "ranked"),  # 7-bit words, one magnitude
         (2048, 20, 4, "ranked"),  # 15-bit words, k no multiple of 16
-        (4096, 17, 6, "ranked"),  # 18-bit words, levels looked up
+        (4096, 17, 6, "ranked"),  # 18-bit words, five parts of a grid
         (70000, 5, 8, "uniform"),  # 25-bit words: the widest that fit a lane
         (1 << 20, 6, 8, "uniform"),  # 28-bit words: unpacked block by block
     ],
@@ -52,7 +52,7 @@ def test_packed_rows_find_what_float64_finds(m, k, value_bits, kind, n_queries):
     rng = np.random.default_rng(m + k)
     codes = ragged_codes(rng, 150, m, k)
     packed = PackedCodes.pack(codes, value_bits=value_bits, kind=kind, k=k)
-    assert (packed_kernels(packed.word_bits, value_bits, kind == "uniform") is None) == (packed.word_bits > 25)
+    assert (PackedStore(packed).kernels is None) == (packed.word_bits > 25)
     targets = rng.standard_normal((m, n_queries)).astype(np.float32)
     exclude = rng.integers(-1, 150, n_queries)
     chunks = [make_chunk(PackedStore(packed[a:b]), metric="cosine") for a, b in ((0, 40), (40, 41), (41, 150))]
@@ -65,6 +65,20 @@ def test_packed_rows_find_what_float64_finds(m, k, value_bits, kind, n_queries):
     # rows differ only where float64 sums in another order tie
     np.testing.assert_allclose(np.take_along_axis(expected, rows, axis=1), scores, rtol=0, atol=1e-13)
     assert all(len(set(row)) == 60 for row in rows)
+
+
+@pytest.mark.parametrize("n_queries", [1, 3])
+def test_codebooks_that_are_no_windows_into_one_grid_are_looked_up(n_queries):
+    """A codebook made by hand need not be windows; search must not take it for one."""
+    rng = np.random.default_rng(0)
+    codes = ragged_codes(rng, 80, 40, 3)
+    quantizer = ValueQuantizer("ranked", 2, np.array([[2.0, 4.0], [1.0, 3.0], [1.0, 2.0]], np.float32))
+    packed = PackedCodes.pack(codes, quantizer=quantizer)
+    assert vector_levels(packed.signed_levels, 3, is_uniform=False)[1] == "lookup"
+    targets = rng.standard_normal((40, n_queries)).astype(np.float32)
+    scores, _ = search([make_chunk(PackedStore(packed), metric="dot")], targets, 20)
+    expected = -np.sort(-(packed.to_csr().astype(np.float64) @ targets.astype(np.float64)).T, axis=1)[:, :20]
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-13)
 
 
 def test_scores_that_float32_cannot_tell_apart_and_a_strided_slice():

@@ -12,8 +12,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from skcompressae._core._packing import COUNTING_LIMIT, sort_ascending
-from skcompressae._core._rank_vectors import count_larger, count_smaller
+from skcompressae._core._pack_entries import emit, gather, has_duplicate, sort_descending
+from skcompressae._core._rank_vectors import count_thresholds
 from skcompressae._core._search_vectors import VECTOR
 
 __all__ = ["MAX_SCALE", "MIN_SCALE", "PACK_ERRORS", "pack_ranked", "pack_uniform"]
@@ -31,32 +31,6 @@ PACK_ERRORS = {
     4: "have more nonzeros than the store's k",
     5: "hold an index twice",
 }
-
-
-@njit(cache=True, nogil=True)
-def _sort_descending(keys: Array, n: int, out: Array, high: Array, rank: Array) -> None:
-    """Sort ``keys[:n]``, all different, into ``out[:n]``."""
-    if n > COUNTING_LIMIT:
-        sort_ascending(keys, n)
-        for i in range(n):
-            out[i] = keys[n - 1 - i]
-        return
-    # 32-bit lanes hold the magnitude alone; equal ones give equal ranks, which the sum of all ranks betrays
-    for i in range(n):
-        high[i] = np.int32(keys[i] >> np.uint64(32))
-    count_larger(high, n, rank)
-    total: Any = 0
-    for i in range(n):
-        total += rank[i]
-        out[np.uint64(rank[i])] = keys[i]
-    if 2 * total == n * (n - 1):
-        return
-    for i in range(n):
-        key = keys[i]
-        larger64 = np.int64(0)
-        for j in range(n):
-            larger64 += np.int64(keys[j] > key)
-        out[np.uint64(larger64)] = key
 
 
 @njit(cache=True, nogil=True)
@@ -78,96 +52,22 @@ def _dot(a: Array, b: Array, n: int) -> float:
 
 
 @njit(cache=True, nogil=True)
-def _gather(
-    indices: Array,
-    value_bits_view: Array,
-    start: int,
-    stop: int,
-    k: int,
-    n_components: int,
-    keys: Array,
-) -> tuple[int, int]:
-    """Collect the nonzeros of a row as sort keys ``magnitude << 32 | ~index << 1 | sign``; return count, error."""
-    n = 0
-    for p in range(start, stop):
-        raw = value_bits_view[p]
-        magnitude = raw & np.uint32(0x7FFFFFFF)
-        if magnitude == 0:
-            continue
-        if magnitude >= np.uint32(0x7F800000):
-            return n, 1
-        index = np.int64(indices[p])
-        if index < 0 or index >= n_components:
-            return n, 3
-        if n == k:
-            return n, 4
-        keys[n] = (
-            (np.uint64(magnitude) << np.uint64(32))
-            | (np.uint64(0x7FFFFFFF - index) << np.uint64(1))
-            | np.uint64(raw >> np.uint32(31))
-        )
-        n += 1
-    return n, 0
+def _lay_out(thresholds: Array) -> tuple[Array, Array]:
+    """Return the thresholds of every rank as `count_thresholds` reads them."""
+    k, n = thresholds.shape
+    n_coarse = n // VECTOR
+    coarse = np.full((n_coarse, k + VECTOR), np.inf, np.float32)
+    fine = np.full((k, VECTOR * (n_coarse + 1)), np.inf, np.float32)
+    for j in range(k):
+        for t in range(n):
+            fine[j, t] = thresholds[j, t]
+        for t in range(n_coarse):
+            coarse[t, j] = thresholds[j, VECTOR * t + VECTOR - 1]
+    return coarse, fine
 
 
-@njit(cache=True, nogil=True)
-def _has_duplicate(keys: Array, n: int, flat: Array) -> bool:
-    for i in range(n):
-        flat[i] = keys[i] & np.uint64(0xFFFFFFFE)
-    if n > COUNTING_LIMIT:
-        sort_ascending(flat, n)
-        repeated = 0
-        for i in range(1, n):
-            repeated += int(flat[i] == flat[i - 1])
-        return repeated > 0
-    same: Any = 0
-    for i in range(n):
-        for j in range(n):
-            same += np.int64(flat[i] == flat[j])
-    return same != n
-
-
-@njit(cache=True, nogil=True)
-def _emit(
-    keys: Array,
-    ordered: Array,
-    high: Array,
-    rank: Array,
-    codes: Array,
-    product_bits: Array,
-    n: int,
-    value_bits: int,
-    out_row: Array,
-) -> None:
-    """Write the words of a row; entries whose products tie are put in order of their index first."""
-    n_ties = np.int32(0)
-    for j in range(1, n):
-        n_ties += np.int32(product_bits[j] == product_bits[j - 1])
-    if n_ties > 0 and n <= COUNTING_LIMIT:
-        # 7 bits number the run of equal products, 20 hold the index: all keys differ
-        run = np.int32(0)
-        for j in range(n):
-            run += np.int32(j > 0 and product_bits[j] != product_bits[j - 1])
-            index = np.uint64(0x7FFFFFFF) - ((ordered[j] >> np.uint64(1)) & np.uint64(0x7FFFFFFF))
-            high[j] = (run << np.int32(20)) | np.int32(index)
-            keys[j] = ordered[j]
-        count_smaller(high, n, rank)
-        for j in range(n):
-            ordered[np.uint64(rank[j])] = keys[j]
-    elif n_ties > 0:
-        low = np.uint64(0xFFFFFFFF)
-        for j in range(n):
-            keys[j] = (np.uint64(product_bits[j]) << np.uint64(32)) | (ordered[j] & low)
-        _sort_descending(keys, n, ordered, high, rank)
-    for j in range(n):
-        index = np.uint64(0x7FFFFFFF) - ((ordered[j] >> np.uint64(1)) & np.uint64(0x7FFFFFFF))
-        sign = ordered[j] & np.uint64(1)
-        out_row[j] = (index << np.uint64(value_bits)) | (sign << np.uint64(value_bits - 1)) | np.uint64(codes[j])
-    for j in range(n, out_row.shape[0]):
-        out_row[j] = out_row[n - 1]
-
-
-@njit(cache=True, nogil=True)
+# error_model: a division that may raise keeps the loop over the levels from becoming vector instructions
+@njit(cache=True, nogil=True, error_model="numpy")
 def _represent(
     magnitudes: Array,
     n: int,
@@ -242,9 +142,9 @@ def pack_ranked(
     n_components: int,
     levels: Array,
     thresholds: Array,
-    value_bits: int,
+    layout: tuple[int, int],
     check_duplicates: bool,
-    words: Array,
+    rows: Array,
     scales: Array,
 ) -> tuple[int, int]:
     """Pack rows with a codebook per rank; scales are relative to the root mean square of the row.
@@ -258,7 +158,10 @@ def pack_ranked(
     levels : float32 array of shape (k, n_levels)
         Magnitudes, strictly increasing along a row, nonincreasing down a column.
     thresholds : float32 array of shape (k, n_levels - 1)
-    words : unsigned array of shape (n, k), output
+    layout : tuple of int
+        Bits of a word and of a value.
+    check_duplicates : bool
+    rows : uint8 array of shape (n, row_bytes), output
     scales : uint16 array of shape (n,), output
 
     Returns
@@ -268,33 +171,36 @@ def pack_ranked(
     row : int
         The row of the error.
     """
-    k = words.shape[1]
+    k = levels.shape[0]
+    words = np.empty(k, np.uint64)
     keys = np.empty(max(k, 1), np.uint64)
     ordered = np.empty(max(k, 1), np.uint64)
     high = np.empty(k + VECTOR, np.int32)
     rank = np.empty(k + VECTOR, np.int32)
+    entries = np.empty(k + VECTOR, np.int32)
     flat = np.empty(max(k, 1), np.uint64)
     codes = np.empty(max(k, 1), np.int64)
     other = np.empty(max(k, 1), np.int64)
     magnitudes = np.empty(max(k, 1), np.float32)
     products = np.empty(max(k, 1), np.float32)
-    nearest = np.empty(max(k, 1), np.int32)
-    by_level = np.ascontiguousarray(thresholds.T)
+    relative = np.empty(k + VECTOR, np.float32)
+    nearest = np.empty(k + VECTOR, np.int32)
+    coarse, fine = _lay_out(thresholds)
     magnitude_bits = magnitudes.view(np.uint32)
     product_bits = products.view(np.uint32)
     f32 = np.empty(2, np.float32)
     u32 = f32.view(np.uint32)
-    for i in range(words.shape[0]):
-        n, error = _gather(indices, value_bits_view, indptr[i], indptr[i + 1], k, n_components, keys)
+    for i in range(rows.shape[0]):
+        n, error = gather(indices, value_bits_view, indptr[i], indptr[i + 1], k, n_components, keys)
         if error:
             return error, i
         if n == 0:
             scales[i] = 0
-            words[i, :] = 0
+            rows[i, :] = 0
             continue
-        if check_duplicates and _has_duplicate(keys, n, flat):
+        if check_duplicates and has_duplicate(keys, n, flat):
             return 5, i
-        _sort_descending(keys, n, ordered, high, rank)
+        sort_descending(keys, n, ordered, high, rank)
         for j in range(n):
             magnitude_bits[j] = np.uint32(ordered[j] >> np.uint64(32))
         if magnitudes[0] < MIN_SCALE or magnitudes[0] > MAX_SCALE:
@@ -302,15 +208,9 @@ def pack_ranked(
         stored = _represent(magnitudes, n, levels, thresholds, levels.shape[1], codes, f32, u32)
         if stored < 0:
             inverse = np.float32(1.0 / np.sqrt(_dot(magnitudes, magnitudes, n) / n))
-            if by_level.shape[0] <= 15:
-                for j in range(n):
-                    nearest[j] = np.int32(0)
-                for t in range(by_level.shape[0]):
-                    for j in range(n):
-                        nearest[j] += np.int32(magnitudes[j] * inverse > by_level[t, j])
-            else:
-                for j in range(n):
-                    nearest[j] = _nearest(magnitudes[j] * inverse, thresholds, j)
+            for j in range(n):
+                relative[j] = magnitudes[j] * inverse
+            count_thresholds(relative, n, coarse, fine, nearest)
             n_rising = np.int32(0)
             for j in range(n):
                 codes[j] = nearest[j]
@@ -343,7 +243,7 @@ def pack_ranked(
             for j in range(n):
                 products[j] = magnitudes[j]
         scales[i] = np.uint16(stored)
-        _emit(keys, ordered, high, rank, codes, product_bits, n, value_bits, words[i])
+        emit(keys, ordered, high, rank, entries, codes, product_bits, n, layout, words, rows[i])
     return 0, 0
 
 
@@ -354,38 +254,40 @@ def pack_uniform(
     value_bits_view: Array,
     n_components: int,
     n_levels: int,
-    value_bits: int,
+    k: int,
+    layout: tuple[int, int],
     check_duplicates: bool,
     is_narrow: bool,
-    words: Array,
+    rows: Array,
     scales: Array,
 ) -> tuple[int, int]:
     """Pack rows with equal steps of the row's largest magnitude; arguments and result as in `pack_ranked`.
 
     `scales` is float32; `is_narrow` rounds it upwards, so that no magnitude exceeds it, to what 16 bits can store.
     """
-    k = words.shape[1]
+    words = np.empty(k, np.uint64)
     keys = np.empty(max(k, 1), np.uint64)
     ordered = np.empty(max(k, 1), np.uint64)
     high = np.empty(k + VECTOR, np.int32)
     rank = np.empty(k + VECTOR, np.int32)
+    entries = np.empty(k + VECTOR, np.int32)
     flat = np.empty(max(k, 1), np.uint64)
     codes = np.empty(max(k, 1), np.int64)
     products = np.empty(max(k, 1), np.float32)
     product_bits = products.view(np.uint32)
     f32 = np.empty(2, np.float32)
     u32 = f32.view(np.uint32)
-    for i in range(words.shape[0]):
-        n, error = _gather(indices, value_bits_view, indptr[i], indptr[i + 1], k, n_components, keys)
+    for i in range(rows.shape[0]):
+        n, error = gather(indices, value_bits_view, indptr[i], indptr[i + 1], k, n_components, keys)
         if error:
             return error, i
         if n == 0:
             scales[i] = 0
-            words[i, :] = 0
+            rows[i, :] = 0
             continue
-        if check_duplicates and _has_duplicate(keys, n, flat):
+        if check_duplicates and has_duplicate(keys, n, flat):
             return 5, i
-        _sort_descending(keys, n, ordered, high, rank)
+        sort_descending(keys, n, ordered, high, rank)
         u32[0] = np.uint32(ordered[0] >> np.uint64(32))
         if f32[0] < MIN_SCALE or f32[0] > MAX_SCALE:
             return 2, i
@@ -400,5 +302,5 @@ def pack_uniform(
             codes[j] = c - 1
             f32[1] = np.float32(c / n_levels)
             products[j] = f32[1] * scale
-        _emit(keys, ordered, high, rank, codes, product_bits, n, value_bits, words[i])
+        emit(keys, ordered, high, rank, entries, codes, product_bits, n, layout, words, rows[i])
     return 0, 0

@@ -20,7 +20,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from skcompressae._core._packed_vectors import (
-    MAX_SELECT_BITS,
+    MAX_GRID_PARTS,
     MAX_VECTOR_WORD_BITS,
     READ_AHEAD,
     load_bits,
@@ -44,14 +44,28 @@ class PackedKernels(NamedTuple):
     wide: Any
 
 
-def vector_levels(signed_levels: NDArray[np.float32], k: int, *, is_uniform: bool) -> NDArray[np.float32]:
-    """Lay out a codebook, (n_ranks, 2**value_bits) with signs, for `unpack_words`: (n_blocks, n, 16)."""
-    n_magnitudes = signed_levels.shape[1] // 2
-    magnitudes = signed_levels[:, : 1 if is_uniform else n_magnitudes]
+def vector_levels(signed_levels: NDArray[np.float32], k: int, *, is_uniform: bool) -> tuple[NDArray[np.float32], str]:
+    """Lay out a codebook, (n_ranks, 2**value_bits) with signs, for `_packed_vectors`; return its method too."""
+    n_magnitudes = 1 if is_uniform else signed_levels.shape[1] // 2
     n_blocks = -(-k // VECTOR)
-    by_rank = np.zeros((n_blocks * VECTOR, magnitudes.shape[1]), np.float32)
-    by_rank[:k] = magnitudes
-    return np.ascontiguousarray(by_rank.reshape(n_blocks, VECTOR, -1).transpose(0, 2, 1))
+    by_rank = np.zeros((n_blocks * VECTOR, n_magnitudes), np.float32)
+    by_rank[:k] = signed_levels[:, :n_magnitudes]
+    if is_uniform:
+        return by_rank.reshape(n_blocks, 1, VECTOR), "linear"
+    blocks = by_rank.reshape(n_blocks, VECTOR, n_magnitudes)
+    exists = (np.arange(n_blocks * VECTOR) < k).reshape(n_blocks, VECTOR)
+    grids = [np.unique(block[real]) for block, real in zip(blocks, exists, strict=True)]
+    n_parts = -(-max(grid.size for grid in grids) // VECTOR)
+    laid_out = np.zeros((n_blocks, 1 + n_parts, VECTOR), np.float32)
+    is_grid = n_parts <= MAX_GRID_PARTS
+    for block, real, grid, rows in zip(blocks, exists, grids, laid_out, strict=True):
+        places = np.searchsorted(grid, block)
+        is_grid &= bool((np.diff(places[real], axis=1) == 1).all())
+        rows[0] = np.where(real, places[:, 0], VECTOR * n_parts).astype(np.int32).view(np.float32)
+        rows[1:].reshape(-1)[: grid.size] = grid
+    if is_grid:
+        return laid_out, f"grid{n_parts}"
+    return np.ascontiguousarray(blocks.transpose(0, 2, 1)), "lookup"
 
 
 @njit(cache=True, nogil=True)
@@ -90,14 +104,13 @@ def _clear_padding(rows: Any, first: int, k: int, word_bits: int, values: Any, p
 
 
 @lru_cache(maxsize=64)
-def packed_kernels(word_bits: int, value_bits: int, is_uniform: bool) -> PackedKernels | None:
+def packed_kernels(word_bits: int, value_bits: int, method: str) -> PackedKernels | None:
     """Return the kernels of a layout, each compiled at its first call; None if its words are too wide.
 
     They take `PackedStore.words_of` and what `scan_rows_single` and `scan_rows_wide` take after the three CSR arrays.
     """
     if word_bits > MAX_VECTOR_WORD_BITS:
         return None
-    method = "linear" if is_uniform else "select" if value_bits <= MAX_SELECT_BITS else "lookup"
     layout = (word_bits, value_bits)
 
     @njit(cache=True, nogil=True)

@@ -2,11 +2,13 @@
 
 Sixteen words of `word_bits` bits take ``2 * word_bits`` bytes, so every block of sixteen begins on a byte. One load and
 one constant shuffle bring the bytes of each word into a 32-bit lane; a constant shift and a mask leave the word. Its
-value comes from `levels`, float32 of shape (n_blocks, n, 16), lane by lane as ranks differ in their codebooks, zero in
-lanes above k; how depends on `method`:
+value comes from `levels`, float32 of shape (n_blocks, n, 16), lane by lane as ranks differ in their codebooks; how
+depends on `method`:
 
-- ``"select"``: n magnitudes; a tree of selections on the bits of the code (at most 16 magnitudes);
-- ``"lookup"``: n magnitudes; one load a lane;
+- ``"grid3"``, or another number: the codebooks of a block are windows into one ascending grid of that many parts of 16
+  magnitudes, n is one more. First the starts of the windows, int32 bits, beyond the grid in lanes above k, whose value
+  is then zero; then the grid. Each part is a vector register that the places of the lanes permute;
+- ``"lookup"``: any n magnitudes, zero in lanes above k; one load a lane;
 - ``"linear"``: n = 1, the step of equal steps: ``(code + 1) * step``.
 
 The sign bit of the word becomes the sign bit of the value. A block reads up to 64 bytes from its first.
@@ -23,12 +25,20 @@ from numba.extending import intrinsic
 
 from skcompressae._core._search_vectors import VECTOR, prefetch, splat, sum_lanes
 
-__all__ = ["MAX_SELECT_BITS", "MAX_VECTOR_WORD_BITS", "READ_AHEAD", "load_bits", "score_words", "unpack_words"]
+__all__ = [
+    "MAX_GRID_PARTS",
+    "MAX_VECTOR_WORD_BITS",
+    "READ_AHEAD",
+    "load_bits",
+    "score_words",
+    "store_bits",
+    "unpack_words",
+]
 
 # A word and the bits before it in its first byte must fit a 32-bit lane.
 MAX_VECTOR_WORD_BITS = 25
-# With 16 magnitudes a selection tree is still cheaper than sixteen loads.
-MAX_SELECT_BITS = 5
+# Eight permutations are still cheaper than sixteen loads; 18 (ranked codebooks of 8 bits) were not.
+MAX_GRID_PARTS = 8
 # Bytes that must be readable from the first byte of any block.
 READ_AHEAD = 64
 # Bytes that the scan of one query prefetches ahead.
@@ -73,12 +83,19 @@ def _values(builder: Any, words: Any, levels: Any, value_bits: int, method: str)
         return builder.load(builder.bitcast(place, vector.as_pointer()), align=4)
 
     code = builder.and_(words, same((1 << (value_bits - 1)) - 1))
-    if method == "select":
-        items = [magnitudes(i) for i in range(1 << (value_bits - 1))]
-        for bit in range(value_bits - 1):
-            is_set = builder.icmp_unsigned("!=", builder.and_(words, same(1 << bit)), same(0))
-            items = [builder.select(is_set, items[i + 1], items[i]) for i in range(0, len(items), 2)]
-        value = items[0]
+    if method.startswith("grid"):
+        first = builder.bitcast(levels, integers.as_pointer())
+        place = builder.add(code, builder.load(first, align=4))
+        part, inside = builder.lshr(place, same(4)), builder.and_(place, same(VECTOR - 1))
+        lanes = [ir.Constant(lane_type, lane) for lane in range(VECTOR)]
+        places = [builder.extract_element(inside, lane) for lane in lanes]
+        value = ir.Constant(vector, [0.0] * VECTOR)
+        for number in range(int(method[4:])):
+            # sixteen items chosen by sixteen places: LLVM makes it one permutation where the machine has that
+            grid, found = magnitudes(number + 1), ir.Constant(vector, ir.Undefined)
+            for lane, chosen in zip(lanes, places, strict=True):
+                found = builder.insert_element(found, builder.extract_element(grid, chosen), lane)
+            value = builder.select(builder.icmp_signed("==", part, same(number)), found, value)
     elif method == "lookup":
         value = ir.Constant(vector, ir.Undefined)
         places = builder.add(builder.mul(code, same(VECTOR)), _constants(lane_type, list(range(VECTOR))))
@@ -97,7 +114,10 @@ def _decode(
 ) -> tuple[Any, Any]:
     """Return the words of block `number` of a row and their values before the scale."""
     word = ir.IntType(64)
-    n_levels = VECTOR * (1 if method == "linear" else 1 << (value_bits - 1))
+    if method.startswith("grid"):
+        n_levels = VECTOR * (1 + int(method[4:]))
+    else:
+        n_levels = VECTOR * (1 if method == "linear" else 1 << (value_bits - 1))
     base = builder.gep(row, [builder.mul(number, ir.Constant(word, 2 * word_bits))])
     prefetch(builder, builder.gep(base, [ir.Constant(word, _AHEAD)]))
     words = _load_words(builder, base, word_bits)
@@ -115,6 +135,19 @@ def load_bits(typingctx: Any, rows: Any, position: Any) -> Any:
         return builder.load(place, align=1)
 
     return types.uint64(rows, types.intp), codegen
+
+
+@intrinsic
+def store_bits(typingctx: Any, rows: Any, position: Any, bits: Any) -> Any:
+    """Write a uint64 to the eight bytes at `position`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        place = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(64).as_pointer())
+        builder.store(args[2], place, align=1)
+        return context.get_dummy_value()
+
+    return types.void(rows, types.intp, types.uint64), codegen
 
 
 @intrinsic(prefer_literal=True)

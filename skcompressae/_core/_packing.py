@@ -29,6 +29,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from skcompressae._core._packed_vectors import load_bits, store_bits
 from skcompressae._core._rank_vectors import count_smaller
 from skcompressae._core._search_vectors import VECTOR
 
@@ -43,6 +44,7 @@ __all__ = [
     "row_lengths",
     "sort_ascending",
     "unpack_rows",
+    "write_bits",
 ]
 
 Array: TypeAlias = NDArray[Any]
@@ -166,31 +168,48 @@ def unpack_rows(
 
 
 @njit(cache=True, nogil=True)
+def write_bits(words: Array, word_bits: int, out: Array) -> None:
+    """Write the words (k,) of one row as a bit string, least significant bit first, into its uint8 bytes."""
+    width = np.uint64(word_bits)
+    buffer = np.uint64(0)
+    held = np.uint64(0)
+    position = 0
+    for j in range(words.shape[0]):
+        word = np.uint64(words[j])
+        buffer |= word << held
+        held += width
+        if held >= np.uint64(64):
+            store_bits(out, position, buffer)
+            position += 8
+            held -= np.uint64(64)
+            buffer = word >> (width - held)
+    for i in range(position, out.shape[0]):
+        out[i] = np.uint8(buffer & np.uint64(255))
+        buffer >>= np.uint64(8)
+
+
+@njit(cache=True, nogil=True)
 def compress_bits(words: Array, word_bits: int, out: Array) -> None:
-    """Write words (n, k) as bit strings, least significant bit first, into the uint8 rows of `out`."""
-    k = words.shape[1]
+    """Write words (n, k) as bit strings into the uint8 rows of `out`, row by row as `write_bits` does."""
     for i in range(words.shape[0]):
-        buffer = np.uint64(0)
-        held = 0
-        position = 0
-        for j in range(k):
-            buffer |= np.uint64(words[i, j]) << np.uint64(held)
-            held += word_bits
-            while held >= 8:
-                out[i, position] = np.uint8(buffer & np.uint64(255))
-                position += 1
-                buffer >>= np.uint64(8)
-                held -= 8
-        if held > 0:
-            out[i, position] = np.uint8(buffer & np.uint64(255))
+        write_bits(words[i], word_bits, out[i])
 
 
 @njit(cache=True, nogil=True)
 def expand_bits(rows: Array, word_bits: int, words: Array) -> None:
     """Read bit-packed uint8 `rows` into `words` (n, k): the inverse of `compress_bits`."""
     k = words.shape[1]
+    width = rows.shape[1]
     mask = (np.uint64(1) << np.uint64(word_bits)) - np.uint64(1)
-    for i in range(words.shape[0]):
+    flat = rows.reshape(-1)
+    # rows of which any eight bytes from a word on lie in the array
+    n_safe = max(0, (flat.shape[0] - 8) // max(width, 1))
+    for i in range(min(n_safe, words.shape[0])):
+        first = i * width
+        for j in range(k):
+            bit = j * word_bits
+            words[i, j] = (load_bits(flat, first + (bit >> 3)) >> np.uint64(bit & 7)) & mask
+    for i in range(n_safe, words.shape[0]):
         buffer = np.uint64(0)
         held = 0
         position = 0

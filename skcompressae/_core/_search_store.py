@@ -165,13 +165,13 @@ class PackedStore:
     def __init__(self, packed: Any) -> None:
         self.packed = packed
         is_uniform = packed.quantizer.kind == "uniform"
-        self.kernels = packed_kernels(packed.word_bits, packed.value_bits, is_uniform)
         # plain views: a kernel is compiled for one kind of array, and a memory map is another
         self._rows = np.ascontiguousarray(packed.rows).view(np.ndarray).reshape(-1)
         self._rows.setflags(write=False)
         self._row_bytes = int(packed.rows.shape[1])
         self._levels = packed.signed_levels.copy()
-        self._by_lane = vector_levels(self._levels, packed.k, is_uniform=is_uniform)
+        self._by_lane, method = vector_levels(self._levels, packed.k, is_uniform=is_uniform)
+        self.kernels = packed_kernels(packed.word_bits, packed.value_bits, method)
 
     def __getstate__(self) -> Any:
         return self.packed

@@ -10,10 +10,8 @@ from numpy.typing import NDArray
 
 from skcompressae._core._pack_rows import PACK_ERRORS, pack_ranked, pack_uniform
 from skcompressae._core._packing import (
-    compress_bits,
     decode_scales,
     index_bits_for,
-    max_word_dtype,
     row_lengths,
     unpack_rows,
 )
@@ -73,26 +71,23 @@ def pack_arrays(
     pointers = contiguous(indptr.astype(np.int64, copy=False))
     columns = contiguous(indices.astype(np.int32, copy=False))
     bits = contiguous(np.ascontiguousarray(data, dtype=np.float32).view(np.uint32))
-    dtype = max_word_dtype(word_bits)
-    direct = rows.view(dtype) if word_bits == dtype.itemsize * 8 else None
+    layout = (word_bits, value_bits)
     # made here, not by the worker threads: a cached property has no lock
     levels, thresholds = quantizer.levels, quantizer.thresholds
 
     def work(start: int, stop: int) -> None:
-        words = np.empty((stop - start, k), dtype) if direct is None else direct[start:stop]
         head = (pointers[start : stop + 1], columns, bits, n_components)
         if quantizer.kind == "ranked":
-            tail = (value_bits, check_duplicates, words, scales[start:stop])
+            tail = (layout, check_duplicates, rows[start:stop], scales[start:stop])
             error, row = pack_ranked(*head, levels, thresholds, *tail)
         else:
             exact = np.empty(stop - start, np.float32)
             is_narrow = scales.dtype == np.uint16
-            error, row = pack_uniform(*head, levels.shape[1], value_bits, check_duplicates, is_narrow, words, exact)
+            steps = (levels.shape[1], k, layout)
+            error, row = pack_uniform(*head, *steps, check_duplicates, is_narrow, rows[start:stop], exact)
             scales[start:stop] = exact.view(np.uint32) >> np.uint32(15) if is_narrow else exact
         if error:
             raise ValueError(f"codes {PACK_ERRORS[error]} (row {start + row})")
-        if direct is None:
-            compress_bits(words, word_bits, rows[start:stop])
 
     run_blocks(work, n, BLOCK_ROWS, n_threads)
     return rows, scales
