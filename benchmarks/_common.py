@@ -190,24 +190,6 @@ def unit_codes(codes: sp.csr_matrix) -> sp.csr_matrix:
     return scale_rows(codes, np.sqrt(np.asarray(codes.multiply(codes).sum(axis=1)).ravel()))
 
 
-def quantized_values(codes: sp.csr_matrix, n_bits: int) -> sp.csr_matrix:
-    """Return the codes with values rounded to `n_bits` (sign included), uniformly below the row's largest."""
-    quantized = sp.csr_matrix(codes, copy=True)
-    n_levels = 2 ** (n_bits - 1)
-    largest = np.asarray(abs(codes).max(axis=1).todense()).ravel()
-    scale = np.repeat(np.where(largest > 0, largest, 1.0), np.diff(codes.indptr))
-    # mid-rise: a chosen latent never rounds to zero, so no level is wasted on it
-    level = np.minimum(np.floor(np.abs(codes.data) / scale * n_levels), n_levels - 1) + 0.5
-    quantized.data = (np.sign(codes.data) * level / n_levels * scale).astype(codes.dtype)
-    return quantized
-
-
-def packed_size_bytes(k: int, n_components: int, n_bits: int) -> float:
-    """Return the bytes of `k` bit-packed indices and values, and a float16 scale, for one row."""
-    index_bits = max(1, int(np.ceil(np.log2(n_components))))
-    return float(np.ceil(k * (index_bits + n_bits) / 8) + 2)
-
-
 def csr_size_bytes(k: int) -> float:
     """Return the bytes of one CSR row: int32 indices, float32 values (the row pointer left out)."""
     return 8.0 * k

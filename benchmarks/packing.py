@@ -1,10 +1,10 @@
 """What do packed codes cost: bytes, recall, speed, for each value quantiser and number of bits?
 
-Codes come from a quick dictionary (data rows, blended with nothing, one-shot selection and a least-squares refit), so
-this compares quantisers on real coefficients, not models. Protocol: the first `--queries` rows of
+Codes are those of a saved model (`--model`, fitted to the documents of the protocol), or come from a quick dictionary
+(data rows, one-shot selection and a least-squares refit). Protocol: the first `--queries` rows of
 ``RandomState(0).permutation(n)`` are queries, the true neighbours are the exact cosine top 100 of the rest.
 
-    python benchmarks/packing.py --data embeddings.npy --bits 4 6 --file-gigabytes 2 --output packing.json
+    python benchmarks/packing.py --data embeddings.npy --model model.safetensors --bits 4 6 --file-gigabytes 2 --output packing.json
 
 "search" is the time of the same search on CSR and on packed codes.
 """
@@ -23,6 +23,7 @@ import numpy as np
 import scipy.sparse as sp
 from _common import environment, write_json
 
+from skcompressae import CompresSAETransformer
 from skcompressae._core._packing_levels import lloyd_max
 from skcompressae._core._search import search
 from skcompressae._core._search_store import PackedStore, RowStore, make_chunk
@@ -128,6 +129,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--file-gigabytes", type=float, default=0.0, help="time opening a file of this size")
     parser.add_argument("--dictionary", type=Path, help=".npy of shape (components, d) to use instead of data rows")
+    parser.add_argument("--model", type=Path, help="a saved model, which then makes the codes, with its own norm")
     options = parser.parse_args(arguments)
     data = np.load(options.data).astype(np.float32)
     data /= np.linalg.norm(data, axis=1, keepdims=True)
@@ -135,15 +137,21 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     queries, documents = data[order[: options.queries]], data[order[options.queries :]]
     n_truth = min(100, len(documents))
     truth = np.argpartition(-(queries @ documents.T), n_truth - 1, axis=1)[:, :n_truth]
-    if options.dictionary is not None:
+    model = None if options.model is None else CompresSAETransformer.load(options.model)
+    if model is not None:
+        dictionary = model.components_
+    elif options.dictionary is not None:
         dictionary = np.load(options.dictionary).astype(np.float32)
     else:
         rows = np.random.RandomState(options.seed).choice(len(documents), options.components, replace=False)
         dictionary = documents[rows]
+    source = "rows of the data" if options.dictionary is None else options.dictionary.stem
+    if model is not None:
+        source = f"a model of {model.n_iter_} steps at k = {model.k_}, coding {model.coding}"
     report: dict[str, Any] = {
         "data": options.data.stem,
         "shape": list(data.shape),
-        "dictionary": "rows of the data" if options.dictionary is None else options.dictionary.stem,
+        "dictionary": source,
         "n_components": len(dictionary),
         "n_queries": len(queries),
         "n_neighbors": n_truth,
@@ -158,7 +166,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             write_json(options.output, report)
 
     for k in options.k:
-        codes = encode(documents, dictionary, k)
+        codes = encode(documents, dictionary, k) if model is None else model.set_params(k=k).transform(documents)
         csr_bytes = codes.data.nbytes + codes.indices.nbytes + codes.indptr.nbytes
         exact = recall(codes, dictionary, queries, truth)
         for bits in options.bits:

@@ -29,9 +29,7 @@ from _common import (
     csr_size_bytes,
     environment,
     mean_cosine,
-    packed_size_bytes,
     peak_memory_bytes,
-    quantized_values,
     recall,
     scale_rows,
     top_of_blocks,
@@ -40,6 +38,8 @@ from _common import (
 )
 from _data import DEFAULT_CACHE_DIR, N_QUERIES, Split, checksum, load, split
 from _report import write_report
+
+from skcompressae import CompresSAETransformer, PackedCodes
 
 Array = np.ndarray
 Row = dict[str, Any]
@@ -76,8 +76,6 @@ class Coder(NamedTuple):
 
 def our_coders(data: Split, ks: list[int], seed: int, options: argparse.Namespace, is_once: bool) -> Iterator[Coder]:
     """Fit a model for each k, or one at the largest k up to 64 that is then used at every smaller one."""
-    from skcompressae import CompresSAETransformer
-
     params = {"n_components": options.n_components, "norm": None, **options.ours}
     if options.steps is not None:
         params.setdefault("max_iter", options.steps)
@@ -164,7 +162,7 @@ def _keep_largest(T: Array, n_nonzero: int) -> Array:
 
 
 def measure_coder(coder: Coder, data: Split, true: Array, value_bits: list[int]) -> Iterator[Row]:
-    """Score a sparse coder in every mode; the packed sizes count bits, with the values really quantised."""
+    """Score a sparse coder in every mode, and packed at each of `value_bits`."""
     X_hat = np.asarray(coder.decode(coder.codes), dtype=np.float32)
     query_codes = sp.csr_matrix(coder.encode(data.queries))
     # scaled so that inner products with a dense query's projection rank as cosines of reconstructions do
@@ -196,11 +194,12 @@ def measure_coder(coder: Coder, data: Split, true: Array, value_bits: list[int])
             indices, true
         )
     for n_bits in value_bits:
-        X_hat = np.asarray(coder.decode(quantized_values(coder.codes, n_bits)), dtype=np.float32)
+        packed = PackedCodes.pack(coder.codes, value_bits=n_bits, k=coder.k)
+        X_hat = np.asarray(coder.decode(packed.to_csr()), dtype=np.float32)
         yield {
             **shared,
             "mode": f"asymmetric_{n_bits}bit",
-            "size_bytes": packed_size_bytes(coder.k, coder.n_components, n_bits),
+            "size_bytes": float(packed.bytes_per_row),
             "cosine": mean_cosine(data.documents, X_hat),
         } | _recalls(cosine_neighbors(data.queries, X_hat, N_NEIGHBORS), true)
 

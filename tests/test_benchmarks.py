@@ -107,20 +107,6 @@ def test_neighbors_and_recall_agree_with_a_full_sort(benchmark, monkeypatch):
     assert common.recall(np.array([[1, 2, 3]]), np.array([[3, 9, 1]]), 3) == pytest.approx(2 / 3)
 
 
-def test_quantized_values_keep_sign_support_and_error_bound(benchmark):
-    common = benchmark("_common")
-    codes = sp.random(20, 30, density=0.3, format="csr", dtype=np.float32, rng=np.random.default_rng(0))
-    codes.data -= 0.5
-    quantized = common.quantized_values(codes, 4)
-    np.testing.assert_array_equal(quantized.indices, codes.indices)
-    np.testing.assert_array_equal(np.sign(quantized.data), np.sign(codes.data))
-    largest = np.repeat(abs(codes).max(axis=1).toarray().ravel(), np.diff(codes.indptr))
-    assert np.all(np.abs(quantized.data - codes.data) <= largest / 16 + 1e-6)  # half of a step of 1/8
-    assert len(np.unique(np.round(quantized.data / largest, 4))) <= 16
-    # 32 entries of 11 + 4 bits are 60 bytes, and a scale
-    assert common.packed_size_bytes(32, 2048, 4) == 62
-
-
 def test_paper_model_has_the_papers_loss(benchmark):
     peers = benchmark("_peers")
     model = peers.PaperModel(6, 12, torch.Generator().manual_seed(0)).double()

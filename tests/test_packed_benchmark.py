@@ -23,6 +23,16 @@ def test_benchmark_smoke(benchmark, tmp_path):
     assert str(tmp_path) not in (tmp_path / "out.json").read_text()
 
 
+def test_packing_takes_the_codes_of_a_model(benchmark, tmp_path, fitted, embeddings):
+    np.save(tmp_path / "x.npy", embeddings)
+    fitted.save(tmp_path / "model.safetensors")
+    arguments = ["--data", str(tmp_path / "x.npy"), "--model", str(tmp_path / "model.safetensors"), "--queries", "20"]
+    report = benchmark("packing").main([*arguments, "--k", "3", "--bits", "6", "--repeats", "1"])
+    assert report["n_components"] == fitted.n_components
+    assert report["results"][0]["recall"] > 0.5
+    assert "a model of" in report["dictionary"]
+
+
 def test_hybrid_benchmark_smoke(benchmark, tmp_path):
     module = benchmark("hybrid")
     assert module.plan(32, 2048, 384) == (16, 0)
