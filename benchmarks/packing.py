@@ -4,7 +4,7 @@ Codes are those of a saved model (`--model`, fitted to the documents of the prot
 (data rows, one-shot selection and a least-squares refit). Protocol: the first `--queries` rows of
 ``RandomState(0).permutation(n)`` are queries, the true neighbours are the exact cosine top 100 of the rest.
 
-    python benchmarks/packing.py --data embeddings.npy --model model.safetensors --bits 4 6 --file-gigabytes 2 --output packing.json
+    python benchmarks/packing.py --data rows.npy --model model.safetensors --file-gigabytes 2 --output packing.json
 
 "search" is the time of the same search on CSR and on packed codes.
 """
