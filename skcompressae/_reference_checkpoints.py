@@ -35,6 +35,7 @@ __all__ = ["from_reference_checkpoint", "to_reference_checkpoint"]
 _KEYS = ("encoder_w", "encoder_b", "decoder_w")
 # A row drifts from norm 1 by one optimiser step at most; beyond these it is another kind of model.
 _DECODER_NORMS = (0.5, 2.0)
+_DOS_FOLDER = 0x10  # among the attributes of an entry of a zip file
 
 
 def from_reference_checkpoint(
@@ -216,9 +217,13 @@ def _check_sums(stream: BinaryIO) -> None:
         return
     try:
         with zipfile.ZipFile(stream) as archive:
-            # torch.save compresses nothing, and what is not compressed cannot grow
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise zipfile.BadZipFile("it is a compressed zip file")
+            for entry in archive.infolist():
+                # torch.save compresses nothing, and what is not compressed cannot grow
+                if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
+                    raise zipfile.BadZipFile("it is a compressed zip file")
+                # where one is called a folder, torch reads nothing and gives memory as it was
+                if entry.external_attr & _DOS_FOLDER:
+                    raise zipfile.BadZipFile(f"it says that {entry.filename} is a folder")
             if (name := archive.testzip()) is not None:
                 raise zipfile.BadZipFile(f"the CRC-32 of {name} is not the one that it records")
     except OSError as error:

@@ -165,6 +165,10 @@ def test_changed_numbers_are_noticed(tmp_path):
     assert set(torch.load(path, weights_only=True)) == set(state)
     with pytest.raises(ModelFormatError, match=r"damaged: the CRC-32 of .*/data/\d is not the one that it records"):
         from_reference_checkpoint(path, k=2)
+    entry = data.index(b"PK\1\2", data.rindex(b"/data/1") - 60)
+    path.write_bytes(data[: entry + 38] + b"\x10" + data[entry + 39 :])
+    with pytest.raises(ModelFormatError, match="/data/1 is a folder"):
+        from_reference_checkpoint(path, k=2)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(10**6))
     with pytest.raises(ModelFormatError, match="compressed zip file"):
