@@ -24,14 +24,19 @@ from _fuzz_mutations import (
 )
 
 from skcompressae import CodeNearestNeighbors, CompresSAETransformer, PackedCodes
+from skcompressae._checkpoint import FitCheckpoint
 from skcompressae._cli._errors import CommandError
 from skcompressae._cli._sources import open_codes, open_rows
 from skcompressae._cli._spool import Spool
+from skcompressae._torch._training import TrainingState
+from skcompressae._torch._weights import Moments, Weights
 from skcompressae.exceptions import CodesFormatError, ModelFormatError
+from skcompressae.persistence import from_reference_checkpoint, to_reference_checkpoint
 
 N_ROWS, N_FEATURES, N_COMPONENTS, K = 60, 8, 24, 4
 _SPOOL_STREAMS = {"lengths": np.dtype("<i4"), "values": np.dtype("<f4")}
 _SPOOL_IDENTITY = {"command": "encode", "model": "abc", "options": {"k": 4}}
+_FIT_PARAMETERS = {"n_components": N_COMPONENTS, "k": K}
 
 
 @dataclass(frozen=True)
@@ -175,6 +180,24 @@ def _spool(path: Path) -> bytes:
         spool.close()
 
 
+def _reference(path: Path) -> bytes:
+    model = from_reference_checkpoint(path, k=1)
+    return digest(model.encoder_weights_, model.encoder_bias_, model.components_)
+
+
+def _fit_checkpoint(path: Path) -> bytes:
+    """Continue a fit with a damaged checkpoint."""
+    folder = path.parent / f"{path.name}-fit"
+    checkpoint = FitCheckpoint(folder, _FIT_PARAMETERS, np.ones((N_ROWS, N_FEATURES), np.float32), None)
+    shutil.copyfile(path, checkpoint.path)
+    saved: Any = checkpoint.load()
+    state = saved.state
+    arrays = (*state.weights.arrays, *state.moments.arrays, *(state.best_weights.arrays if state.best_weights else ()))
+    curves = (state.loss_curve, state.validation_curve, state.validation_steps)
+    counts = (state.moments.n_steps, state.best_loss, state.n_without_gain, state.batch_size, state.epoch_position)
+    return digest(*arrays, *curves, *counts, saved.has_mean_latent, saved.split_start, state.epoch_start)
+
+
 TARGETS = [
     Target("model", ".safetensors", _model, (ModelFormatError,), edit_model),
     Target("packed codes", ".skc", lambda path: _store(PackedCodes.load(path)), (CodesFormatError,), edit_container),
@@ -208,6 +231,8 @@ TARGETS = [
     Target("command line: Parquet codes", ".pqc", _packed_parquet, (CommandError,), edit_parquet, _arrow_codes),
     Target("command line: journal of unfinished work", ".journal", _spool, (CommandError,), edit_journal),
     Target("command line: stream of unfinished work", ".bin", _spool, (CommandError,)),
+    Target("reference checkpoint", ".pt", _reference, (ModelFormatError,)),
+    Target("checkpoint of fit", ".checkpoint", _fit_checkpoint, (ValueError,), edit_model),
 ]
 
 
@@ -223,6 +248,17 @@ def write_valid_files(folder: Path) -> None:
     codes = model.transform(X)
     model.save(folder / "0.safetensors")
     copy.deepcopy(model).partial_fit(X).save(folder / "1.safetensors")
+    to_reference_checkpoint(model, folder / "0.pt")
+    weights = Weights(model.encoder_weights_, model.encoder_bias_, model.components_)
+    numbers = np.random.RandomState(0).get_state(legacy=False)
+    rows = np.ones((N_ROWS, N_FEATURES), np.float32)
+    for number, best in enumerate((None, weights)):
+        checkpoint = FitCheckpoint(folder / "valid-fit", _FIT_PARAMETERS, rows, None)
+        state = TrainingState(
+            weights, Moments.zeros_like(weights), [0.5, 0.4], [0.3], [2], 0.3, best, 0, 16, numbers, epoch_position=32
+        )
+        checkpoint.save(state, False, numbers)
+        shutil.copyfile(checkpoint.path, folder / f"{number}.checkpoint")
     stores = [PackedCodes.pack(codes, value_bits=value_bits) for value_bits in (4, 8, 12)]
     stores.append(stores[0].with_residual_of(X, model.components_, n_bytes=4))
     for number, store in enumerate(stores):

@@ -12,6 +12,7 @@ lucene`` where Java and Lucene are (see ``_lucene.py``);
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.metadata
 import json
 import sys
@@ -30,7 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import _common
 import _data
 
-from skcompressae import CompresSAETransformer
+from skcompressae import CompresSAETransformer, model_hash
+from skcompressae._recipes import RECIPES
 from skcompressae.engines import (
     MilvusIndex,
     PostgresIndex,
@@ -160,8 +162,10 @@ ENGINES = {"qdrant": qdrant, "postgres": postgres, "milvus": milvus, "lucene": l
 
 def fitted_model(name: str, documents: np.ndarray, options: argparse.Namespace) -> CompresSAETransformer:
     """Return the compressor of these documents, fitted once and kept in the cache."""
-    key = f"model-{name}-{_data.checksum(documents)}-{options.n_components}-{options.k}-{options.seed}.joblib"
-    path = options.cache_dir / key
+    # a model of another recipe, or of other steps, is another model
+    training = hashlib.sha256(f"{RECIPES['default']} {options.steps}".encode()).hexdigest()[:8]
+    size = f"{options.n_components}-{options.k}-{options.seed}"
+    path = options.cache_dir / f"model-{name}-{_data.checksum(documents)}-{size}-{training}.joblib"
     if not path.exists():
         model = CompresSAETransformer(
             n_components=options.n_components,
@@ -225,7 +229,15 @@ def run(options: argparse.Namespace) -> None:
             "n_queries": len(split.queries),
             "n_features": X.shape[1],
         },
-        "model": {"n_components": options.n_components, "k": options.k, "norm": "unit", "seed": options.seed},
+        "model": {
+            "n_components": options.n_components,
+            "k": options.k,
+            "norm": "unit",
+            "coding": RECIPES[model.recipe].coding,
+            "n_iter": model.n_iter_,
+            "seed": options.seed,
+            "model_hash": model_hash(model),
+        },
         "n_neighbors": N_NEIGHBORS,
     }
     content = json.loads(options.out.read_text()) if options.out.exists() else {"results": [], "engines": {}}

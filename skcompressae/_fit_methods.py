@@ -38,6 +38,9 @@ _TRAINING_PARAMETERS = (
     "learning_rate_schedule", "warmup_fraction", "batch_size", "max_iter", "early_stopping", "validation_fraction",
     "n_iter_no_change", "precision", "random_state",
 )  # fmt: skip
+# What the recipe decides beside them, and no parameter sets: a version that trains in another way goes on with no
+# checkpoint of this one.
+_TRAINING_RULES = ("beta2", "rests_idle", "full_rate_uses", "min_batches_per_epoch")
 
 Model = TypeVar("Model", bound="FitMethodsMixin")
 
@@ -265,6 +268,7 @@ class FitMethodsMixin(TransformMethodsMixin):
         if self.checkpoint_dir is None:
             return None
         parameters = {name: plain_parameter(name, self._resolved(name)) for name in _TRAINING_PARAMETERS}
+        parameters |= {name: getattr(RECIPES[self.recipe], name) for name in _TRAINING_RULES}
         parameters["device"] = resolve_device(self.device).type
         start = weights_digest(self) if is_warm else None
         return FitCheckpoint(self.checkpoint_dir, parameters, rows, start)

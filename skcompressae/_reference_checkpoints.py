@@ -11,10 +11,13 @@ decoder_w (m, d)       `components_`; its rows are near unit norm, as the refere
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
+import struct
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -32,6 +35,7 @@ __all__ = ["from_reference_checkpoint", "to_reference_checkpoint"]
 _KEYS = ("encoder_w", "encoder_b", "decoder_w")
 # A row drifts from norm 1 by one optimiser step at most; beyond these it is another kind of model.
 _DECODER_NORMS = (0.5, 2.0)
+_DOS_FOLDER = 0x10  # among the attributes of an entry of a zip file
 
 
 def from_reference_checkpoint(
@@ -173,13 +177,15 @@ def _read(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray
     """Return encoder_w, encoder_b and decoder_w, finite and of shapes that fit each other."""
     with path.open("rb") as stream:
         try:
+            _check_sums(stream)
+            stream.seek(0)
             state: Any = torch.load(stream, map_location="cpu", weights_only=True)
         except OSError:
             raise
-        # torch documents no errors; damaged files were seen to raise each of these
+        # neither torch nor zipfile documents its errors; damaged files were seen to raise each of these
         except (
-            pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError,
-            AssertionError, OverflowError, MemoryError, ImportError,
+            zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, LookupError,
+            AttributeError, AssertionError, OverflowError, MemoryError, ImportError, struct.error,
         ) as error:  # fmt: skip
             first_line = (str(error).splitlines() or [repr(error)])[0]
             raise ModelFormatError(
@@ -203,6 +209,27 @@ def _read(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray
             f"{norms.max():.3g}. It is no checkpoint of the reference, which normalises them at every step."
         )
     return encoder, bias, decoder
+
+
+def _check_sums(stream: BinaryIO) -> None:
+    """Compare the checksums of a zip file, as torch does not; the older format of torch.save has none."""
+    if not zipfile.is_zipfile(stream):
+        return
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            for entry in archive.infolist():
+                # torch.save compresses nothing, and what is not compressed cannot grow
+                if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
+                    raise zipfile.BadZipFile("it is a compressed zip file")
+                # where one is called a folder, torch reads nothing and gives memory as it was
+                if entry.external_attr & _DOS_FOLDER:
+                    raise zipfile.BadZipFile(f"it says that {entry.filename} is a folder")
+            if (name := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"the CRC-32 of {name} is not the one that it records")
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise zipfile.BadZipFile("an entry lies before the beginning of the file") from error
 
 
 def _as_array(path: Path, key: str, tensor: Any) -> NDArray[np.float32]:

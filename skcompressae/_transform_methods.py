@@ -355,13 +355,14 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
 
     def _check_encoding_parameters(self) -> None:
         """Validate the parameters that may change after fit; all 25 would take longer than encoding a row."""
+        owner: Any = type(self)
         values = tuple(getattr(self, name) for name in _ENCODING_PARAMETERS)
         try:
             hash(values)
         except TypeError:  # some array or list: refused
-            _validate_encoding_parameters.__wrapped__(type(self), *values)
+            _validate_encoding_parameters.__wrapped__(owner, *values)
         else:
-            _validate_encoding_parameters(type(self), *values)
+            _validate_encoding_parameters(owner, *values)
 
     def _resolved(self, name: str) -> Any:
         value = getattr(self, name)

@@ -42,13 +42,15 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
 
         - "activations": the k entries of largest magnitude as they are, equation 2 of [1]_.
         - "least_squares": the same support, values refitted to reconstruct x best.
-        - "pursuit": the half of the code with the largest magnitudes, and among the next ``candidate_factor * k``
-          entries those that explain most of what is left of x; values refitted. Reconstructs best.
+        - "pursuit": the k / 2 entries of largest magnitude, and of the others among the ``candidate_factor * k``
+          largest those that explain most of what is left of x, with a share for their magnitude; values refitted.
+          Reconstructs best (`docs/recipes.md`).
 
         "auto" is "pursuit" in the default recipe. May be changed after fitting.
 
     candidate_factor : float, default=2.0
-        Entries per nonzero that ``coding="pursuit"`` chooses from, at least 1. More reconstruct better, for more time.
+        Entries per nonzero that ``coding="pursuit"`` chooses from, at least 1. More reconstruct better, for more time;
+        1 leaves nothing to choose, which is "least_squares".
 
     norm : {"input", "unit", None}, default="input"
         Scale of a code. "input": its reconstruction has the L2 norm of the input row, so that dot products survive.
@@ -123,8 +125,9 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
     checkpoint_dir : path-like or None, default=None
         Folder, made if need be, where :meth:`fit` keeps one file with the state of the training. A fit with the same
         parameters and the same X goes on from it, on the CPU to the very weights of a fit that was never cut off; a
-        fit with others is refused. The file goes when the fit is done. It takes up to five times the size of the
-        weights. At most one fit at a time may use a folder.
+        fit with others is refused, and so is one by a version that trains in another way. The file goes when the fit is
+        done. It takes three times the size of the weights, four with early stopping. At most one fit at a time may use
+        a folder.
 
     checkpoint_interval : int or "auto", default="auto"
         Optimiser steps between checkpoints; "auto" is a fiftieth of `max_iter`.

@@ -1,5 +1,6 @@
 """Checkpoints of fit: what is cut off goes on to the very same model, and no fit goes on from another one's."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from skcompressae import CompresSAETransformer, load_model
 from skcompressae._checkpoint import CHECKPOINT_NAME, FitCheckpoint
 from skcompressae._files import atomic_write
+from skcompressae._recipes import RECIPES
 from skcompressae.exceptions import ModelFormatError
 
 # Some fits here are cut short, or stop early; how well they use their latents is not the question.
@@ -175,6 +177,16 @@ def test_other_fits_are_refused(embeddings, tmp_path, monkeypatch, parameters, c
     with pytest.raises(ValueError, match=f"checkpoint_dir holds the checkpoint of another fit, .*{message}"):
         small(**parameters, checkpoint_dir=tmp_path).fit(rows)
     assert os.listdir(tmp_path) == [CHECKPOINT_NAME]
+
+
+def test_a_version_that_trains_otherwise_does_not_go_on(embeddings, tmp_path, monkeypatch):
+    parameters = {"learning_rate": 0.001, "early_stopping": True, "checkpoint_dir": tmp_path}  # all that a recipe sets
+    earlier = dataclasses.replace(RECIPES["default"], beta2=0.999, rests_idle=False)
+    with monkeypatch.context() as patch:
+        patch.setitem(RECIPES, "default", earlier)
+        cut_off(small(**parameters), embeddings, monkeypatch, 1)
+    with pytest.raises(ValueError, match=r"another fit, .*: beta2=0.999 there, 0.99 here; rests_idle=False there"):
+        small(**parameters).fit(embeddings)
 
 
 def test_what_does_not_change_training_may_change(embeddings, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -151,6 +152,27 @@ def test_damaged_and_foreign_files(tmp_path):
             from_reference_checkpoint(path, k=2)
     with pytest.raises(FileNotFoundError):
         from_reference_checkpoint(tmp_path / "nowhere", k=2)
+
+
+def test_changed_numbers_are_noticed(tmp_path):
+    """PyTorch itself reads them."""
+    path, state = tmp_path / "model.pt", make_state(d=30, m=40)
+    torch.save(state, path)
+    data = path.read_bytes()
+    at = data.find(state["decoder_w"].numpy().tobytes())
+    assert at > 0
+    path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    assert set(torch.load(path, weights_only=True)) == set(state)
+    with pytest.raises(ModelFormatError, match=r"damaged: the CRC-32 of .*/data/\d is not the one that it records"):
+        from_reference_checkpoint(path, k=2)
+    entry = data.index(b"PK\1\2", data.rindex(b"/data/1") - 60)
+    path.write_bytes(data[: entry + 38] + b"\x10" + data[entry + 39 :])
+    with pytest.raises(ModelFormatError, match="/data/1 is a folder"):
+        from_reference_checkpoint(path, k=2)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10**6))
+    with pytest.raises(ModelFormatError, match="compressed zip file"):
+        from_reference_checkpoint(path, k=2)
 
 
 @pytest.mark.parametrize("k", [0, 41, -1])

@@ -25,7 +25,7 @@ def add_encoding_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("parameters of the model, as it was saved where they are not given")
     group.add_argument("--k", type=positive, help="nonzeros per code; a model serves smaller k than it was fitted with")
     group.add_argument(
-        "--coding", choices=["auto", "least_squares", "pursuit", "activations"], help="how values are found"
+        "--coding", choices=["auto", "least_squares", "pursuit", "activations"], help="how a code is made"
     )
     group.add_argument("--norm", choices=["input", "unit", "none"], help="scale of a code")
     group.add_argument("--precision", choices=["float32", "tf32", "bfloat16"], help="of the encoder's product")
