@@ -295,10 +295,13 @@ def _check_neighbor_lists(
 def _true_ranks(true: npt.NDArray[Any], pred: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
     """Return for each predicted index its place in the true list of its row, from 0, or -1."""
     # ids become ranks among the ids that occur, so that row * n_ids + id cannot overflow
-    ids, compact = np.unique(np.concatenate([true.ravel(), pred.ravel()]), return_inverse=True)
+    # and are of one type: uint64 beside int64 would be compared as float64, which merges numbers beyond 2**53
+    is_id = pred >= 0
+    sides = [side.ravel().astype(np.uint64) for side in (true, np.where(is_id, pred, 0))]
+    ids, compact = np.unique(np.concatenate(sides), return_inverse=True)
     rows = np.arange(true.shape[0])[:, None] * ids.size
     keys = (compact[: true.size].reshape(true.shape) + rows).ravel()
     wanted = compact[true.size :].reshape(pred.shape) + rows
     order = np.argsort(keys)
     at = order[np.minimum(np.searchsorted(keys, wanted, sorter=order), keys.size - 1)]
-    return np.where(keys[at] == wanted, at % true.shape[1], -1)
+    return np.where(is_id & (keys[at] == wanted), at % true.shape[1], -1)

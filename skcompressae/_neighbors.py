@@ -375,7 +375,7 @@ class CodeNearestNeighbors(
         Raises
         ------
         ValueError
-            If the queries have the wrong width, or are codes in asymmetric mode.
+            If the queries have the wrong width, or are codes in asymmetric mode, or `radius` is no number.
 
         See Also
         --------
@@ -394,7 +394,7 @@ class CodeNearestNeighbors(
         array([0, 1])
         """
         check_is_fitted(self)
-        radius = self.radius if radius is None else radius
+        radius = self._check_radius(radius)
         queries = self._queries(X)
         distances = np.empty(queries.n_queries, object)
         indices = np.empty(queries.n_queries, object)

@@ -34,6 +34,7 @@ class IndexBuildMixin:
     """The building half of `CodeNearestNeighbors`."""
 
     n_features_in_: int
+    feature_names_in_: NDArray[np.object_]
     components_: NDArray[Any] | None
     compressor: Any
     mode: str
@@ -56,6 +57,8 @@ class IndexBuildMixin:
             raise ValueError("Found array with 0 sample(s) while a minimum of 1 is required by fit.")
         if reset:
             self.n_features_in_ = X.n_components
+            if hasattr(self, "feature_names_in_"):
+                del self.feature_names_in_
         elif X.n_components != self.n_features_in_:
             raise ValueError(f"X has {X.n_components} components, but the index has {self.n_features_in_}")
         return X
@@ -110,36 +113,39 @@ class IndexBuildMixin:
             )
 
     def _append(self, codes: Any) -> None:
-        self._device_index = None
-        mode, _, on_cpu = self._built_for
+        """Add documents; what is there changes only once all of them are built."""
         if self.rerank is not None:
-            check_residuals(codes, self.components_ if mode == "reconstructed" else None)
+            check_residuals(codes, self.components_ if self._built_for[0] == "reconstructed" else None)
+        chunks = self._extended(list(self._chunks), codes)
+        refined = self._refined
+        if self.rerank is not None and self.components_ is not None:
+            refined = [*refined, refined_scales(codes, self.components_, self.metric, self._n_threads())]
+        self._device_index = None
+        self._chunks, self._refined = chunks, refined
+        self.n_samples_fit_ = sum(chunk.store.n_rows for chunk in chunks)
+
+    def _extended(self, chunks: list[Chunk], codes: Any) -> list[Chunk]:
+        """Return `chunks` with those of `codes` at the end."""
+        mode, _, on_cpu = self._built_for
         if isinstance(codes, PackedStore) and mode == "sparse" and on_cpu:
             # a query of k nonzeros visits k posting lists of thousands: far faster than a scan of every word
             for start in range(0, codes.n_rows, BLOCK_ROWS):
-                self._append(
-                    block_to_csr(codes.block(start, min(start + BLOCK_ROWS, codes.n_rows)), codes.n_components)
-                )
-            return
+                block = codes.block(start, min(start + BLOCK_ROWS, codes.n_rows))
+                chunks = self._extended(chunks, block_to_csr(block, codes.n_components))
+            return chunks
         if not isinstance(codes, csr_matrix):
-            self._chunks = [*self._chunks, self._make_chunk(codes)]
-            if self.rerank is not None and self.components_ is not None:
-                scales = refined_scales(codes, self.components_, self.metric, self._n_threads())
-                self._refined = [*self._refined, scales]
-        else:
-            chunks = list(self._chunks)
-            last = chunks[-1].store if chunks else None
-            if (
-                last is not None
-                and isinstance(last, RowStore | PostingStore)
-                and last.n_rows + codes.shape[0] <= BLOCK_ROWS
-                and last.dtype == codes.dtype
-            ):
-                # many small additions would otherwise leave many small chunks, each with its own overhead
-                codes = vstack([block_to_csr(last.block(0, last.n_rows), last.n_components), codes], format="csr")
-                chunks.pop()
-            self._chunks = chunks + [self._make_chunk(store) for store in self._stores(codes)]
-        self.n_samples_fit_ = sum(chunk.store.n_rows for chunk in self._chunks)
+            return [*chunks, self._make_chunk(codes)]
+        last = chunks[-1].store if chunks else None
+        if (
+            last is not None
+            and isinstance(last, RowStore | PostingStore)
+            and last.n_rows + codes.shape[0] <= BLOCK_ROWS
+            and last.dtype == codes.dtype
+        ):
+            # many small additions would otherwise leave many small chunks, each with its own overhead
+            codes = vstack([block_to_csr(last.block(0, last.n_rows), last.n_components), codes], format="csr")
+            chunks = chunks[:-1]
+        return chunks + [self._make_chunk(store) for store in self._stores(codes)]
 
     def _stores(self, codes: csr_matrix) -> Iterator[RowStore | PostingStore]:
         mode, _, on_cpu = self._built_for

@@ -6,13 +6,18 @@ from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix
+from sklearn.base import TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 __all__ = ["NeighborsGraphMixin"]
 
 
-class NeighborsGraphMixin:
-    """Graphs of neighbors, and `transform` into one as `sklearn.neighbors.KNeighborsTransformer` does."""
+class NeighborsGraphMixin(TransformerMixin):
+    """Graphs of neighbors, and `transform` into one as `sklearn.neighbors.KNeighborsTransformer` does.
+
+    `TransformerMixin` wraps the `transform` of the class that names it as a base, and no inherited one: `set_output`
+    would be ignored.
+    """
 
     n_neighbors: int
     n_samples_fit_: int

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,22 +82,20 @@ def write_arrays(path: str | os.PathLike[str], meta: dict[str, Any], arrays: dic
             file.write(array.reshape(-1).view(np.uint8).data)
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(_PREFIX.size)
-        if len(prefix) < _PREFIX.size or prefix[:8] != _MAGIC:
-            raise CodesFormatError(f"{path} is not a saved search index: it does not begin with {_MAGIC!r}")
-        length, checksum = _PREFIX.unpack(prefix)[1:]
-        if length > min(_LARGEST_HEADER, size - _PREFIX.size):
-            raise CodesFormatError(f"{path} is truncated: its header should have {length} bytes")
-        encoded = file.read(length)
-        if _header_checksum(length, encoded) != checksum:
-            raise CodesFormatError(f"{path} has a damaged header: its checksum does not match")
-        try:
-            header = json.loads(encoded)
-        except (ValueError, RecursionError) as error:
-            raise CodesFormatError(f"{path} has a damaged header: {error}") from error
+def _read_header(file: BinaryIO, path: Path) -> tuple[dict[str, Any], int]:
+    prefix = file.read(_PREFIX.size)
+    if len(prefix) < _PREFIX.size or prefix[:8] != _MAGIC:
+        raise CodesFormatError(f"{path} is not a saved search index: it does not begin with {_MAGIC!r}")
+    length, checksum = _PREFIX.unpack(prefix)[1:]
+    if length > min(_LARGEST_HEADER, os.fstat(file.fileno()).st_size - _PREFIX.size):
+        raise CodesFormatError(f"{path} is truncated: its header should have {length} bytes")
+    encoded = file.read(length)
+    if _header_checksum(length, encoded) != checksum:
+        raise CodesFormatError(f"{path} has a damaged header: its checksum does not match")
+    try:
+        header = json.loads(encoded)
+    except (ValueError, RecursionError) as error:
+        raise CodesFormatError(f"{path} has a damaged header: {error}") from error
     if not isinstance(header, dict) or not isinstance(header.get("format_version"), int):
         raise CodesFormatError(f"{path} has a damaged header: no format_version")
     if header["format_version"] != _FORMAT_VERSION:
@@ -120,9 +118,16 @@ def read_arrays(
     CodesFormatError
         If the file is foreign, truncated, damaged or of another format version.
     """
-    path = Path(path)
-    header, base = _read_header(path)
-    size = path.stat().st_size
+    # opened once: arrays come from the file whose header was checked, also where another has taken its name since
+    with Path(path).open("rb") as file:
+        return _read_arrays(file, Path(path), mmap=mmap, verify=verify)
+
+
+def _read_arrays(
+    file: BinaryIO, path: Path, *, mmap: bool, verify: bool
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    header, base = _read_header(file, path)
+    size = os.fstat(file.fileno()).st_size
     try:
         entries = dict(header["arrays"])
         meta = dict(header["meta"])
@@ -150,9 +155,10 @@ def read_arrays(
         if length == 0:
             arrays[name] = np.empty(shape, dtype)
         elif mmap:
-            arrays[name] = np.memmap(path, dtype, "c", offset, shape).view(np.ndarray)
+            arrays[name] = np.memmap(file, dtype, "c", offset, shape).view(np.ndarray)
         else:
-            arrays[name] = np.fromfile(path, dtype, prod(shape), offset=offset).reshape(shape)
+            file.seek(offset)
+            arrays[name] = np.fromfile(file, dtype, prod(shape)).reshape(shape)
         if verify and _checksum(arrays[name]) != checksum:
             raise CodesFormatError(f"{path} is damaged: the checksum of array {name!r} does not match")
     return meta, arrays
@@ -234,6 +240,11 @@ def _is_finite(array: NDArray[Any]) -> bool:
     return not len(array) or bool(array.min() >= -_LARGEST and array.max() <= _LARGEST)
 
 
+def _plain(parameter: Any) -> Any:
+    """Return a parameter as JSON knows it; a range of NumPy hands out NumPy's own numbers."""
+    return parameter.item() if isinstance(parameter, np.generic) else parameter
+
+
 def _check_components(components: NDArray[Any], n_components: int) -> None:
     if components.ndim != 2 or components.dtype.kind != "f" or components.shape[0] != n_components:
         raise CodesFormatError(f"the components are {components.dtype} of shape {components.shape}")
@@ -290,7 +301,7 @@ class IndexFileMixin:
         if self.components_ is not None:
             arrays["components"] = self.components_
         meta = {
-            "params": {name: getattr(self, name) for name in _SAVED_PARAMETERS},
+            "params": {name: _plain(getattr(self, name)) for name in _SAVED_PARAMETERS},
             "n_features_in": self.n_features_in_,
             "feature_names_in": list(getattr(self, "feature_names_in_", [])) or None,
             "built_for": list(self._built_for),

@@ -14,6 +14,9 @@ from skcompressae._core._threads import run_blocks, single_threaded_blas
 
 __all__ = ["FittedCodes", "Queries", "canonical_csr", "is_packed", "score_limits", "scores_to_distances"]
 
+# Between these, float32 sums of products with thousands of components neither overflow nor lose digits.
+_MODERATE = (2.0**-60, 2.0**60)
+
 
 class FittedCodes:
     """The fitted codes as queries: ``[start:stop]`` gives CSR, one chunk of rows in memory at a time."""
@@ -45,6 +48,32 @@ class FittedCodes:
         return parts[0] if len(parts) == 1 else vstack(parts, format="csr")
 
 
+def _moderate_rows(rows: Any) -> Any:
+    """Return `rows`, dense or CSR, those of extreme length divided by a power of two, which keeps their direction.
+
+    Their norms and products would overflow, or underflow to those of a zero row.
+    """
+    is_sparse = issparse(rows)
+    values: NDArray[Any] = rows.data if is_sparse else rows
+    if not values.size:
+        return rows
+    if is_sparse:
+        lengths = np.diff(rows.indptr)
+        peaks = np.zeros(len(lengths), values.dtype)
+        filled = lengths > 0
+        peaks[filled] = np.maximum.reduceat(np.abs(values), rows.indptr[:-1][filled])
+    else:
+        peaks = np.maximum(values.max(axis=1), -values.min(axis=1))
+    extreme = ((peaks < _MODERATE[0]) & (peaks > 0)) | (peaks > _MODERATE[1])
+    if not extreme.any():
+        return rows
+    exponents = np.where(extreme, -np.frexp(peaks)[1], 0)
+    if not is_sparse:
+        return np.ldexp(values, exponents[:, None])
+    scaled = np.ldexp(values, np.repeat(exponents, lengths))
+    return csr_matrix((scaled, rows.indices, rows.indptr), shape=rows.shape)
+
+
 def _targets(decoder: NDArray[Any], rows: NDArray[Any], n_threads: int) -> NDArray[Any]:
     """Return ``decoder @ rows.T``, each of our threads multiplying some of the components.
 
@@ -70,6 +99,7 @@ class Queries:
         by_postings: bool,
         dtype: np.dtype[Any],
         *,
+        metric: str,
         exclude_self: bool = False,
     ) -> None:
         self.n_queries = int(source.shape[0])
@@ -77,26 +107,33 @@ class Queries:
         self._source = source
         self._decoder = decoder
         self._by_postings = by_postings
+        self._metric = metric
         self._exclude_self = exclude_self
 
     def batches(
         self, size: int, n_threads: int = 1
     ) -> Iterator[tuple[int, int, Any, NDArray[np.float64], NDArray[np.int64], Any]]:
-        """Yield ``(start, stop, queries, norms, exclude, embeddings)``; a norm of 0 is given as 1.
+        """Yield ``(start, stop, queries, norms, exclude, embeddings)``; norms are 1 for dot and where they are 0.
 
         `embeddings` are the queries in the space of the embeddings, or the codes where only codes are compared.
         """
         for start in range(0, self.n_queries, size):
             stop = min(start + size, self.n_queries)
             part = self._source[start:stop]
+            is_cosine = self._metric == "cosine"
+            if is_cosine:
+                part = _moderate_rows(part)
+            norms = np.ones(stop - start)
             if self._decoder is not None:
                 part = part @ self._decoder if issparse(part) else part
-                norms = np.sqrt(np.einsum("ij,ij->i", part, part, dtype=np.float64))
+                if is_cosine:
+                    norms = np.sqrt(np.einsum("ij,ij->i", part, part, dtype=np.float64))
                 batch: Any = _targets(self._decoder, part, n_threads)
             else:
-                squares = part.data.astype(np.float64) ** 2
-                norms = np.sqrt(np.add.reduceat(np.append(squares, 0.0), part.indptr[:-1]))
-                norms[np.diff(part.indptr) == 0] = 0.0
+                if is_cosine:
+                    squares = part.data.astype(np.float64) ** 2
+                    norms = np.sqrt(np.add.reduceat(np.append(squares, 0.0), part.indptr[:-1]))
+                    norms[np.diff(part.indptr) == 0] = 0.0
                 batch = part if self._by_postings else np.ascontiguousarray(part.toarray().T)
             norms[norms == 0] = 1.0
             own = np.arange(start, stop) if self._exclude_self else np.full(stop - start, -1)
@@ -104,12 +141,25 @@ class Queries:
 
 
 def canonical_csr(codes: Any) -> csr_matrix:
-    """Return `codes` as CSR with sorted, unique columns; the matrix of the caller is not changed."""
+    """Return `codes` as CSR with sorted, unique columns; the matrix of the caller is not changed.
+
+    Raises
+    ------
+    ValueError
+        If columns or row starts lie outside the matrix: kernels and SciPy alike would read and write beyond arrays.
+    """
     if not issparse(codes):
         return csr_matrix(codes)
     # a matrix of its own over the same arrays: SciPy's cached flags of the caller's matrix stay as they are
     own: Any = codes
     own = csr_matrix((own.data, own.indices, own.indptr), shape=own.shape, copy=False)
+    if (own.indptr[1:] < own.indptr[:-1]).any():
+        raise ValueError("X must be a valid CSR matrix, got an indptr that decreases")
+    if own.indices.size and not (own.indices.min() >= 0 and own.indices.max() < own.shape[1]):
+        raise ValueError(
+            f"X must be a valid CSR matrix, got column indices from {own.indices.min()} to {own.indices.max()} "
+            f"for {own.shape[1]} components"
+        )
     if not own.has_canonical_format:
         own = own.copy()
         own.sum_duplicates()

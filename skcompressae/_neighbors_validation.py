@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+import math
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ class QueryValidationMixin:
     components_: NDArray[Any] | None
     compressor: Any
     mode: str
+    metric: str
+    radius: float
     effective_mode_: str
     _chunks: list[Chunk]
     _check_unchanged: Any
@@ -46,6 +49,12 @@ class QueryValidationMixin:
             )
         return n_neighbors
 
+    def _check_radius(self, radius: Any) -> float:
+        radius = self.radius if radius is None else radius
+        if not isinstance(radius, Real) or math.isnan(radius):
+            raise ValueError(f"radius must be a real number, got {radius!r}")
+        return float(radius)
+
     def _queries(self, X: Any) -> Queries:
         """Decide what the queries are, and bring them to the side on which they are compared."""
         self._check_unchanged()
@@ -54,7 +63,9 @@ class QueryValidationMixin:
         decoder = None if self.effective_mode_ == "sparse" else self.components_
         if X is None:
             self._refuse_codes("the fitted codes (X=None)")
-            return Queries(FittedCodes(self._chunks), decoder, by_postings, fit_dtype, exclude_self=True)
+            return Queries(
+                FittedCodes(self._chunks), decoder, by_postings, fit_dtype, metric=self.metric, exclude_self=True
+            )
         if is_packed(X):
             X = X.to_csr()
         elif not isinstance(X, np.ndarray) and not issparse(X) and isinstance(X, CodeStore):
@@ -64,7 +75,7 @@ class QueryValidationMixin:
             if dense.shape[1] == self.components_.shape[1]:
                 dtype = np.result_type(fit_dtype, dense.dtype)
                 if decoder is not None and self.mode != "reconstructed":
-                    return Queries(dense, decoder, False, dtype)
+                    return Queries(dense, decoder, False, dtype, metric=self.metric)
                 X = self._compress(dense)
             elif dense.shape[1] != self.n_features_in_:
                 raise ValueError(
@@ -74,7 +85,7 @@ class QueryValidationMixin:
         self._refuse_codes("codes")
         X = validate_data(self, X, accept_sparse="csr", dtype=FLOATS, reset=False, ensure_min_samples=0)
         X = canonical_csr(X)
-        return Queries(X, decoder, by_postings, np.result_type(fit_dtype, X.dtype))
+        return Queries(X, decoder, by_postings, np.result_type(fit_dtype, X.dtype), metric=self.metric)
 
     def _refuse_codes(self, what: str) -> None:
         if self.mode == "asymmetric":

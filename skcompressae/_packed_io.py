@@ -142,6 +142,9 @@ def container_bytes(meta: Mapping[str, Any], sources: list[SectionSource]) -> by
 class Container:
     """A container whose header has been checked; sections are read or mapped one by one.
 
+    A file is opened once and closed by ``with``: sections come from the file whose header was checked, also where
+    another has taken its name since.
+
     Parameters
     ----------
     source : path or bytes-like
@@ -154,18 +157,30 @@ class Container:
     """
 
     def __init__(self, source: str | os.PathLike[str] | bytes | bytearray | memoryview) -> None:
-        self._path: Path | None = None
+        self._stream: BinaryIO | None = None
         self._buffer = memoryview(b"")
+        self.name = "the buffer"
         if isinstance(source, (bytes, bytearray, memoryview)):
             self._buffer = memoryview(source).cast("B")
-            size = self._buffer.nbytes
-            head = bytes(self._buffer[:_PRELUDE])
-        else:
-            self._path = Path(source)
-            size = self._path.stat().st_size
-            with self._path.open("rb") as stream:
-                head = stream.read(_PRELUDE)
-        self.name = str(self._path) if self._path is not None else "the buffer"
+            self._check_header(self._buffer.nbytes)
+            return
+        self.name = str(Path(source))
+        self._stream = Path(source).open("rb")  # noqa: SIM115 - closed by __exit__
+        try:
+            self._check_header(os.fstat(self._stream.fileno()).st_size)
+        except BaseException:
+            self._stream.close()
+            raise
+
+    def __enter__(self) -> Container:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def _check_header(self, size: int) -> None:
+        head = self._read(0, min(size, _PRELUDE))
         if len(head) < _PRELUDE or head[:7] != _MAGIC:
             raise CodesFormatError(f"{self.name} is no file of packed codes: it starts with {head[:8]!r}")
         if head[7] != FORMAT_VERSION:
@@ -213,12 +228,11 @@ class Container:
         return sections
 
     def _read(self, offset: int, nbytes: int) -> bytes:
-        if self._path is None:
+        if self._stream is None:
             data = bytes(self._buffer[offset : offset + nbytes])
         else:
-            with self._path.open("rb") as stream:
-                stream.seek(offset)
-                data = stream.read(nbytes)
+            self._stream.seek(offset)
+            data = self._stream.read(nbytes)
         if len(data) != nbytes:
             raise CodesFormatError(f"{self.name} ended while it was read")
         return data
@@ -245,8 +259,8 @@ class Container:
         if section.nbytes == 0:
             return np.zeros(section.shape, section.dtype)
         array: Array
-        if mmap and self._path is not None:
-            array = np.memmap(self._path, dtype=section.dtype, mode="r", offset=section.offset, shape=section.shape)
+        if mmap and self._stream is not None:
+            array = np.memmap(self._stream, dtype=section.dtype, mode="r", offset=section.offset, shape=section.shape)
         else:
             data = self._read(section.offset, section.nbytes)
             array = np.frombuffer(data, dtype=section.dtype).reshape(section.shape)

@@ -217,6 +217,10 @@ def test_neighbor_scores_cut_both_lists_and_skip_padding():
     assert neighbor_ndcg_score(true, pred, gains=[[0, 0, 0, 0]]) == 0.0
     # the ids themselves may be anything that fits in 64 bits
     assert neighbor_recall_score([[2**62, 5]], [[5, 2**62 - 1]]) == 0.5
+    unsigned = np.array([[2**60 + 1, 2**60 + 2]], np.uint64)
+    assert neighbor_recall_score(unsigned, np.array([[2**60 + 3, 2**60 + 1]])) == 0.5
+    assert neighbor_recall_score(unsigned, np.array([[2**60, -1]])) == 0.0
+    assert neighbor_recall_score(np.array([[2**63 + 1]], np.uint64), np.array([[2**63 + 1]], np.uint64)) == 1.0
 
 
 @pytest.mark.parametrize("score", [neighbor_recall_score, neighbor_ndcg_score])

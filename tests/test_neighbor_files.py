@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -16,6 +17,7 @@ from neighbor_cases import (
 )
 from scipy.sparse import csr_matrix
 
+from skcompressae import _neighbors_io
 from skcompressae._neighbors import CodeNearestNeighbors
 from skcompressae.exceptions import CodesFormatError
 from skcompressae.packed import PackedCodes
@@ -75,6 +77,30 @@ def test_saving_replaces_a_file_in_one_step(saved, monkeypatch):
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
     index.save(path)
     assert CodeNearestNeighbors.load(path).n_samples_fit_ == 80
+
+
+def test_parameters_that_came_from_a_numpy_range(tmp_path):
+    index = CodeNearestNeighbors(np.int64(3), batch_size=np.int32(7), radius=np.float32(0.5), rerank=None)
+    index.fit(random_codes(np.random.default_rng(23), 10)).save(tmp_path / "index.skc")
+    loaded = CodeNearestNeighbors.load(tmp_path / "index.skc").get_params()
+    assert (loaded["n_neighbors"], loaded["batch_size"], loaded["radius"]) == (3, 7, 0.5)
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_a_file_replaced_while_it_is_opened_is_read_as_it_was(saved, monkeypatch, mmap):
+    """Another process saves between the header and the arrays."""
+    index, documents, path = saved
+    CodeNearestNeighbors(4, compressor=index.components_).fit(-2 * documents[::-1]).save(path.with_name("other"))
+    read_header = _neighbors_io._read_header
+
+    def replace_after(*arguments):
+        header = read_header(*arguments)
+        os.replace(path.with_name("other"), path)
+        return header
+
+    monkeypatch.setattr(_neighbors_io, "_read_header", replace_after)
+    loaded = CodeNearestNeighbors.load(path, mmap=mmap)
+    np.testing.assert_array_equal(loaded.kneighbors(documents), index.kneighbors(documents))
 
 
 def test_another_compressor_is_refused(saved):

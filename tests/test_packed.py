@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from skcompressae.packed import PackedCodes, ResidualQuantizer, ValueQuantizer
 
+UNIFORM = ValueQuantizer.fit(np.eye(2), value_bits=8)
+
 
 def random_codes(n, m, k, seed=0, short=True):
     """Return float32 CSR with signed heavy-tailed values, up to k nonzeros a row, some rows empty."""
@@ -103,6 +105,29 @@ def test_any_finite_values(data, value_bits, order, dtype):
     back = packed.to_csr()
     np.testing.assert_array_equal(np.sign(back.toarray()), np.sign(dense))
     assert PackedCodes.pack(back, quantizer=packed.quantizer, k=3) == packed
+
+
+@pytest.mark.parametrize("dtype", ["float16", ">f4", ">f8", "int8", "uint64", "bool", "longdouble"])
+@pytest.mark.parametrize("form", [np.asarray, sp.csr_array, sp.csc_matrix])
+def test_any_dtype_of_codes(dtype, form):
+    dense = np.array([[0, 3, 0, 1], [2, 0, 0, 0]])
+    if form is not np.asarray and dtype in ("float16", ">f4", ">f8"):
+        pytest.skip("SciPy has no matrices of this dtype")
+    codes = dense.astype(dtype)
+    packed = PackedCodes.pack(form(codes), value_bits=np.int64(8))
+    assert packed == PackedCodes.pack(codes.astype(np.float32), value_bits=8)
+
+
+def test_sums_of_duplicates_do_not_wrap_around():
+    codes = sp.csr_array((np.array([100, 100], np.int8), np.array([1, 1]), np.array([0, 2])), shape=(1, 4))
+    np.testing.assert_array_equal(PackedCodes.pack(codes, value_bits=16).to_csr().toarray(), [[0, 200, 0, 0]])
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint32, np.uint64])
+def test_pairs_with_indices_of_any_integer_type(dtype):
+    indices, values = np.array([[3, 1], [0, 2]]), np.array([[1.0, -2.0], [0.5, 0.25]])
+    expected = PackedCodes.from_topk(indices, values, 8, quantizer=UNIFORM)
+    assert PackedCodes.from_topk(indices.astype(dtype), values, np.int64(8), quantizer=UNIFORM) == expected
 
 
 @pytest.mark.parametrize("k", [1, 2, 31, 128, 129, 300])
@@ -212,6 +237,16 @@ def test_callers_arrays_are_not_changed():
         (np.array([[1e-35, 0.0]]), {}, "largest magnitude outside"),
         (np.array([1.0]), {}, "2-dimensional"),
         (np.array([[1j]]), {}, "real numbers"),
+        (sp.coo_array(np.ones(3)), {}, r"2-dimensional array, got shape \(3,\)"),
+        # 2**32 + 3 would be 3 in 32 bits
+        (
+            sp.csr_array((np.ones(1), np.array([2**32 + 3]), np.array([0, 1])), shape=(1, 8)),
+            {},
+            r"index outside \[0, n_components\)",
+        ),
+        (np.ones((2, 3)), {"kind": "other"}, "kind must be 'auto', 'ranked' or 'uniform', got 'other'"),
+        (np.eye(3), {"kind": "ranked", "quantizer": UNIFORM}, "kind='ranked' contradicts the quantizer's 'uniform'"),
+        (np.ones((2, 3)), {"value_bits": True}, "value_bits must be an int from 1 to 16"),
         (np.ones((2, 3)), {"k": 2}, "3 nonzeros, more than k=2"),
         (np.ones((2, 3)), {"k": 4}, "k must be from 1 to n_components=3"),
         (np.ones((2, 3)), {"value_bits": 17}, "from 1 to 16 for kind='uniform', got 17"),
@@ -241,6 +276,19 @@ def test_other_errors():
         PackedCodes.from_topk(np.array([[0, 1, 16]]), np.ones((1, 3)), 16, quantizer=packed.quantizer)
     with pytest.raises(ValueError, match="k must be 3"):
         PackedCodes.pack(np.eye(4), k=2, quantizer=packed.quantizer)
+    with pytest.raises(TypeError, match=r"stores\[1\] must be PackedCodes, got ndarray; pack it first"):
+        PackedCodes.concatenate([packed, np.ones((1, 16))])
+    with pytest.raises(TypeError, match="quantizer must be a ValueQuantizer or None, got 'uniform'"):
+        PackedCodes.pack(np.eye(4), quantizer="uniform")
+    with pytest.raises(TypeError, match="quantizer must be a ValueQuantizer, got None"):
+        PackedCodes.from_topk(np.array([[0, 1, 2]]), np.ones((1, 3)), 16, quantizer=None)
+    with pytest.raises(TypeError, match=r"k must be an int, got 3\.0"):
+        PackedCodes.pack(np.eye(4), k=3.0)
+    with pytest.raises(IndexError, match=r"rows must be chosen by an int, .* got bool"):
+        packed[True]
+    for rows in ([1.7], [True, False, True, False]):
+        with pytest.raises(IndexError, match="indices must be integers, got"):
+            packed.take(rows)
     with pytest.raises(ValueError, match="no ranked codebook"):
         ValueQuantizer("ranked", 2, np.array([[2.0, 1.0]], np.float32))
 

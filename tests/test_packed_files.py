@@ -62,6 +62,23 @@ def test_mapped_rows_are_not_read(tmp_path):
     assert isinstance(base, np.memmap)
 
 
+@pytest.mark.parametrize("mmap", [False, True])
+def test_a_file_replaced_while_it_is_open_is_read_as_it_was(tmp_path, mmap):
+    first, second = example(seed=1), example(seed=2)
+    first.save(tmp_path / "codes.skc")
+    with Container(tmp_path / "codes.skc") as container:
+        second.save(tmp_path / "codes.skc")
+        np.testing.assert_array_equal(container.array("rows", mmap=mmap, verify=True), first.rows)
+    assert PackedCodes.load(tmp_path / "codes.skc") == second
+
+
+def test_sizes_in_numpy_types_can_be_saved(tmp_path):
+    plain = example()
+    packed = PackedCodes.pack(plain.to_csr(), k=np.int64(5), quantizer=plain.quantizer)
+    packed.save(tmp_path / "codes.skc")
+    assert PackedCodes.load(tmp_path / "codes.skc") == PackedCodes.from_archive(packed.to_archive()) == plain
+
+
 def test_empty_store(tmp_path):
     packed = PackedCodes.pack(np.zeros((0, 7)))
     packed.save(tmp_path / "codes.skc")

@@ -72,7 +72,8 @@ class PackedSource:
         self.path = Path(path)
         self.name = str(path)
         try:
-            self.is_archive = Container(path).meta.get("content") == "archive"
+            with Container(path) as container:
+                self.is_archive = container.meta.get("content") == "archive"
             if self.is_archive:
                 self.store = PackedCodes.from_archive(path)
             else:

@@ -79,7 +79,7 @@ class _Block:
 
 def _row_norms(rows: npt.NDArray[Any], name: str) -> FloatArray:
     with np.errstate(over="ignore", invalid="ignore"):
-        norms = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
+        norms = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64, casting="same_kind"))
     if not np.isfinite(norms).all():
         raise ValueError(f"{name} must be finite, got NaN, infinity or a row whose norm overflows float64.")
     return norms

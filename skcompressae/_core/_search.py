@@ -90,9 +90,12 @@ def rounding_margins(chunk: Chunk, norms: NDArray[np.float64]) -> NDArray[np.flo
 
 
 def scan_units(targets: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the power of two for each column of `targets` that brings its largest magnitude into [0.5, 1)."""
+    """Return the power of two for each column of `targets` that brings its largest magnitude into [0.5, 1).
+
+    Where float64 has no such power, for subnormal columns, the largest one it has.
+    """
     peak = np.abs(targets).max(axis=0, initial=0.0).astype(np.float64)
-    return np.ldexp(1.0, np.where(peak > 0, -np.frexp(peak)[1], 0))
+    return np.ldexp(1.0, np.where(peak > 0, np.minimum(-np.frexp(peak)[1], 1023), 0))
 
 
 def _aligned(n_rows: int, n_columns: int, kind: Any) -> NDArray[Any]:

@@ -134,7 +134,11 @@ def to_archive(store: PackedCodes) -> tuple[bytes, dict[str, float]]:
 
 def from_archive(archive: bytes | bytearray | memoryview | str | os.PathLike[str]) -> PackedCodes:
     """Decode an archive; what is wrong with it raises CodesFormatError."""
-    container = Container(archive)
+    with Container(archive) as container:
+        return _decode(container)
+
+
+def _decode(container: Container) -> PackedCodes:
     n, n_components, k = check_meta(container, "archive")
     quantizer = read_quantizer(container)
     value_bits = quantizer.value_bits

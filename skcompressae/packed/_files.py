@@ -135,21 +135,21 @@ def append(store: PackedCodes, path: str | os.PathLike[str]) -> None:
 
 def load(path: str | os.PathLike[str], *, mmap: bool, verify: bool) -> PackedCodes:
     """Open a store; what is wrong with the file raises CodesFormatError."""
-    container = Container(path)
-    n_rows, n_components, k = check_meta(container, "packed")
-    quantizer = read_quantizer(container)
-    container.check("rows", "|u1", (n_rows, row_bytes(n_components, k, quantizer.value_bits)))
-    container.check("scales", quantizer.scale_dtype.str, (n_rows,))
-    residual, residual_quantizer = read_residual(container, n_rows, mmap=mmap, verify=verify)
-    return PackedCodes(
-        container.array("rows", mmap=mmap, verify=verify),
-        container.array("scales", mmap=mmap, verify=verify),
-        n_components=n_components,
-        k=k,
-        quantizer=quantizer,
-        residual_codes=residual,
-        residual_quantizer=residual_quantizer,
-    )
+    with Container(path) as container:
+        n_rows, n_components, k = check_meta(container, "packed")
+        quantizer = read_quantizer(container)
+        container.check("rows", "|u1", (n_rows, row_bytes(n_components, k, quantizer.value_bits)))
+        container.check("scales", quantizer.scale_dtype.str, (n_rows,))
+        residual, residual_quantizer = read_residual(container, n_rows, mmap=mmap, verify=verify)
+        return PackedCodes(
+            container.array("rows", mmap=mmap, verify=verify),
+            container.array("scales", mmap=mmap, verify=verify),
+            n_components=n_components,
+            k=k,
+            quantizer=quantizer,
+            residual_codes=residual,
+            residual_quantizer=residual_quantizer,
+        )
 
 
 def to_parts(store: PackedCodes) -> tuple[dict[str, Any], dict[str, Any]]:

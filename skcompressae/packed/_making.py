@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from skcompressae.packed._quantizer import ValueQuantizer, as_packable_csr
 from skcompressae.packed._residual import ResidualQuantizer, residual_codes_of
-from skcompressae.packed._rows import MAX_COMPONENTS, check_sizes, pack_arrays
+from skcompressae.packed._rows import check_sizes, pack_arrays
 
 if TYPE_CHECKING:
     from skcompressae.packed._store import PackedCodes
@@ -65,6 +65,8 @@ class PackedMakingMixin:
 
         Raises
         ------
+        TypeError
+            If `quantizer` is no ValueQuantizer, or a size no int.
         ValueError
             If the codes are not finite, a row has more than `k` nonzeros, its largest magnitude lies outside
             [2**-100, 2**100], or the arguments contradict each other.
@@ -84,14 +86,17 @@ class PackedMakingMixin:
         array([[ 0.  ,  3.  ,  0.  , -1.01],
                [ 0.5 ,  0.  ,  2.  ,  0.  ]], dtype=float32)
         """
+        _check_quantizer(quantizer, is_optional=True)
         csr = as_packable_csr(codes)
         n_components = csr.shape[1]
+        if quantizer is not None and kind not in ("auto", quantizer.kind):
+            raise ValueError(f"kind={kind!r} contradicts the quantizer's {quantizer.kind!r}")
         if quantizer is not None and value_bits not in (None, quantizer.value_bits):
             raise ValueError(f"value_bits={value_bits} contradicts the quantizer's {quantizer.value_bits}")
         longest = max(1, int(np.diff(csr.indptr).max(initial=0)))
         if k is None:
             k = len(quantizer.levels) if quantizer is not None and quantizer.kind == "ranked" else longest
-        check_sizes(n_components, k)
+        n_components, k = check_sizes(n_components, k)
         if longest > k:
             raise ValueError(f"codes have a row of {longest} nonzeros, more than k={k}")
         if quantizer is None:
@@ -144,6 +149,8 @@ class PackedMakingMixin:
 
         Raises
         ------
+        TypeError
+            If `quantizer` is no ValueQuantizer, or a size no int.
         ValueError
             If shapes or dtypes do not fit, an index is out of range or occurs twice, a value is not finite, or
             `quantizer` was learned at another k.
@@ -164,6 +171,7 @@ class PackedMakingMixin:
         >>> packed.to_csr().indices
         array([1, 3, 0, 2], dtype=int32)
         """
+        _check_quantizer(quantizer)
         indices = np.ascontiguousarray(indices)
         values = np.ascontiguousarray(values, dtype=np.float32)
         if indices.ndim != 2 or indices.dtype.kind not in "iu" or indices.shape != values.shape:
@@ -172,11 +180,10 @@ class PackedMakingMixin:
                 f"{indices.dtype} {indices.shape} and {values.shape}"
             )
         n, k = indices.shape
-        check_sizes(n_components, k)
+        n_components, k = check_sizes(n_components, k)
         rows, scales = pack_arrays(
             np.arange(0, n * k + 1, k),
-            # out of range stays out of range: a cast must not wrap an index into it
-            np.clip(indices, -1, MAX_COMPONENTS).reshape(-1),
+            indices.reshape(-1),
             values.reshape(-1),
             n_components,
             k,
@@ -204,6 +211,8 @@ class PackedMakingMixin:
 
         Raises
         ------
+        TypeError
+            If one is no PackedCodes.
         ValueError
             If there are none, or one differs from the first in its layout.
 
@@ -227,6 +236,8 @@ class PackedMakingMixin:
             raise ValueError("stores must hold at least one PackedCodes, got none")
         first = stores[0]
         for i, other in enumerate(stores):
+            if not isinstance(other, PackedMakingMixin):
+                raise TypeError(f"stores[{i}] must be PackedCodes, got {type(other).__name__}; pack it first")
             difference = first._layout_difference(other)
             if difference:
                 raise ValueError(f"stores[{i}] differs from stores[0] in {difference}; repack it first")
@@ -354,3 +365,9 @@ class PackedMakingMixin:
             random_state=random_state,
         )
         return self.with_residual(codes, fitted)
+
+
+def _check_quantizer(quantizer: Any, *, is_optional: bool = False) -> None:
+    if not isinstance(quantizer, ValueQuantizer) and not (is_optional and quantizer is None):
+        wanted = "a ValueQuantizer or None" if is_optional else "a ValueQuantizer"
+        raise TypeError(f"quantizer must be {wanted}, got {quantizer!r}")

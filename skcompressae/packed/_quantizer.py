@@ -28,13 +28,17 @@ _RANKED_MAX_BITS = 6
 def as_packable_csr(codes: Any, name: str = "codes") -> Any:
     """Return codes as float32 CSR without stored zeros or repeated indices; the caller's arrays stay as they are."""
     if not sp.issparse(codes):
-        array = np.asarray(codes)
-        if array.ndim != 2:
-            raise ValueError(f"{name} must be a sparse matrix or a 2-dimensional array, got shape {array.shape}")
-        codes = sp.csr_array(array) if array.dtype.kind in "biuf" else array
+        codes = np.asarray(codes)
+    if len(codes.shape) != 2:
+        raise ValueError(f"{name} must be a sparse matrix or a 2-dimensional array, got shape {codes.shape}")
     if codes.dtype.kind not in "biuf":
         raise ValueError(f"{name} must be real numbers, got dtype {codes.dtype}")
-    csr = codes if codes.format == "csr" else codes.tocsr()
+    if codes.dtype not in (np.float32, np.float64) or not codes.dtype.isnative:
+        # sums of duplicates must not wrap around, and SciPy knows neither float16 nor foreign byte orders
+        codes = codes.astype(np.float32 if codes.dtype in (np.float16, ">f4", "<f4") else np.float64)
+    csr: Any = codes
+    if getattr(codes, "format", None) != "csr":
+        csr = sp.csr_array(codes)
     if not csr.has_canonical_format:
         csr = csr.copy()
         csr.sum_duplicates()
@@ -50,6 +54,13 @@ def as_packable_csr(codes: Any, name: str = "codes") -> Any:
             data[lost] = np.copysign(np.finfo(np.float32).tiny, csr.data[lost])
         csr = sp.csr_array((data, csr.indices, csr.indptr), shape=csr.shape)
     return csr
+
+
+def _check_value_bits(value_bits: Any, kind: str) -> int:
+    limit = 8 if kind == "ranked" else 16
+    if isinstance(value_bits, (int, np.integer)) and not isinstance(value_bits, bool) and 1 <= value_bits <= limit:
+        return int(value_bits)
+    raise ValueError(f"value_bits must be an int from 1 to {limit} for kind={kind!r}, got {value_bits!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +87,9 @@ class ValueQuantizer:
 
     Notes
     -----
-    Uniform: every value is at most ``scale / 2 ** value_bits`` off, where `scale` is at most 0.4 % above the largest
-    magnitude of the row (equal to it above 8 bits). Ranked: every magnitude, divided by the root mean square of its
+    Uniform: every value is at most half a step, ``scale / 2 ** value_bits``, off, where `scale` is at most 0.4 % above
+    the largest magnitude of the row (equal to it above 8 bits). No nonzero becomes zero: what is below half a step
+    becomes one step, and so is less than one step off. Ranked: every magnitude, divided by the root mean square of its
     row, becomes the nearest level of its rank that does not exceed the one before it; then one factor for the row
     gives the least squared error. A ranked codebook knows no bound for rows unlike those it was learned on.
 
@@ -96,11 +108,7 @@ class ValueQuantizer:
     def __post_init__(self) -> None:
         if self.kind not in ("ranked", "uniform"):
             raise ValueError(f"kind must be 'ranked' or 'uniform', got {self.kind!r}")
-        limit = 8 if self.kind == "ranked" else 16
-        if type(self.value_bits) is not int or not 1 <= self.value_bits <= limit:
-            raise ValueError(
-                f"value_bits must be an int from 1 to {limit} for kind={self.kind!r}, got {self.value_bits!r}"
-            )
+        object.__setattr__(self, "value_bits", _check_value_bits(self.value_bits, self.kind))
         levels = np.array(self.levels, dtype=np.float32, order="C")
         if levels.ndim != 2 or levels.shape[1] != 2 ** (self.value_bits - 1) or levels.shape[0] == 0:
             raise ValueError(
@@ -171,11 +179,11 @@ class ValueQuantizer:
         >>> quantizer.kind, quantizer.levels.shape
         ('ranked', (2, 8))
         """
+        if kind not in ("auto", "ranked", "uniform"):
+            raise ValueError(f"kind must be 'auto', 'ranked' or 'uniform', got {kind!r}")
         if kind == "auto":
-            kind = "ranked" if type(value_bits) is int and value_bits <= _RANKED_MAX_BITS else "uniform"
-        limit = 8 if kind == "ranked" else 16
-        if type(value_bits) is not int or not 1 <= value_bits <= limit:
-            raise ValueError(f"value_bits must be an int from 1 to {limit} for kind={kind!r}, got {value_bits!r}")
+            kind = "ranked" if _check_value_bits(value_bits, "uniform") <= _RANKED_MAX_BITS else "uniform"
+        value_bits = _check_value_bits(value_bits, kind)
         if kind == "uniform":
             return cls("uniform", value_bits, uniform_levels(value_bits))
         csr = as_packable_csr(codes)

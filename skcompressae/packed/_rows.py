@@ -42,11 +42,17 @@ def row_bytes(n_components: int, k: int, value_bits: int) -> int:
     return -(-k * (index_bits_for(n_components) + value_bits) // 8)
 
 
-def check_sizes(n_components: int, k: int) -> None:
+def check_sizes(n_components: Any, k: Any) -> tuple[int, int]:
+    """Return both as plain ints, as file headers hold them."""
+    for name, size in (("n_components", n_components), ("k", k)):
+        if not isinstance(size, (int, np.integer)) or isinstance(size, bool):
+            raise TypeError(f"{name} must be an int, got {size!r}")
+    n_components, k = int(n_components), int(k)
     if not 1 <= n_components <= MAX_COMPONENTS:
         raise ValueError(f"n_components must be from 1 to {MAX_COMPONENTS}, got {n_components}")
     if not 1 <= k <= n_components:
         raise ValueError(f"k must be from 1 to n_components={n_components}, got {k}")
+    return n_components, k
 
 
 def pack_arrays(
@@ -69,7 +75,10 @@ def pack_arrays(
     rows = np.empty((n, row_bytes(n_components, k, value_bits)), dtype=np.uint8)
     scales = np.empty(n, dtype=quantizer.scale_dtype)
     pointers = contiguous(indptr.astype(np.int64, copy=False))
-    columns = contiguous(indices.astype(np.int32, copy=False))
+    if indices.dtype != np.int32:
+        # out of range stays out of range: a cast must not wrap an index into it
+        indices = np.clip(indices.astype(np.int64, copy=False), -1, MAX_COMPONENTS).astype(np.int32)
+    columns = contiguous(indices)
     bits = contiguous(np.ascontiguousarray(data, dtype=np.float32).view(np.uint32))
     layout = (word_bits, value_bits)
     # made here, not by the worker threads: a cached property has no lock

@@ -88,7 +88,7 @@ class PackedCodes(PackedMakingMixin, PackedLayoutMixin, PackedFormatsMixin):
         residual_codes: NDArray[np.uint8] | None = None,
         residual_quantizer: ResidualQuantizer | None = None,
     ) -> None:
-        check_sizes(n_components, k)
+        n_components, k = check_sizes(n_components, k)
         if quantizer.kind == "ranked" and len(quantizer.levels) != k:
             raise ValueError(f"k must be {len(quantizer.levels)}, the ranks of the quantizer's codebook, got {k}")
         width = row_bytes(n_components, k, quantizer.value_bits)
@@ -181,7 +181,7 @@ class PackedCodes(PackedMakingMixin, PackedLayoutMixin, PackedFormatsMixin):
         """Return the chosen rows: an int (one row), slice, int array or boolean mask. A slice shares memory."""
         if isinstance(key, tuple):
             raise IndexError("PackedCodes are indexed by row only; unpack rows with to_csr() to choose columns")
-        if isinstance(key, (int, np.integer)):
+        if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
             i = int(key)
             if not -len(self) <= i < len(self):
                 raise IndexError(f"row {i} is out of range for {len(self)} rows")
@@ -213,6 +213,11 @@ class PackedCodes(PackedMakingMixin, PackedLayoutMixin, PackedFormatsMixin):
         PackedCodes
             The rows.
 
+        Raises
+        ------
+        IndexError
+            If a row does not exist, or `indices` are no integers.
+
         See Also
         --------
         iter_blocks : Consecutive rows, without a copy.
@@ -226,7 +231,10 @@ class PackedCodes(PackedMakingMixin, PackedLayoutMixin, PackedFormatsMixin):
         >>> packed.take([1, 0, 1]).to_csr().indices
         array([0, 2, 1, 3, 0, 2], dtype=int32)
         """
-        return self[np.asarray(indices, dtype=np.intp)]
+        rows = np.asarray(indices)
+        if rows.size and rows.dtype.kind not in "iu":
+            raise IndexError(f"indices must be integers, got {rows.dtype}; a boolean mask goes into brackets")
+        return self[rows.astype(np.intp)]
 
     def iter_blocks(self, n_rows: int = BLOCK_ROWS) -> Iterator[PackedCodes]:
         """Yield consecutive parts of the store, sharing its memory.

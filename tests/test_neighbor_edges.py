@@ -1,0 +1,106 @@
+"""`CodeNearestNeighbors` at the edges: broken matrices, extreme lengths, additions that fail, names that go."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from neighbor_cases import (
+    N_COMPONENTS,
+    N_FEATURES,
+    brute_force,
+    fitted_compressor,
+    random_codes,
+)
+from scipy.sparse import csr_matrix, issparse
+
+from skcompressae import CodeNearestNeighbors, PackedCodes
+
+
+@pytest.mark.parametrize(
+    ("column", "starts", "message"),
+    [
+        (40, [0, 1], "X must be a valid CSR matrix, got column indices from 40 to 40 for 40 components"),
+        (-1, [0, 1], "X must be a valid CSR matrix, got column indices from -1 to -1 for 40 components"),
+        (0, [0, 2, 1], "X must be a valid CSR matrix, got an indptr that decreases"),
+    ],
+)
+def test_matrices_that_point_outside_are_refused(column, starts, message):
+    """SciPy does not look; a kernel that did not either would write beyond its arrays."""
+    broken = csr_matrix((np.ones(starts[-1]), np.full(starts[-1], 0), [0] * len(starts)), shape=(len(starts) - 1, 40))
+    broken.data, broken.indices = np.ones(starts[-1]), np.full(starts[-1], column, np.int32)
+    broken.indptr = np.array(starts, np.int32)
+    index = CodeNearestNeighbors(1).fit(random_codes(np.random.default_rng(8), 5))
+    for call in (CodeNearestNeighbors(1).fit, index.partial_fit, index.kneighbors):
+        with pytest.raises(ValueError, match=message):
+            call(broken)
+
+
+@pytest.mark.parametrize("factor", [1e-310, 1e-200, 1e-30, 1e30, 1e200, 1e300])
+@pytest.mark.parametrize("mode", ["sparse", "reconstructed", "asymmetric"])
+def test_the_length_of_a_query_does_not_matter_to_the_cosine(mode, factor):
+    """Squares of such queries leave float64; one of the two keeps its length."""
+    rng = np.random.default_rng(8)
+    index = CodeNearestNeighbors(5, compressor=fitted_compressor().components_, mode=mode).fit(random_codes(rng, 30))
+    queries = rng.standard_normal((3, N_FEATURES)) if mode == "asymmetric" else random_codes(rng, 3) + np.eye(3, 40)
+    queries[2] = 0
+    factors = np.array([[factor], [1.0], [1.0]])
+    for form in [np.asarray] if mode == "asymmetric" else [np.asarray, csr_matrix]:
+        expected, expected_indices = index.kneighbors(form(queries))
+        distances, indices = index.kneighbors(form(np.asarray(queries) * factors))
+        np.testing.assert_array_equal(indices, expected_indices)
+        np.testing.assert_allclose(distances, expected, rtol=0, atol=1e-12)
+        near = index.radius_neighbors(form(np.asarray(queries) * factors), radius=0.9, return_distance=False)
+        for found, wanted in zip(near, index.radius_neighbors(form(queries), 0.9, return_distance=False), strict=True):
+            np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("factor", [1e-310, 1e200])
+@pytest.mark.parametrize("n_queries", [1, 3])
+def test_dot_products_of_queries_of_any_length(factor, n_queries):
+    rng = np.random.default_rng(8)
+    documents, decoder = random_codes(rng, 30), fitted_compressor().components_
+    queries = rng.standard_normal((n_queries, N_FEATURES))
+    index = CodeNearestNeighbors(30, compressor=decoder, metric="dot").fit(documents)
+    distances, indices = index.kneighbors(queries * factor)
+    expected = np.take_along_axis(brute_force(queries, documents @ decoder, "dot"), indices, axis=1)
+    np.testing.assert_allclose(distances / factor, expected, rtol=0, atol=1e-9)
+    assert (np.diff(distances, axis=1) >= 0).all()
+
+
+def test_documents_are_added_whole_or_not_at_all(monkeypatch):
+    """The second block of the packed rows is too long for float32 scores."""
+    monkeypatch.setattr("skcompressae._neighbors_build.BLOCK_ROWS", 8)
+    documents = random_codes(np.random.default_rng(13), 16)
+    index = CodeNearestNeighbors(3).fit(documents)
+    expected = index.kneighbors(documents)
+    more = np.ones((12, N_COMPONENTS), np.float32)
+    more[9] *= 1.2e30
+    with pytest.raises(ValueError, match="codes must have norms below 1e"):
+        index.partial_fit(PackedCodes.pack(more))
+    assert index.n_samples_fit_ == 16
+    np.testing.assert_array_equal(index.kneighbors(documents), expected)
+
+
+def test_packed_codes_have_no_names():
+    frame = pytest.importorskip("pandas").DataFrame(np.eye(3), columns=["a", "b", "c"])
+    index = CodeNearestNeighbors(1).fit(frame)
+    assert list(index.feature_names_in_) == ["a", "b", "c"]
+    index.fit(PackedCodes.pack(np.eye(3)))
+    assert not hasattr(index, "feature_names_in_")
+    assert index.kneighbors(np.eye(3)[:1], return_distance=False).item() == 0
+
+
+def test_graphs_do_not_fit_into_data_frames():
+    pytest.importorskip("pandas")
+    index = CodeNearestNeighbors(1).fit(np.eye(3)).set_output(transform="pandas")
+    with pytest.raises(ValueError, match="sparse matrix"):
+        index.transform(np.eye(3))
+    assert issparse(index.set_output(transform="default").transform(np.eye(3)))
+
+
+@pytest.mark.parametrize("radius", ["far", float("nan"), 1j])
+def test_a_radius_that_is_no_number(radius):
+    index = CodeNearestNeighbors(1).fit(np.eye(3))
+    with pytest.raises(ValueError, match="radius must be a real number, got"):
+        index.radius_neighbors(np.eye(3), radius=radius)
+    assert len(index.radius_neighbors(np.eye(3)[:1], radius=np.float32(0.5), return_distance=False)[0]) == 1
