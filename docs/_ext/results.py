@@ -73,9 +73,10 @@ SPEEDS = {
     "encoding_speed": {
         "plain_pytorch_s": "plain PyTorch",
         "transform_activations_float32_s": '`coding="activations"`',
-        "transform_least_squares_float32_s": '`coding="least_squares"` (default)',
-        "transform_pursuit_float32_s": '`coding="pursuit"`',
+        "transform_least_squares_float32_s": '`coding="least_squares"`',
+        "transform_pursuit_float32_s": '`coding="pursuit"` (default)',
         "transform_least_squares_bfloat16_s": '`coding="least_squares"`, `precision="bfloat16"`',
+        "transform_pursuit_bfloat16_s": '`coding="pursuit"`, `precision="bfloat16"`',
     },
 }
 
