@@ -265,6 +265,17 @@ def test_arrow_and_parquet(tmp_path, value_bits, m):
         PackedCodes.from_arrow(uneven)
 
 
+def test_joined_tables_of_two_quantizers_are_not_rounded_again():
+    """Arrow keeps the metadata of the first table alone."""
+    pa = pytest.importorskip("pyarrow")
+    first, other = example(n=9, seed=1), example(n=9, seed=2)
+    same = PackedCodes.pack(other.to_csr(), k=5, quantizer=first.quantizer)
+    joined = PackedCodes.from_arrow(pa.concat_tables([first.to_arrow(), same.to_arrow()]))
+    assert joined == PackedCodes.concatenate([first, same])
+    with pytest.raises(CodesFormatError, match="values that the table's quantizer does not have; join tables of one"):
+        PackedCodes.from_arrow(pa.concat_tables([first.to_arrow(), other.to_arrow()]))
+
+
 def test_arrow_without_pyarrow(monkeypatch):
     real = builtins.__import__
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from skcompressae._arrow_columns import combined, compact_index_type, csr_of_lists, import_pyarrow, lists_of_csr
 from skcompressae.exceptions import CodesFormatError
-from skcompressae.packed._quantizer import ValueQuantizer
+from skcompressae.packed._quantizer import ValueQuantizer, as_packable_csr
 from skcompressae.packed._residual import ResidualQuantizer
 from skcompressae.packed._store import PackedCodes
 
@@ -75,8 +75,9 @@ def from_arrow(table: pa.Table, *, n_threads: int = 1) -> PackedCodes:
             quantizer = ValueQuantizer.fit(np.zeros((0, 1)), value_bits=meta["value_bits"], kind="uniform")
         else:
             quantizer = ValueQuantizer(meta["kind"], meta["value_bits"], _array(meta["levels"]))
-        csr = csr_of_lists(table.column("indices"), table.column("values"), meta["n_components"])
+        csr = as_packable_csr(csr_of_lists(table.column("indices"), table.column("values"), meta["n_components"]))
         store = PackedCodes.pack(csr, k=meta["k"], quantizer=quantizer, n_threads=n_threads)
+        _check_exact(store, csr)
         if "residual_codes" not in table.column_names:
             return store
         rotation = meta["residual_rotation"]
@@ -92,3 +93,16 @@ def from_arrow(table: pa.Table, *, n_threads: int = 1) -> PackedCodes:
         raise
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CodesFormatError(f"the table does not hold packed codes: {error}") from error
+
+
+def _check_exact(store: PackedCodes, csr: Any) -> None:
+    """Raise if packing rounded a value: joined tables keep the metadata, and so the quantiser, of the first alone."""
+    start = 0
+    for i, block in enumerate(store.iter_blocks()):
+        values = block.to_csr().data
+        if not np.array_equal(values, csr.data[start : start + len(values)]):
+            raise CodesFormatError(
+                f"block {i} of {len(block)} rows has values that the table's quantizer does not have; join tables of "
+                "one quantizer, or pack the matrix of skcompressae.arrow.codes_from_arrow"
+            )
+        start += len(values)

@@ -293,7 +293,8 @@ class PackedFormatsMixin:
         Raises
         ------
         CodesFormatError
-            If the table does not hold packed codes.
+            If the table does not hold packed codes, or values that its quantiser does not have: joined tables keep the
+            quantiser of the first.
 
         See Also
         --------
