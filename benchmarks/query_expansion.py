@@ -46,10 +46,14 @@ def measure(name: str, X: Array, options: argparse.Namespace) -> dict[str, Any]:
     """Return the curves of one data set."""
     data = split(name, X, options.max_queries, options.max_documents)
     parameters = {} if options.steps is None else {"max_iter": options.steps}
-    model = CompresSAETransformer(
-        options.n_components, k=options.k, norm="unit", random_state=options.seed, **parameters
-    )
-    stored = sp.csr_matrix(model.fit_transform(data.documents))
+    if options.model is not None:
+        model = CompresSAETransformer.load(options.model).set_params(norm="unit")
+        options.n_components, options.k = model.n_components, model.k  # what the result file says
+    else:
+        model = CompresSAETransformer(
+            options.n_components, k=options.k, norm="unit", random_state=options.seed, **parameters
+        ).fit(data.documents)
+    stored = sp.csr_matrix(model.transform(data.documents))
     true = cosine_neighbors(data.queries, data.documents, N_NEIGHBORS)
 
     def score(queries: Any, documents: sp.csr_matrix) -> float:
@@ -60,10 +64,11 @@ def measure(name: str, X: Array, options: argparse.Namespace) -> dict[str, Any]:
     rows = [
         {"rule": rule, "n_nonzero": n, "recall_at_100": score(cut(T, model.latent_rms_**of_rms * P**of_p, n), stored)}
         for rule, (of_rms, of_p, _) in RULES.items()
-        for n in sorted({min(n, options.n_components) for n in options.n_nonzeros})
+        for n in sorted({min(n, model.n_components) for n in options.n_nonzeros})
     ]
     result = {
         "data": {"name": name, "sha256": checksum(X), "n_features": X.shape[1], "n_documents": len(data.documents)},
+        "model": {"k": model.k_, "n_components": model.n_components, "n_iter": model.n_iter_, "coding": model.coding},
         "code_to_code": score(sp.csr_matrix(model.transform(data.queries)), unit_codes(stored)),
         "complete": score(T, stored),
         "rows": rows,
@@ -76,7 +81,7 @@ def write_figure(results: list[dict[str, Any]], path: Path) -> None:
     """Draw recall against the nonzeros of a query, one panel per data set."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.6 * len(results), 4.2), layout="constrained")
+    figure = Figure(figsize=(max(6.4, 4.6 * len(results)), 4.6), layout="constrained")
     axes = figure.subplots(1, len(results), squeeze=False, sharey=True)[0]
     for axis, result in zip(axes, results, strict=True):
         for rule, (_, _, color) in RULES.items():
@@ -90,7 +95,7 @@ def write_figure(results: list[dict[str, Any]], path: Path) -> None:
         axis.set_xlabel("nonzeros of a query")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("recall@100 of the dense neighbours")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2 if len(results) == 1 else 3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
@@ -98,6 +103,7 @@ def write_figure(results: list[dict[str, Any]], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", required=True, help=".npy files or names (see _data.py)")
+    parser.add_argument("--model", type=Path, default=None, help="a saved model, instead of fitting one")
     parser.add_argument("--n-components", type=int, default=2048)
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--steps", type=int, default=None, help="training steps; default: the estimator's")
