@@ -27,11 +27,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @pytest.fixture(scope="module")
 def client():
     with (
+        # which every two seconds drops replicas that no task waits for: a test counts those of the model
+        dask.config.set({"distributed.scheduler.active-memory-manager.start": False}),
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=2, processes=True, dashboard_address=None, memory_limit=None
         ) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):
+        client.wait_for_workers(2, timeout=60)
         yield client
 
 
