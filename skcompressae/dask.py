@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import warnings
 from numbers import Integral
 from typing import Any
 
@@ -20,7 +22,7 @@ def encode_array(model: CompresSAETransformer, X: Any, *, client: Any = None, n_
     """Encode the rows of a Dask array.
 
     Nothing is computed until the result is asked for, and then chunk by chunk. On a cluster the model travels to each
-    worker once.
+    worker once, and again to one that takes the place of a lost one.
 
     Parameters
     ----------
@@ -29,8 +31,8 @@ def encode_array(model: CompresSAETransformer, X: Any, *, client: Any = None, n_
     X : dask.array.Array of shape (n_samples, n_features)
         Of float16, float32 or float64; row chunks of any size, known or not. Columns in several chunks are merged.
     client : distributed.Client or None, default=None
-        The cluster to send the model to, once to each worker. None means the current client; where there is none, the
-        model becomes part of the graph.
+        The cluster to send the model to, at once. None means the current client; where there is none, the model
+        becomes part of the graph.
     n_threads : int, default=1
         Threads of one task. Dask runs as many tasks at a time as its workers have threads, so 1 fills every core.
 
@@ -201,14 +203,21 @@ def _encode_partition(part: Any, encoder: ArrowEncoder, n_threads: int) -> Any:
 
 
 def _shared(value: Any, client: Any) -> Any:
-    """Return a stand-in for a value in a graph: on every worker already, or one task that all others depend on."""
+    """Return a stand-in for a value in a graph: the result of one task, which every worker fetches once.
+
+    A task, not scattered data: of that the scheduler's memory manager keeps one copy only, which dies with its worker.
+    A task runs again.
+    """
     import dask
 
     if client is None:
         client = _current_client()
     if client is None:
         return dask.delayed(value, pure=True, traverse=False)
-    return dask.delayed(client.scatter(value, broadcast=True))
+    with warnings.catch_warnings():
+        # advises futures, which this makes one of
+        warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
+        return dask.delayed(client.submit(pickle.loads, pickle.dumps(value), pure=False))
 
 
 def _current_client() -> Any:

@@ -1,8 +1,10 @@
 """Dask arrays and data frames: the codes of a single process, on a real cluster of processes, one of them killed."""
 
+import itertools
 import os
 import pickle
 import signal
+import warnings
 
 import numpy as np
 import pytest
@@ -27,8 +29,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @pytest.fixture(scope="module")
 def client():
     with (
-        # which every two seconds drops replicas that no task waits for: a test counts those of the model
-        dask.config.set({"distributed.scheduler.active-memory-manager.start": False}),
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=2, processes=True, dashboard_address=None, memory_limit=None
         ) as cluster,
@@ -58,12 +58,27 @@ def die_once(block, marker, block_info=None):
 
 
 def test_arrays_on_a_cluster_of_processes(client, fitted, embeddings):
+    earlier = set(client.futures)
     codes = encode_array(fitted, da.from_array(embeddings, chunks=(70, 10)), client=client)
     assert codes.chunks == ((70, 70, 70, 70, 70, 50), (48,))
     assert type(codes._meta) is type(fitted.transform(embeddings))
+    (model_key,) = set(client.futures) - earlier
     assert_same(client.compute(codes, sync=True), fitted.transform(embeddings))
-    holders = {key: len(workers) for key, workers in client.who_has().items() if "CompresSAE" in str(key)}
-    assert set(holders.values()) == {2}  # the model, on both workers
+    fetched = client.run(lambda dask_worker: [list(entry["keys"]) for entry in dask_worker.transfer_incoming_log])
+    assert sum(keys.count(model_key) for keys in itertools.chain(*fetched.values())) <= 1  # once, by the other worker
+
+
+def test_a_large_model_is_sent_without_warnings_and_outlives_its_worker(client, fitted, embeddings):
+    X = da.from_array(embeddings, chunks=(100, -1))
+    earlier = set(client.futures)
+    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1kiB"}), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        codes = encode_array(fitted, X, client=client)
+    (model_key,) = set(client.futures) - earlier
+    distributed.Future(model_key, client).result(timeout=60)
+    (holder,) = client.who_has()[model_key]
+    client.restart_workers([holder])
+    assert_same(client.compute(codes, sync=True), fitted.transform(embeddings))
 
 
 def test_a_killed_worker_loses_nothing(client, fitted, embeddings, tmp_path):
