@@ -43,8 +43,11 @@ def model(rng, n_rows=300, m=60, k=5, d=12):
         (50, 3, 1, "ranked"),  # 7-bit words, one magnitude
         (2048, 20, 4, "ranked"),  # 15-bit words, k no multiple of 16
         (4096, 17, 6, "ranked"),  # 18-bit words, five parts of a grid
-        (70000, 5, 8, "uniform"),  # 25-bit words: the widest that fit a lane
-        (1 << 20, 6, 8, "uniform"),  # 28-bit words: unpacked block by block
+        (70000, 5, 8, "uniform"),  # 25-bit words: the widest that fit a lane wherever in a byte they begin
+        (4096, 33, 16, "uniform"),  # 28-bit words, two a load of 64 bits
+        (1 << 16, 7, 16, "uniform"),  # 32-bit words
+        (1 << 19, 6, 8, "uniform"),  # 27-bit words, which begin anywhere in a byte: unpacked block by block
+        (1 << 20, 6, 16, "uniform"),  # 36-bit words: no lane holds one
     ],
 )
 @pytest.mark.parametrize("n_queries", [1, 35])
@@ -52,7 +55,7 @@ def test_packed_rows_find_what_float64_finds(m, k, value_bits, kind, n_queries):
     rng = np.random.default_rng(m + k)
     codes = ragged_codes(rng, 150, m, k)
     packed = PackedCodes.pack(codes, value_bits=value_bits, kind=kind, k=k)
-    assert (PackedStore(packed).kernels is None) == (packed.word_bits > 25)
+    assert (PackedStore(packed).kernels is None) == (packed.word_bits in (27, 36))
     targets = rng.standard_normal((m, n_queries)).astype(np.float32)
     exclude = rng.integers(-1, 150, n_queries)
     chunks = [make_chunk(PackedStore(packed[a:b]), metric="cosine") for a, b in ((0, 40), (40, 41), (41, 150))]

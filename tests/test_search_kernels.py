@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
+from skcompressae._core._gathers import products_with
 from skcompressae._core._search import search, within
 from skcompressae._core._search_kernels import merge_heaps, row_norms, sort_heaps
 from skcompressae._core._search_postings import build_postings, postings_to_rows
@@ -287,3 +288,15 @@ def test_rows_are_visited_in_any_number_of_pieces(monkeypatch):
         for (rows, scores), (other_rows, other_scores) in zip(everything, again, strict=True):
             np.testing.assert_array_equal(rows, other_rows)
             np.testing.assert_array_equal(scores, other_scores)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("first", "last"), [(0, 11), (2, 11), (3, 6), (4, 8), (5, 5), (0, 1)])
+def test_products_with_one_vector_fill_the_rows_asked_for(first, last, dtype):
+    rng = np.random.default_rng(first + last)
+    rows, vector = rng.standard_normal((11, 37)).astype(dtype), rng.standard_normal(37).astype(dtype)
+    products = np.full(11, np.nan, dtype)
+    products_with(vector, rows, first, last, products)
+    expected = np.full(11, np.nan)
+    expected[first:last] = rows[first:last].astype(np.float64) @ vector.astype(np.float64)
+    np.testing.assert_allclose(products, expected, rtol=0, atol=1e-5 if dtype == np.float32 else 1e-13)

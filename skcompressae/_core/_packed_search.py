@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from skcompressae._core._packed_vectors import (
     MAX_GRID_PARTS,
-    MAX_VECTOR_WORD_BITS,
     READ_AHEAD,
+    fits_lanes,
     load_bits,
     score_words,
     unpack_words,
@@ -105,11 +105,11 @@ def _clear_padding(rows: Any, first: int, k: int, word_bits: int, values: Any, p
 
 @lru_cache(maxsize=64)
 def packed_kernels(word_bits: int, value_bits: int, method: str) -> PackedKernels | None:
-    """Return the kernels of a layout, each compiled at its first call; None if its words are too wide.
+    """Return the kernels of a layout, each compiled at its first call; None if its words do not fit vector lanes.
 
     They take `PackedStore.words_of` and what `scan_rows_single` and `scan_rows_wide` take after the three CSR arrays.
     """
-    if word_bits > MAX_VECTOR_WORD_BITS:
+    if not fits_lanes(word_bits):
         return None
     layout = (word_bits, value_bits)
 

@@ -27,22 +27,25 @@ from skcompressae._core._search_vectors import VECTOR, prefetch, splat, sum_lane
 
 __all__ = [
     "MAX_GRID_PARTS",
-    "MAX_VECTOR_WORD_BITS",
     "READ_AHEAD",
+    "fits_lanes",
     "load_bits",
     "score_words",
     "store_bits",
     "unpack_words",
 ]
 
-# A word and the bits before it in its first byte must fit a 32-bit lane.
-MAX_VECTOR_WORD_BITS = 25
 # Eight permutations are still cheaper than sixteen loads; 18 (ranked codebooks of 8 bits) were not.
 MAX_GRID_PARTS = 8
 # Bytes that must be readable from the first byte of any block.
 READ_AHEAD = 64
-# Bytes that the scan of one query prefetches ahead.
-_AHEAD = 2_048
+# Bytes that the scan of one query prefetches ahead, into the second-level cache.
+_AHEAD = 8_192
+
+
+def fits_lanes(word_bits: int) -> bool:
+    """Return whether each of sixteen words, with the bits before it in its first byte, fits a 32-bit lane."""
+    return all(lane * word_bits % 8 + word_bits <= 32 for lane in range(VECTOR))
 
 
 def _constants(kind: Any, values: list[Any]) -> Any:
@@ -67,6 +70,23 @@ def _load_words(builder: Any, base: Any, word_bits: int) -> Any:
     shifts = [lane * word_bits % 8 for lane in range(VECTOR)]
     words = builder.lshr(words, _constants(lane_type, shifts))
     return builder.and_(words, _constants(lane_type, [(1 << word_bits) - 1] * VECTOR))
+
+
+def _columns(builder: Any, base: Any, word_bits: int, value_bits: int) -> list[Any]:
+    """Return the indices of sixteen words, as 64-bit numbers: each load of 64 bits holds two words or more."""
+    word = ir.IntType(64)
+    mask = ir.Constant(word, (1 << (word_bits - value_bits)) - 1)
+    columns: list[Any] = []
+    loaded, loaded_bit = None, 0
+    for lane in range(VECTOR):
+        bit = lane * word_bits
+        if loaded is None or bit + word_bits > loaded_bit + 64:
+            loaded_bit = bit - bit % 8
+            place = builder.gep(base, [ir.Constant(word, loaded_bit // 8)])
+            loaded = builder.load(builder.bitcast(place, word.as_pointer()), align=1)
+        column = builder.lshr(loaded, ir.Constant(word, bit - loaded_bit + value_bits))
+        columns.append(builder.and_(column, mask))
+    return columns
 
 
 def _values(builder: Any, words: Any, levels: Any, value_bits: int, method: str) -> Any:
@@ -111,18 +131,18 @@ def _values(builder: Any, words: Any, levels: Any, value_bits: int, method: str)
 
 def _decode(
     builder: Any, row: Any, number: Any, levels: Any, word_bits: int, value_bits: int, method: str
-) -> tuple[Any, Any]:
-    """Return the words of block `number` of a row and their values before the scale."""
+) -> tuple[Any, Any, Any]:
+    """Return the address of block `number` of a row, its words, and their values before the scale."""
     word = ir.IntType(64)
     if method.startswith("grid"):
         n_levels = VECTOR * (1 + int(method[4:]))
     else:
         n_levels = VECTOR * (1 if method == "linear" else 1 << (value_bits - 1))
     base = builder.gep(row, [builder.mul(number, ir.Constant(word, 2 * word_bits))])
-    prefetch(builder, builder.gep(base, [ir.Constant(word, _AHEAD)]))
+    prefetch(builder, builder.gep(base, [ir.Constant(word, _AHEAD)]), locality=2)
     words = _load_words(builder, base, word_bits)
     block = builder.gep(levels, [builder.mul(number, ir.Constant(word, n_levels))])
-    return words, _values(builder, words, block, value_bits, method)
+    return base, words, _values(builder, words, block, value_bits, method)
 
 
 @intrinsic
@@ -177,18 +197,12 @@ def score_words(
         row, target_data = builder.gep(pointer(0), [args[1]]), pointer(4)
         n_blocks = builder.sdiv(builder.add(args[2], ir.Constant(word, VECTOR - 1)), ir.Constant(word, VECTOR))
         with cgutils.for_range(builder, n_blocks, intp=word) as loop:
-            words, values = _decode(builder, row, loop.index, pointer(3), n_word, n_value, how)
-            columns = builder.lshr(words, _constants(lane_type, [n_value] * VECTOR))
-            # two columns a move: lanes leave a vector register one move at a time
-            pairs = builder.bitcast(columns, ir.VectorType(word, VECTOR // 2))
+            base, _, values = _decode(builder, row, loop.index, pointer(3), n_word, n_value, how)
+            # read again rather than taken from the vector of words, whose lanes leave it one move at a time
             chosen = ir.Constant(vector, ir.Undefined)
-            for pair in range(VECTOR // 2):
-                both = builder.extract_element(pairs, ir.Constant(lane_type, pair))
-                low = builder.and_(both, ir.Constant(word, 0xFFFFFFFF))
-                high = builder.lshr(both, ir.Constant(word, 32))
-                for lane, column in ((2 * pair, low), (2 * pair + 1, high)):
-                    item = builder.load(builder.gep(target_data, [column]))
-                    chosen = builder.insert_element(chosen, item, ir.Constant(lane_type, lane))
+            for lane, column in enumerate(_columns(builder, base, n_word, n_value)):
+                item = builder.load(builder.gep(target_data, [column]))
+                chosen = builder.insert_element(chosen, item, ir.Constant(lane_type, lane))
             product = builder.fmul(values, chosen, flags=("contract",))
             builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
         return sum_lanes(builder, builder.load(total))
@@ -241,7 +255,7 @@ def unpack_words(
         factor = splat(builder, args[4], vector)
         n_blocks = builder.sdiv(builder.add(args[2], ir.Constant(word, VECTOR - 1)), ir.Constant(word, VECTOR))
         with cgutils.for_range(builder, n_blocks, intp=word) as loop:
-            words, unscaled = _decode(builder, row, loop.index, pointer(3), n_word, n_value, how)
+            _, words, unscaled = _decode(builder, row, loop.index, pointer(3), n_word, n_value, how)
             # one rounding, as unpacking does it: the products are the stored float32 values
             scaled = builder.fmul(unscaled, factor)
             chosen = builder.lshr(words, _constants(lane_type, [n_value] * VECTOR))

@@ -7,6 +7,7 @@ has.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped, unused-ignore]
@@ -28,15 +29,14 @@ __all__ = [
     "sum_lanes",
 ]
 
-# Queries that share one pass over the rows. 32 float32 lanes are two AVX-512 registers (four AVX2 ones): the
-# index and the value of a nonzero are loaded once for 32 queries, and the (4096, 32) target block, 512 KiB,
-# still fits a 1 MiB L2 cache. 16 and 64 lanes measured slower (0.34 and 0.32 against 0.28 ms per query and
-# 200,000 rows).
+# Queries that share one pass over the rows, 64 targets of 16 bits: their (4096, 64) block, 512 KiB, still fits a 1 MiB
+# L2 cache (docs/research_notes_search.md).
 LANES = 64
 VECTOR = 16
 
-# Nonzeros that the scan of one query prefetches ahead: 4 KiB of float32 values. 512 to 4,096 measured alike.
-_AHEAD = 1_024
+# Nonzeros that the scan of one query prefetches ahead, into the second-level cache: 16 KiB of float32 values. 1,024 to
+# 16,384 measured alike; into the first-level cache, which lets fewer lines be on their way, slower at any distance.
+_AHEAD = 4_096
 
 
 def splat(builder: Any, scalar: Any, vector: Any) -> Any:
@@ -53,14 +53,14 @@ def any_set(builder: Any, mask: Any, width: int) -> Any:
     return builder.icmp_unsigned("!=", builder.bitcast(mask, bits), ir.Constant(bits, 0))
 
 
-def prefetch(builder: Any, address: Any) -> None:
-    """Ask for a cache line; an address outside of the array is no error."""
+def prefetch(builder: Any, address: Any, locality: int = 3) -> None:
+    """Ask for a cache line, in all caches (3) or from the second level on (2); an address outside is no error."""
     byte = ir.IntType(8).as_pointer()
     flag = ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
     function = builder.module.declare_intrinsic("llvm.prefetch", (byte,), kind)
-    # read (0), keep in all caches (3), data (1)
-    builder.call(function, [builder.bitcast(address, byte), flag(0), flag(3), flag(1)])
+    # read (0), data (1)
+    builder.call(function, [builder.bitcast(address, byte), flag(0), flag(locality), flag(1)])
 
 
 def sum_lanes(builder: Any, vector: Any) -> Any:
@@ -175,8 +175,8 @@ def score_blocks(typingctx: Any, indices: Any, values: Any, start: Any, n_blocks
     """Score ``16 * n_blocks`` nonzeros of one row against one target of shape (n_components, 1).
 
     Loads a vector of values and collects the targets lane by lane: the gather instruction of Zen 4 is slower
-    than its parts. Prefetching hides the page walks that a plain stream waits for (1.1 instead of 1.4 ms for
-    100,000 rows).
+    than its parts. Loads bound it, so 16-bit indices come four to a load (a tenth faster in cache). Prefetching hides
+    the page walks that a plain stream waits for (2.2 instead of 2.6 ms for 200,000 rows).
     """
     signature = types.float32(indices, values, types.intp, types.intp, target)
 
@@ -187,6 +187,7 @@ def score_blocks(typingctx: Any, indices: Any, values: Any, start: Any, n_blocks
         single, word, integer = ir.FloatType(), ir.IntType(64), ir.IntType(32)
         vector = ir.VectorType(single, VECTOR)
         index_is_signed = signature.args[0].dtype.signed
+        comes_in_fours = signature.args[0].dtype == types.uint16 and sys.byteorder == "little"
         is_double = signature.args[1].dtype == types.float64
         total = cgutils.alloca_once(builder, vector)
         builder.store(ir.Constant(vector, [0.0] * VECTOR), total)
@@ -196,16 +197,24 @@ def score_blocks(typingctx: Any, indices: Any, values: Any, start: Any, n_blocks
             index_base = builder.gep(index_data, [base])
             value_base = builder.gep(value_data, [base])
             for stream in (index_base, value_base):
-                prefetch(builder, builder.gep(stream, [ir.Constant(word, _AHEAD)]))
+                prefetch(builder, builder.gep(stream, [ir.Constant(word, _AHEAD)]), locality=2)
             wide = ir.VectorType(ir.DoubleType() if is_double else single, VECTOR)
             factors = builder.load(builder.bitcast(value_base, wide.as_pointer()), align=4)
             if is_double:
                 factors = builder.fptrunc(factors, vector)
             chosen = ir.Constant(vector, ir.Undefined)
+            four_columns = None
             for lane in range(VECTOR):
-                column = builder.load(builder.gep(index_base, [ir.Constant(word, lane)]))
-                if column.type.width < 64:
-                    column = builder.sext(column, word) if index_is_signed else builder.zext(column, word)
+                if comes_in_fours:
+                    if lane % 4 == 0:
+                        quad = builder.gep(index_base, [ir.Constant(word, lane)])
+                        four_columns = builder.load(builder.bitcast(quad, word.as_pointer()), align=2)
+                    column = builder.lshr(four_columns, ir.Constant(word, 16 * (lane % 4)))
+                    column = builder.and_(column, ir.Constant(word, 0xFFFF))
+                else:
+                    column = builder.load(builder.gep(index_base, [ir.Constant(word, lane)]))
+                    if column.type.width < 64:
+                        column = builder.sext(column, word) if index_is_signed else builder.zext(column, word)
                 item = builder.load(builder.gep(target_data, [column]))
                 chosen = builder.insert_element(chosen, item, ir.Constant(integer, lane))
             product = builder.fmul(factors, chosen, flags=("contract",))
