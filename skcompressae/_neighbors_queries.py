@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, issparse, vstack
 
-from skcompressae._core._gathers import products_with
+from skcompressae._core._gathers import FEW_VECTORS, products_with
 from skcompressae._core._search_store import Chunk, PostingStore, block_to_csr
 from skcompressae._core._threads import run_blocks, single_threaded_blas
 
@@ -85,13 +85,13 @@ def _targets(decoder: NDArray[Any], rows: NDArray[Any], n_threads: int) -> NDArr
     def multiply(start: int, stop: int) -> None:
         np.matmul(decoder[start:stop], rows.T, out=targets[start:stop])
 
-    def multiply_one(start: int, stop: int) -> None:
-        products_with(vector, decoder, start, stop, targets[:, 0])
+    def multiply_few(start: int, stop: int) -> None:
+        products_with(vectors, decoder, start, stop, targets.T)
 
     share = max(1, -(-len(decoder) // n_threads))
-    if len(rows) == 1:
-        vector = np.ascontiguousarray(rows[0], targets.dtype)
-        run_blocks(multiply_one, len(decoder), share, n_threads)
+    if len(rows) <= FEW_VECTORS:
+        vectors = np.ascontiguousarray(rows, targets.dtype)
+        run_blocks(multiply_few, len(decoder), share, n_threads)
     else:
         with single_threaded_blas():
             run_blocks(multiply, len(decoder), share, n_threads)

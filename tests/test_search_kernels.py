@@ -291,12 +291,14 @@ def test_rows_are_visited_in_any_number_of_pieces(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(("first", "last"), [(0, 11), (2, 11), (3, 6), (4, 8), (5, 5), (0, 1)])
-def test_products_with_one_vector_fill_the_rows_asked_for(first, last, dtype):
+@pytest.mark.parametrize("n_vectors", [1, 2, 3, 6])
+@pytest.mark.parametrize(("first", "last"), [(0, 11), (2, 11), (3, 6), (4, 8), (5, 5), (0, 1), (1, 150)])
+def test_products_with_few_vectors_fill_the_rows_asked_for(first, last, n_vectors, dtype):
     rng = np.random.default_rng(first + last)
-    rows, vector = rng.standard_normal((11, 37)).astype(dtype), rng.standard_normal(37).astype(dtype)
-    products = np.full(11, np.nan, dtype)
-    products_with(vector, rows, first, last, products)
-    expected = np.full(11, np.nan)
-    expected[first:last] = rows[first:last].astype(np.float64) @ vector.astype(np.float64)
-    np.testing.assert_allclose(products, expected, rtol=0, atol=1e-5 if dtype == np.float32 else 1e-13)
+    rows, vectors = rng.standard_normal((150, 37)).astype(dtype), rng.standard_normal((n_vectors, 37)).astype(dtype)
+    expected = np.full((n_vectors, 150), np.nan)
+    expected[:, first:last] = vectors.astype(np.float64) @ rows[first:last].T.astype(np.float64)
+    for order in "CF":
+        products = np.full((n_vectors, 150), np.nan, dtype, order)
+        products_with(vectors, rows, first, last, products)
+        np.testing.assert_allclose(products, expected, rtol=0, atol=3e-5 if dtype == np.float32 else 1e-13)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from skcompressae._core._adam import apply_adam
 from skcompressae._core._arrays import FloatArray, IndexArray
-from skcompressae._core._gathers import products_with
+from skcompressae._core._gathers import FEW_VECTORS, products_with
 from skcompressae._core._neighborhood import neighborhood_gradients
 from skcompressae._core._rows import unit_rows
 from skcompressae._core._sparse_step import BATCH_ROWS, group_by_latent, reconstruction_gradients, sum_gradients
@@ -74,8 +74,8 @@ class PreActivations:
         if buffer is None or len(buffer) < n_rows:
             buffer = self._buffers.block = np.empty((n_rows, self.encoder.shape[0]), dtype=self.encoder.dtype)
         block = buffer[:n_rows]
-        if self._torch_encoder is None and n_rows == 1:
-            self._multiply_one(x[0], block[0], n_threads)
+        if self._torch_encoder is None and n_rows <= FEW_VECTORS:
+            self._multiply_few(x, block, n_threads)
         elif self._torch_encoder is None:
             np.dot(x, self.encoder.T, out=block)
         else:
@@ -90,7 +90,7 @@ class PreActivations:
                 torch.set_num_threads(before)
         return block
 
-    def _multiply_one(self, x: FloatArray, products: FloatArray, n_threads: int) -> None:
+    def _multiply_few(self, x: FloatArray, products: FloatArray, n_threads: int) -> None:
         def multiply(start: int, stop: int) -> None:
             products_with(x, self.encoder, start, stop, products)
 
