@@ -22,6 +22,7 @@ from skcompressae import CompresSAETransformer
 from skcompressae._core._rows import unit_rows
 
 PLAIN_BLOCK_ROWS = 2048
+SMALL_BATCHES = (1, 2, 4, 8, 16, 32, 64, 256)
 
 
 def plain_transform(x, encoder, bias, k):
@@ -34,6 +35,20 @@ def plain_transform(x, encoder, bias, k):
         latents = torch.zeros_like(pre_activations).scatter_(1, top, pre_activations.gather(1, top))
         blocks.append(sp.csr_matrix(latents.numpy()))
     return sp.vstack(blocks)
+
+
+def small_batch(compressor, X, torch_x, torch_encoder, torch_bias):
+    """Time the encoding of a few rows, in turns, so that a busy moment of the machine meets all alike."""
+    times = {}
+    for _ in range(6):
+        for coding in ("activations", "pursuit"):
+            compressor.set_params(coding=coding)
+            spent = median_seconds(lambda: compressor.transform(X), 10)
+            times.setdefault(f"transform_{coding}_s", []).append(spent)
+        spent = median_seconds(lambda: plain_transform(torch_x, torch_encoder, torch_bias, compressor.k), 10)
+        times.setdefault("plain_pytorch_s", []).append(spent)
+    compressor.set_params(coding="auto")
+    return {name: float(np.median(spent)) for name, spent in times.items()}
 
 
 def measure(options, n_threads):
@@ -91,6 +106,15 @@ def measure(options, n_threads):
         row["plain_decode_2048_rows_s"] = median_seconds(lambda: dense @ decoder, n_repeats)
         row["inverse_transform_single_row_s"] = median_seconds(lambda: compressor.inverse_transform(codes[:1]), 50)
         row["plain_decode_single_row_s"] = median_seconds(lambda: dense[:1] @ decoder, 50)
+        row["small_batches"] = [
+            {
+                "n_rows": n_rows,
+                **small_batch(compressor, X[:n_rows], torch_x[:n_rows], torch_encoder, torch_bias),
+                "inverse_transform_s": median_seconds(lambda n=n_rows: compressor.inverse_transform(codes[:n]), 30),
+                "plain_decode_s": median_seconds(lambda n=n_rows: dense[:n] @ decoder, 30),
+            }
+            for n_rows in SMALL_BATCHES
+        ]
     product_s = min(row["product_numpy_s"], row["product_torch_s"])
     for name in ("activations", "least_squares", "pursuit"):
         row[f"{name}_float32_in_products"] = row[f"transform_{name}_float32_s"] / product_s
