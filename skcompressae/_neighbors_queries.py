@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, issparse, vstack
 
-from skcompressae._core._gathers import FEW_VECTORS, products_with
+from skcompressae._core._few_products import FEW_VECTORS, multiply_few
 from skcompressae._core._search_store import Chunk, PostingStore, block_to_csr
 from skcompressae._core._threads import run_blocks, single_threaded_blas
 
@@ -82,19 +82,15 @@ def _targets(decoder: NDArray[Any], rows: NDArray[Any], n_threads: int) -> NDArr
     """
     targets = np.empty((len(decoder), len(rows)), np.result_type(decoder, rows))
 
+    if len(rows) <= FEW_VECTORS:
+        multiply_few(np.ascontiguousarray(rows, targets.dtype), decoder, targets.T, n_threads)
+        return targets
+
     def multiply(start: int, stop: int) -> None:
         np.matmul(decoder[start:stop], rows.T, out=targets[start:stop])
 
-    def multiply_few(start: int, stop: int) -> None:
-        products_with(vectors, decoder, start, stop, targets.T)
-
-    share = max(1, -(-len(decoder) // n_threads))
-    if len(rows) <= FEW_VECTORS:
-        vectors = np.ascontiguousarray(rows, targets.dtype)
-        run_blocks(multiply_few, len(decoder), share, n_threads)
-    else:
-        with single_threaded_blas():
-            run_blocks(multiply, len(decoder), share, n_threads)
+    with single_threaded_blas():
+        run_blocks(multiply, len(decoder), max(1, -(-len(decoder) // n_threads)), n_threads)
     return targets
 
 

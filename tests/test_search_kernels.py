@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from skcompressae._core._gathers import products_with
+from skcompressae._core._few_products import _multiply_rows, multiply_few
 from skcompressae._core._search import search, within
 from skcompressae._core._search_kernels import merge_heaps, row_norms, sort_heaps
 from skcompressae._core._search_postings import build_postings, postings_to_rows
@@ -293,12 +293,15 @@ def test_rows_are_visited_in_any_number_of_pieces(monkeypatch):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("n_vectors", [1, 2, 3, 6])
 @pytest.mark.parametrize(("first", "last"), [(0, 11), (2, 11), (3, 6), (4, 8), (5, 5), (0, 1), (1, 150)])
-def test_products_with_few_vectors_fill_the_rows_asked_for(first, last, n_vectors, dtype):
+def test_products_of_few_vectors_fill_the_rows_asked_for(first, last, n_vectors, dtype):
     rng = np.random.default_rng(first + last)
     rows, vectors = rng.standard_normal((150, 37)).astype(dtype), rng.standard_normal((n_vectors, 37)).astype(dtype)
     expected = np.full((n_vectors, 150), np.nan)
     expected[:, first:last] = vectors.astype(np.float64) @ rows[first:last].T.astype(np.float64)
     for order in "CF":
         products = np.full((n_vectors, 150), np.nan, dtype, order)
-        products_with(vectors, rows, first, last, products)
+        _multiply_rows(vectors, rows, first, last, products)
         np.testing.assert_allclose(products, expected, rtol=0, atol=3e-5 if dtype == np.float32 else 1e-13)
+    products = np.empty((n_vectors, 150), dtype)
+    multiply_few(vectors, rows, products, n_threads=2)
+    np.testing.assert_allclose(products, vectors @ rows.T, rtol=0, atol=3e-5 if dtype == np.float32 else 1e-13)

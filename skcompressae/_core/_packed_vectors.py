@@ -23,7 +23,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from skcompressae._core._search_vectors import VECTOR, prefetch, splat, sum_lanes
+from skcompressae._core._search_vectors import VECTOR, load_columns, prefetch, splat, sum_lanes
 
 __all__ = [
     "MAX_GRID_PARTS",
@@ -70,23 +70,6 @@ def _load_words(builder: Any, base: Any, word_bits: int) -> Any:
     shifts = [lane * word_bits % 8 for lane in range(VECTOR)]
     words = builder.lshr(words, _constants(lane_type, shifts))
     return builder.and_(words, _constants(lane_type, [(1 << word_bits) - 1] * VECTOR))
-
-
-def _columns(builder: Any, base: Any, word_bits: int, value_bits: int) -> list[Any]:
-    """Return the indices of sixteen words, as 64-bit numbers: each load of 64 bits holds two words or more."""
-    word = ir.IntType(64)
-    mask = ir.Constant(word, (1 << (word_bits - value_bits)) - 1)
-    columns: list[Any] = []
-    loaded, loaded_bit = None, 0
-    for lane in range(VECTOR):
-        bit = lane * word_bits
-        if loaded is None or bit + word_bits > loaded_bit + 64:
-            loaded_bit = bit - bit % 8
-            place = builder.gep(base, [ir.Constant(word, loaded_bit // 8)])
-            loaded = builder.load(builder.bitcast(place, word.as_pointer()), align=1)
-        column = builder.lshr(loaded, ir.Constant(word, bit - loaded_bit + value_bits))
-        columns.append(builder.and_(column, mask))
-    return columns
 
 
 def _values(builder: Any, words: Any, levels: Any, value_bits: int, method: str) -> Any:
@@ -200,7 +183,7 @@ def score_words(
             base, _, values = _decode(builder, row, loop.index, pointer(3), n_word, n_value, how)
             # read again rather than taken from the vector of words, whose lanes leave it one move at a time
             chosen = ir.Constant(vector, ir.Undefined)
-            for lane, column in enumerate(_columns(builder, base, n_word, n_value)):
+            for lane, column in enumerate(load_columns(builder, base, n_word, n_value)):
                 item = builder.load(builder.gep(target_data, [column]))
                 chosen = builder.insert_element(chosen, item, ir.Constant(lane_type, lane))
             product = builder.fmul(values, chosen, flags=("contract",))

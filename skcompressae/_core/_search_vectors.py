@@ -20,6 +20,7 @@ __all__ = [
     "VECTOR",
     "any_above",
     "any_set",
+    "load_columns",
     "lowest_bit",
     "prefetch",
     "prefetch_item",
@@ -61,6 +62,26 @@ def prefetch(builder: Any, address: Any, locality: int = 3) -> None:
     function = builder.module.declare_intrinsic("llvm.prefetch", (byte,), kind)
     # read (0), data (1)
     builder.call(function, [builder.bitcast(address, byte), flag(0), flag(locality), flag(1)])
+
+
+def load_columns(builder: Any, base: Any, word_bits: int, value_bits: int) -> list[Any]:
+    """Return the indices in the upper bits of sixteen words at byte `base`, as 64-bit numbers.
+
+    Each load of 64 bits holds two words or more. Least significant byte first.
+    """
+    word = ir.IntType(64)
+    mask = ir.Constant(word, (1 << (word_bits - value_bits)) - 1)
+    columns: list[Any] = []
+    loaded, loaded_bit = None, 0
+    for lane in range(VECTOR):
+        bit = lane * word_bits
+        if loaded is None or bit + word_bits > loaded_bit + 64:
+            loaded_bit = bit - bit % 8
+            place = builder.gep(base, [ir.Constant(word, loaded_bit // 8)])
+            loaded = builder.load(builder.bitcast(place, word.as_pointer()), align=1)
+        column = builder.lshr(loaded, ir.Constant(word, bit - loaded_bit + value_bits))
+        columns.append(builder.and_(column, mask))
+    return columns
 
 
 def sum_lanes(builder: Any, vector: Any) -> Any:
@@ -203,18 +224,13 @@ def score_blocks(typingctx: Any, indices: Any, values: Any, start: Any, n_blocks
             if is_double:
                 factors = builder.fptrunc(factors, vector)
             chosen = ir.Constant(vector, ir.Undefined)
-            four_columns = None
-            for lane in range(VECTOR):
-                if comes_in_fours:
-                    if lane % 4 == 0:
-                        quad = builder.gep(index_base, [ir.Constant(word, lane)])
-                        four_columns = builder.load(builder.bitcast(quad, word.as_pointer()), align=2)
-                    column = builder.lshr(four_columns, ir.Constant(word, 16 * (lane % 4)))
-                    column = builder.and_(column, ir.Constant(word, 0xFFFF))
-                else:
-                    column = builder.load(builder.gep(index_base, [ir.Constant(word, lane)]))
-                    if column.type.width < 64:
-                        column = builder.sext(column, word) if index_is_signed else builder.zext(column, word)
+            if comes_in_fours:
+                columns = load_columns(builder, builder.bitcast(index_base, ir.IntType(8).as_pointer()), 16, 0)
+            else:
+                columns = [builder.load(builder.gep(index_base, [ir.Constant(word, lane)])) for lane in range(VECTOR)]
+            for lane, column in enumerate(columns):
+                if column.type.width < 64:
+                    column = builder.sext(column, word) if index_is_signed else builder.zext(column, word)
                 item = builder.load(builder.gep(target_data, [column]))
                 chosen = builder.insert_element(chosen, item, ir.Constant(integer, lane))
             product = builder.fmul(factors, chosen, flags=("contract",))

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from skcompressae._core._adam import apply_adam
 from skcompressae._core._arrays import FloatArray, IndexArray
-from skcompressae._core._gathers import FEW_VECTORS, products_with
+from skcompressae._core._few_products import FEW_VECTORS, multiply_few
 from skcompressae._core._neighborhood import neighborhood_gradients
 from skcompressae._core._rows import unit_rows
 from skcompressae._core._sparse_step import BATCH_ROWS, group_by_latent, reconstruction_gradients, sum_gradients
-from skcompressae._core._threads import effective_n_threads, row_blocks, run_blocks, run_product_blocks
+from skcompressae._core._threads import effective_n_threads, row_blocks, run_product_blocks
 from skcompressae._core._topk import top_k
 from skcompressae._torch._weights import Moments, StepLosses, StepSettings, Weights, adam_rates
 
@@ -33,7 +33,7 @@ _BLOCK_BYTES = 8 * 2**20
 # Rows below which rounding the encoder to bfloat16 takes longer than the faster product saves: 1 ms against 17 us a row
 # at 4,096 x 768, see the profile in benchmarks/results.
 _MIN_ROUNDED_ROWS = 64
-# Weights that `products_with` meets in the time that waking another thread takes.
+# Weights that `multiply_few` meets in the time that waking another thread takes.
 _PRODUCTS_PER_THREAD = 2 * 2**20
 
 
@@ -77,7 +77,9 @@ class PreActivations:
             buffer = self._buffers.block = np.empty((n_rows, self.encoder.shape[0]), dtype=self.encoder.dtype)
         block = buffer[:n_rows]
         if self._torch_encoder is None and n_rows <= FEW_VECTORS:
-            self._multiply_few(x, block, n_threads)
+            # two rows meet the weights at once
+            n_useful = -(-n_rows // 2) * self.encoder.size // _PRODUCTS_PER_THREAD
+            multiply_few(x, self.encoder, block, min(n_threads, max(1, n_useful)))
         elif self._torch_encoder is None:
             np.dot(x, self.encoder.T, out=block)
         else:
@@ -91,15 +93,6 @@ class PreActivations:
             finally:
                 torch.set_num_threads(before)
         return block
-
-    def _multiply_few(self, x: FloatArray, products: FloatArray, n_threads: int) -> None:
-        def multiply(start: int, stop: int) -> None:
-            products_with(x, self.encoder, start, stop, products)
-
-        n_components = self.encoder.shape[0]
-        # two rows meet the weights at once
-        n_threads = min(n_threads, max(1, -(-len(x) // 2) * self.encoder.size // _PRODUCTS_PER_THREAD))
-        run_blocks(multiply, n_components, -(-n_components // n_threads), n_threads)
 
 
 class CpuEngine:
