@@ -10,6 +10,7 @@ turns all of them into a picture and a table.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import sys
@@ -65,6 +66,7 @@ class Coder(NamedTuple):
     k: int
     n_components: int
     codes: sp.csr_matrix
+    project: Callable[[], sp.csr_matrix]  # codes whose reconstructions are projections of the unit rows
     encode: Callable[[Array], sp.csr_matrix]
     decode: Callable[[sp.csr_matrix], Array]
     cut_query: Callable[[Array], Any]  # dense queries to code space, at most QUERY_NONZEROS nonzeros
@@ -76,7 +78,7 @@ class Coder(NamedTuple):
 
 def our_coders(data: Split, ks: list[int], seed: int, options: argparse.Namespace, is_once: bool) -> Iterator[Coder]:
     """Fit a model for each k, or one at the largest k up to 64 that is then used at every smaller one."""
-    params = {"n_components": options.n_components, "norm": None, **options.ours}
+    params = {"n_components": options.n_components, "norm": "unit", **options.ours}
     if options.steps is not None:
         params.setdefault("max_iter", options.steps)
 
@@ -101,6 +103,7 @@ def our_coders(data: Split, ks: list[int], seed: int, options: argparse.Namespac
             k,
             codes.shape[1],
             codes,
+            lambda model=model: sp.csr_matrix(copy.copy(model).set_params(norm=None).transform(data.documents)),
             model.transform,
             model.inverse_transform,
             lambda Q, model=model: model.transform_query(Q, n_nonzero=QUERY_NONZEROS),
@@ -139,6 +142,7 @@ def peer_coders(
             k,
             model.codes.shape[1],
             model.codes,
+            lambda model=model: model.codes,
             model.encode,
             lambda codes, model=model: codes @ model.decoder,
             lambda Q, model=model: _keep_largest(Q @ model.decoder.T, QUERY_NONZEROS),
@@ -174,10 +178,14 @@ def measure_coder(coder: Coder, data: Split, true: Array, value_bits: list[int])
         ),
         "reconstructed": cosine_neighbors(np.asarray(coder.decode(query_codes)), X_hat, N_NEIGHBORS),
         "asymmetric": cosine_neighbors(data.queries, X_hat, N_NEIGHBORS),
+    }
+    cosine = mean_cosine(data.documents, X_hat)
+    projected = np.asarray(coder.decode(coder.project()), dtype=np.float32)
+    found |= {
         # With least-squares values and norm=None a reconstruction is the projection of the unit row: its inner product
         # with a query estimates their cosine without inflating badly reconstructed rows.
         "asymmetric_dot": top_of_blocks(
-            lambda rows: data.queries[rows] @ X_hat.T, len(data.queries), len(X_hat), N_NEIGHBORS
+            lambda rows: data.queries[rows] @ projected.T, len(data.queries), len(projected), N_NEIGHBORS
         ),
     }
     shared = {
@@ -188,7 +196,6 @@ def measure_coder(coder: Coder, data: Split, true: Array, value_bits: list[int])
         "dead_fraction": coder.dead_fraction,
         "n_steps": coder.n_steps,
     }
-    cosine = mean_cosine(data.documents, X_hat)
     for mode, indices in found.items():
         yield {**shared, "mode": mode, "size_bytes": csr_size_bytes(coder.k), "cosine": cosine} | _recalls(
             indices, true

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._pursuit import count_candidates, least_squares_codes, pursuit_codes
-from skcompressae._core._rows import codes_to_csr, decode_norms, unit_rows
+from skcompressae._core._rows import codes_to_csr, decode_norms, keeps_mean, scale_codes, unit_rows
 from skcompressae._core._sparse_step import reconstruction_gradients
 from skcompressae._core._supports import activation_codes, candidate_activations, rounding_margin, supports
 from skcompressae._core._threads import effective_n_threads, row_blocks, run_product_blocks
@@ -42,13 +42,23 @@ class Encoder:
         Candidates per nonzero for ``coding="pursuit"``.
     precision : {"float32", "tf32", "bfloat16"}
     device : torch.device
+    scales_mean_apart : bool
+        See `skcompressae._core._rows.keeps_mean`.
     """
 
     def __init__(
-        self, weights: Weights, *, coding: str, candidate_factor: float, precision: str, device: torch.device
+        self,
+        weights: Weights,
+        *,
+        coding: str,
+        candidate_factor: float,
+        precision: str,
+        device: torch.device,
+        scales_mean_apart: bool,
     ) -> None:
         self._weights = weights
         self._coding = coding
+        self._scales_mean_apart = scales_mean_apart
         self._candidate_factor = candidate_factor
         self._n_threads = effective_n_threads()
         self._on_device: DeviceEncoder | None = None
@@ -59,7 +69,7 @@ class Encoder:
             self._pre_activations = PreActivations(weights.encoder, precision)
             self._block_rows = self._pre_activations.block_rows
         else:
-            self._on_device = DeviceEncoder(weights, device, precision, coding)
+            self._on_device = DeviceEncoder(weights, device, precision, coding, scales_mean_apart)
 
     @property
     def n_components(self) -> int:
@@ -104,13 +114,14 @@ class Encoder:
             return
         for start, stop in row_blocks(len(rows), BLOCK_ROWS):
             _, norms, indices, raw, decoded = self._encode_unit_rows(rows[start:stop], k)
-            scale = np.ones(stop - start)
-            if norm is not None:
-                np.divide(norms if norm == "input" else 1.0, decoded, out=scale, where=decoded > 0)
-            scale[norms == 0] = 0.0
             values = np.empty((stop - start, k), dtype=dtype)
-            with np.errstate(over="ignore"):
-                np.multiply(raw, scale[:, None], out=values, casting="same_kind")
+            is_nonzero = norms > 0
+            if norm is None:
+                np.multiply(raw, is_nonzero[:, None], out=values, casting="same_kind")
+            else:
+                is_kept = keeps_mean(self._scales_mean_apart, self._coding, norm)
+                wanted = norms if norm == "input" else is_nonzero.astype(np.float64)
+                scale_codes(indices, raw, decoded, wanted, values, keeps_mean=is_kept)
             _check_scaled(values, norms)
             yield slice(start, stop), indices, values
 

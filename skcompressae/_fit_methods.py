@@ -304,7 +304,7 @@ class FitMethodsMixin(TransformMethodsMixin):
         """Store the fitted state and measure how the latents are used."""
         self.encoder_weights_, self.encoder_bias_, self.components_ = result.weights.arrays
         self.k_ = settings.k
-        self.has_mean_latent_ = settings.keeps_mean_latent
+        self.has_mean_latent_ = self.scales_mean_apart_ = settings.keeps_mean_latent
         if result.was_interrupted:
             warnings.warn(
                 f"fit was interrupted after {result.n_iter} step(s); the weights so far are kept.",

@@ -140,6 +140,7 @@ class ModelFileMixin:
             "training": {
                 "k": int(model.k_),
                 "has_mean_latent": bool(model.has_mean_latent_),
+                "scales_mean_apart": bool(model.scales_mean_apart_),
                 "n_iter": int(model.n_iter_),
                 "loss": _last_finite(model.loss_curve_),
                 "validation_loss": _last_finite(model.validation_loss_curve_),
@@ -256,6 +257,8 @@ def _build(
 
     model.k_ = count(training["k"], 1, n_components)
     model.has_mean_latent_ = bool(training["has_mean_latent"])
+    # the codes of a model that was saved before there was this way of scaling stay what they were
+    model.scales_mean_apart_ = bool(training.get("scales_mean_apart", False))
     model.n_iter_ = count(training["n_iter"], 0)
     model.n_rows_counted_ = count(training["n_rows_counted"], 0)
     dead_fraction = training["dead_latents_fraction"]

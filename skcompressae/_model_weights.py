@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skcompressae._core._rows import keeps_mean
 from skcompressae._model_format import array_digest
 from skcompressae._recipes import RECIPES
 
@@ -50,12 +51,15 @@ def code_settings(model: Any) -> dict[str, Any]:
         "candidate_factor": float(model.candidate_factor) if coding == "pursuit" else None,
         "norm": model.norm,
         "precision": model.precision,
+        "keeps_mean": keeps_mean(model.scales_mean_apart_, coding, model.norm),
     }
 
 
 def settings_digest(weights: Mapping[str, NDArray[Any]], settings: Mapping[str, Any]) -> str:
     """Return the SHA-256 of weights, by the names of `finite_weights`, and of `code_settings`."""
-    return array_digest(weights, "skcompressae codes 1", json.dumps(settings, sort_keys=True))
+    # false is left out: the hashes of all such models are what they were before there was such a setting
+    hashed = {name: value for name, value in settings.items() if name != "keeps_mean" or value}
+    return array_digest(weights, "skcompressae codes 1", json.dumps(hashed, sort_keys=True))
 
 
 def code_digest(model: Any) -> str:

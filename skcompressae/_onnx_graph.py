@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skcompressae._core._pursuit import GUIDANCE, RIDGE, count_candidates, pursuit_rounds
+from skcompressae._core._rows import MIN_STRETCHED
 from skcompressae._onnx_nodes import GraphBuilder
 
 __all__ = ["INPUT", "OUTPUTS", "encoder_model"]
@@ -75,7 +76,10 @@ def encoder_model(onnx: Any, weights: Mapping[str, NDArray[np.float32]], setting
         indices, values, correlations = _fit(graph, unit, _atoms(graph, weights, indices), indices, magnitudes, n, k)
         if norm is not None:
             decoded_norms = _fitted_norms(graph, values, correlations)
-    scales = _scales(graph, norms, decoded_norms, is_input=norm == "input")
+    factors = None if decoded_norms is None else _to_unit_norm(graph, decoded_norms)
+    if factors is not None and decoded_norms is not None and settings["keeps_mean"]:
+        factors = _stretched(graph, indices, values, decoded_norms, factors)
+    scales = _scales(graph, norms, factors, is_input=norm == "input")
     found = graph.add("Cast", indices, to=onnx.TensorProto.INT32), graph.add("Mul", values, scales)
     for array, name in zip(found, OUTPUTS, strict=True):
         graph.add("Slice", array, graph.constant([0]), n_rows, graph.constant([0]), output=name)
@@ -112,16 +116,37 @@ def _unit_rows(graph: GraphBuilder, rows: str) -> tuple[str, str]:
     return unit, graph.add("Mul", largest, lengths)
 
 
-def _scales(graph: GraphBuilder, norms: str, decoded_norms: str | None, *, is_input: bool) -> str:
-    """Return the factors, shape (n_rows, 1), of values for unit rows, so that they decode to the norm that is wanted.
+def _to_unit_norm(graph: GraphBuilder, decoded_norms: str) -> str:
+    """Return factors, shape (n_rows, 1), of values that decode to these norms; 1 where they are 0."""
+    zero, one = graph.constant(0, np.float32), graph.constant(1, np.float32)
+    return graph.add("Div", one, graph.add("Where", graph.add("Greater", decoded_norms, zero), decoded_norms, one))
 
-    Without `decoded_norms` values stay as they are. Zero rows have the factor 0.
+
+def _stretched(graph: GraphBuilder, indices: str, values: str, decoded_norms: str, factors: str) -> str:
+    """Return factors, shape (n_rows, k), that leave latent 0 as it is; see `skcompressae._core._rows.scale_codes`."""
+    zero, one, columns = graph.constant(0, np.float32), graph.constant(1, np.float32), graph.constant([1])
+    is_mean = graph.add("Equal", indices, graph.constant(0))
+    mean_values = graph.add("ReduceSum", graph.add("Where", is_mean, values, zero), columns)
+    mean_squares = graph.add("Mul", mean_values, mean_values)
+    stretched = graph.add("Sub", graph.add("Mul", decoded_norms, decoded_norms), mean_squares)
+    is_large = graph.add("Greater", stretched, graph.constant(MIN_STRETCHED, np.float32))
+    is_short = graph.add("Less", mean_squares, one)
+    has_mean = graph.add("Greater", graph.add("Abs", mean_values), zero)
+    is_stretched = graph.add("And", has_mean, graph.add("And", is_large, is_short))
+    missing = graph.add("Where", is_stretched, graph.add("Sub", one, mean_squares), one)
+    stretch = graph.add("Sqrt", graph.add("Div", missing, graph.add("Where", is_stretched, stretched, one)))
+    return graph.add("Where", is_stretched, graph.add("Where", is_mean, one, stretch), factors)
+
+
+def _scales(graph: GraphBuilder, norms: str, factors: str | None, *, is_input: bool) -> str:
+    """Return what to multiply values of unit rows by, shape (n_rows, 1 or k), so that they decode to the norm wanted.
+
+    `factors` make the norm 1; without them values stay as they are. Zero rows have the factor 0.
     """
     zero, one = graph.constant(0, np.float32), graph.constant(1, np.float32)
-    scales = one
-    if decoded_norms is not None:
-        safe = graph.add("Where", graph.add("Greater", decoded_norms, zero), decoded_norms, one)
-        scales = graph.add("Div", norms if is_input else one, safe)
+    scales = one if factors is None else factors
+    if factors is not None and is_input:
+        scales = graph.add("Mul", norms, scales)
     return graph.add("Where", graph.add("Greater", norms, zero), scales, zero)
 
 

@@ -107,7 +107,7 @@ def from_reference_checkpoint(
     model.components_ = decoder
     model.n_features_in_ = n_features
     model.k_ = int(k)
-    model.has_mean_latent_ = False
+    model.has_mean_latent_ = model.scales_mean_apart_ = False
     model.n_iter_ = 0
     model.loss_curve_ = np.empty(0)
     model.validation_loss_curve_ = np.empty(0)

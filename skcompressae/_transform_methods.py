@@ -389,4 +389,5 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
             candidate_factor=self.candidate_factor,
             precision=self.precision,
             device=device or resolve_device(self.device),
+            scales_mean_apart=self.scales_mean_apart_,
         )

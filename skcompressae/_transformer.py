@@ -54,7 +54,9 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
 
     norm : {"input", "unit", None}, default="input"
         Scale of a code. "input": its reconstruction has the L2 norm of the input row, so that dot products survive.
-        "unit": its reconstruction has norm 1. None: values as they come for the row divided by its norm.
+        "unit": its reconstruction has norm 1. None: values as they come for the row divided by its norm. Scaling leaves
+        the mean's latent, if there is one (`scales_mean_apart_`) and values are fitted, at the row's own share of the
+        mean, and stretches the others: rows stay as near to the mean as they are (`docs/recipes.md`).
 
     loss_weights : tuple of two floats, default=(1.0, 0.125)
         Weights of the cosine distance of the reconstruction with k and with 4k latents (equation 4 of [1]_).
@@ -143,6 +145,9 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
     has_mean_latent_ : bool
         Whether the training rows were so anisotropic (mean of the unit rows longer than 0.5) that latent 0 decodes to
         their mean direction and all others are orthogonal to it.
+    scales_mean_apart_ : bool
+        Whether `norm` leaves the mean's latent as it is and stretches the others. As `has_mean_latent_`, but False in
+        models that were saved before this was so.
     k_ : int
         Nonzeros per code that the model was trained with.
     latent_counts_ : ndarray of shape (n_components,), int64

@@ -34,7 +34,7 @@ __all__ = ["CompresSAEModule"]
 _FORMAT_VERSION = 1
 _KIND = "skcompressae sparse encoder module"
 _WEIGHTS = ("encoder_weights", "encoder_bias", "components")
-_SETTINGS = ("k", "coding", "candidate_factor", "norm")
+_SETTINGS = ("k", "coding", "candidate_factor", "norm", "keeps_mean")
 
 
 class CompresSAEModule(Module):
@@ -62,6 +62,8 @@ class CompresSAEModule(Module):
         As in :class:`~skcompressae.CompresSAETransformer`; None where `coding` is not "pursuit".
     norm : {"input", "unit", None}
         As in :class:`~skcompressae.CompresSAETransformer`.
+    keeps_mean : bool, default=False
+        Whether scaling to `norm` leaves latent 0, which is then the mean's, as it is and stretches the others.
 
     See Also
     --------
@@ -88,7 +90,14 @@ class CompresSAEModule(Module):
     components: torch.Tensor
 
     def __init__(
-        self, weights: Mapping[str, Any], *, k: int, coding: str, candidate_factor: float | None, norm: str | None
+        self,
+        weights: Mapping[str, Any],
+        *,
+        k: int,
+        coding: str,
+        candidate_factor: float | None,
+        norm: str | None,
+        keeps_mean: bool = False,
     ) -> None:
         super().__init__()
         for name in _WEIGHTS:
@@ -98,6 +107,7 @@ class CompresSAEModule(Module):
         self.coding = coding
         self.candidate_factor = candidate_factor
         self.norm = norm
+        self.keeps_mean = keeps_mean
 
     @classmethod
     def from_compressor(cls, model: CompresSAETransformer) -> CompresSAEModule:
@@ -239,6 +249,7 @@ class CompresSAEModule(Module):
             coding=self.coding,
             candidate_factor=self.candidate_factor,
             norm=self.norm,
+            keeps_mean=self.keeps_mean,
         )
         codes = torch.zeros((len(values), n_components), dtype=values.dtype, device=values.device)
         features["sentence_embedding"] = codes.scatter(1, indices, values)
@@ -458,6 +469,8 @@ class CompresSAEModule(Module):
         except SafetensorError as error:
             raise ModelFormatError(f"{name} is damaged: {error}") from error
         try:
+            # earlier versions scaled all latents alike, and did not say so
+            config = {"keeps_mean": False, **config}
             module = cls(weights, **{key: config[key] for key in _SETTINGS})
             is_intact = module.model_hash == config["model_hash"]
         except KeyError as error:

@@ -27,12 +27,13 @@ def weights():
     return Weights(encoder, (0.05 * np.random.RandomState(1).standard_normal(60)).astype(np.float32), decoder)
 
 
-def make_encoder(weights, coding, device, precision="float32"):
+def make_encoder(weights, coding, device, precision="float32", scales_mean_apart=False):
     """An encoder whose torch path works on any device, the CPU included."""
     cpu = torch.device("cpu")
-    encoder = Encoder(weights, coding=coding, candidate_factor=3.0, precision=precision, device=cpu)
+    options = {"coding": coding, "precision": precision, "scales_mean_apart": scales_mean_apart}
+    encoder = Encoder(weights, candidate_factor=3.0, device=cpu, **options)
     if device is not None:
-        encoder._on_device = DeviceEncoder(weights, torch.device(device), precision, coding)
+        encoder._on_device = DeviceEncoder(weights, torch.device(device), **options)
         encoder._on_device.block_rows = 16
     return encoder
 
@@ -58,12 +59,14 @@ def assert_same_codes(found, expected, min_share=1.0):
 
 
 @pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("scales_mean_apart", [False, True])
 @pytest.mark.parametrize(("dtype", "norm"), [(np.float32, "input"), (np.float16, "unit"), (np.float64, None)])
-def test_codes_are_those_of_the_cpu(weights, device, coding, dtype, norm):
+def test_codes_are_those_of_the_cpu(weights, device, coding, scales_mean_apart, dtype, norm):
     rows = rows_of(dtype)
     kind = np.float64 if dtype == np.float64 else np.float32
     found, expected = (
-        make_encoder(weights, coding, where).encode(rows, 6, norm=norm, dtype=kind) for where in (device, None)
+        make_encoder(weights, coding, where, scales_mean_apart=scales_mean_apart).encode(rows, 6, norm=norm, dtype=kind)
+        for where in (device, None)
     )
     assert found[0].dtype == expected[0].dtype == np.int32
     assert found[1].dtype == expected[1].dtype == kind
@@ -120,7 +123,7 @@ def test_decoding_is_the_product_with_the_decoder(weights, device, dtype, is_spa
     random_state = np.random.RandomState(0)
     dense = np.where(random_state.uniform(size=(40, 60)) < 0.1, random_state.standard_normal((40, 60)), 0).astype(dtype)
     dense[3] = 0
-    encoder = DeviceEncoder(weights, torch.device(device), "float32", "activations")
+    encoder = DeviceEncoder(weights, torch.device(device), "float32", "activations", False)
     encoder.block_rows = 16
     decoded = encoder.decode(csr_array(dense) if is_sparse else dense)
     assert decoded.dtype == dtype

@@ -39,6 +39,7 @@ def make_model(n_features, n_components, seed=0, **parameters):
     model.components_ = decoder.astype(np.float32)
     model.encoder_weights_ = (decoder + 0.2 * random_state.standard_normal(decoder.shape)).astype(np.float32)
     model.encoder_bias_ = (0.1 * random_state.standard_normal(n_components)).astype(np.float32)
+    model.scales_mean_apart_ = False
     model.n_features_in_, model.k_ = n_features, model.k
     return model
 
@@ -144,6 +145,19 @@ def test_a_fitted_model_agrees_to_a_ten_thousandth(tmp_path, fitted, embeddings,
         alone = run(session, rows[start:stop])
         np.testing.assert_array_equal(alone[0], indices[start:stop])
         np.testing.assert_allclose(alone[1], values[start:stop], rtol=0, atol=1e-5 * abs(values).max())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("coding", CODINGS)
+def test_a_mean_latent_is_scaled_as_transform_does(tmp_path, coding, norm):
+    rows = make_embeddings(300) + np.float32(1.5)
+    model = CompresSAETransformer(48, k=5, max_iter=30, coding=coding, norm=norm, random_state=0).fit(rows)
+    assert model.has_mean_latent_
+    indices, values = run(export(model, tmp_path), rows)
+    dense = np.zeros((len(rows), 48), dtype=np.float32)
+    np.put_along_axis(dense, indices.astype(np.int64), values, axis=1)
+    expected = model.transform(rows).toarray()
+    np.testing.assert_allclose(dense, expected, rtol=0, atol=1e-4 * abs(expected).max())
 
 
 @pytest.mark.parametrize("coding", CODINGS)

@@ -122,6 +122,28 @@ def test_codes_are_those_of_transform(fitted, device, coding, norm):
 
 
 @pytest.mark.parametrize("coding", CODINGS)
+def test_a_mean_latent_is_scaled_as_transform_does(tmp_path, device, coding):
+    rows = make_embeddings(300) + np.float32(1.5)
+    model = CompresSAETransformer(48, k=5, max_iter=30, coding=coding, random_state=0).fit(rows)
+    assert model.has_mean_latent_
+    module = CompresSAEModule.from_compressor(model)
+    assert module.keeps_mean == (coding != "activations")
+    module.save(str(tmp_path))
+    again = CompresSAEModule.load(str(tmp_path), local_files_only=True).to(device)
+    assert again.model_hash == model_hash(model)
+    assert_close(codes_of(again, torch.from_numpy(rows).to(device)), model.transform(rows))
+
+
+def test_a_folder_that_does_not_know_the_mean_scales_all_latents_alike(fitted, tmp_path):
+    module = CompresSAEModule.from_compressor(fitted)
+    module.save(str(tmp_path))
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["keeps_mean"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert not CompresSAEModule.load(str(tmp_path), local_files_only=True).keeps_mean
+
+
+@pytest.mark.parametrize("coding", CODINGS)
 @pytest.mark.parametrize("scale", [1e-25, 1e15])
 def test_rows_of_any_scale_are_encoded(fitted, coding, scale):
     model = altered(fitted, coding=coding)

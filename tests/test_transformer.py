@@ -31,6 +31,7 @@ def compressor(n_features, n_components, k):
         warnings.simplefilter("ignore")  # dead latents, of course
         estimator.fit(make_embeddings(n_rows=60, n_features=n_features))
     estimator.encoder_bias_ = 0.1 * np.random.RandomState(1).standard_normal(n_components).astype(np.float32)
+    estimator.scales_mean_apart_ = False
     return estimator
 
 

@@ -12,13 +12,14 @@ from typing import NamedTuple
 import torch
 
 from skcompressae._core._pursuit import RIDGE, count_candidates
+from skcompressae._core._rows import MIN_STRETCHED
 from skcompressae._torch import _devices
 from skcompressae._torch._products import Products
 from skcompressae._torch._pursuit import GramTable, pursuit_codes_torch
 from skcompressae._torch._row_ops import decoded_norms, gathered_dots
 from skcompressae._torch._selection import select
 
-__all__ = ["Codes", "encode_batch", "encode_unit_rows"]
+__all__ = ["Codes", "encode_batch", "encode_unit_rows", "scale_factors"]
 
 # Candidates beyond k that the product proposes: it may order neighbours of the k-th wrongly.
 _MARGIN = 8
@@ -86,6 +87,7 @@ def encode_batch(
     coding: str,
     candidate_factor: float | None,
     norm: str | None,
+    keeps_mean: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Encode rows of any scale, in float32 whatever autocast says, for models that run, and learn, in torch.
 
@@ -101,6 +103,8 @@ def encode_batch(
     candidate_factor : float or None
         Used where `coding` is "pursuit".
     norm : {"input", "unit", None}
+    keeps_mean : bool
+        See `scale_factors`; used where `norm` is not None.
 
     Returns
     -------
@@ -123,11 +127,42 @@ def encode_batch(
             chooser = "pursuit" if coding == "pursuit" else "activations"
             indices = encode_unit_rows(unit, proposals, encoder, bias, grams, k, n_candidates, chooser).indices.long()
         values, decoded = _values(unit, encoder, bias, decoder, indices, is_fitted=coding != "activations")
-        scales = torch.ones_like(norms)
         if norm is not None:
-            wanted = norms if norm == "input" else scales
-            scales = wanted / torch.where(decoded > 0, decoded, torch.ones_like(norms))
-        return indices, values * torch.where(norms > 0, scales, torch.zeros_like(norms))
+            values = values * scale_factors(indices, values, decoded, keeps_mean=keeps_mean)
+            if norm == "input":
+                return indices, values * norms
+        return indices, values * (norms > 0).to(values.dtype)
+
+
+def scale_factors(
+    indices: torch.Tensor, values: torch.Tensor, decoded: torch.Tensor, *, keeps_mean: bool
+) -> torch.Tensor:
+    """Return what to multiply codes of unit rows by so that they decode to norm 1.
+
+    Parameters
+    ----------
+    indices, values : tensors of shape (n_rows, k), indices ascending in each row
+    decoded : tensor of shape (n_rows, 1)
+        Norms of what the values decode to; where 0, the factor is 1.
+    keeps_mean : bool
+        Leave the entry of latent 0 as it is and stretch the others, see `skcompressae._core._rows.scale_codes`.
+
+    Returns
+    -------
+    factors : tensor of shape (n_rows, 1), or (n_rows, k) with `keeps_mean`
+    """
+    one = torch.ones_like(decoded)
+    factors = one / torch.where(decoded > 0, decoded, one)
+    if not keeps_mean:
+        return factors
+    is_mean = indices == 0
+    mean_squares = (values * is_mean).square().sum(dim=1, keepdim=True)
+    stretched = decoded.square() - mean_squares
+    is_stretched = (mean_squares > 0) & (stretched > MIN_STRETCHED) & (mean_squares < 1)
+    # chosen before the division and the root: their gradients are infinite at 0
+    missing = torch.where(is_stretched, 1 - mean_squares, one)
+    stretch = (missing / torch.where(is_stretched, stretched, one)).sqrt()
+    return torch.where(is_stretched, torch.where(is_mean, one, stretch), factors)
 
 
 def _values(

@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._rows import keeps_mean
 from skcompressae._core._threads import row_blocks
 from skcompressae._torch import _devices
-from skcompressae._torch._codes import Codes, encode_unit_rows
+from skcompressae._torch._codes import Codes, encode_unit_rows, scale_factors
 from skcompressae._torch._products import Products
 from skcompressae._torch._pursuit import GramTable
 from skcompressae._torch._staging import RowStream, download_blocks
@@ -39,13 +40,18 @@ class DeviceEncoder:
     precision : {"float32", "tf32", "bfloat16"}
         Of the encoder's product. Activations are recomputed, and values fitted, in float32.
     coding : {"pursuit", "least_squares", "activations"}
+    scales_mean_apart : bool
+        See `skcompressae._core._rows.keeps_mean`.
     """
 
-    def __init__(self, weights: Weights, device: torch.device, precision: str, coding: str) -> None:
+    def __init__(
+        self, weights: Weights, device: torch.device, precision: str, coding: str, scales_mean_apart: bool
+    ) -> None:
         # Copied rather than shared: weights that joblib memory-maps are read-only, which torch warns about.
         self._encoder, self._bias, self._decoder = (torch.tensor(array, device=device) for array in weights.arrays)
         self._device = device
         self._coding = coding
+        self._scales_mean_apart = scales_mean_apart
         self._products = Products(precision, device)
         self._factor = self._encoder.to(self._products.dtype)
         self._grams: GramTable | None = None  # of the decoder, once values are fitted
@@ -79,7 +85,8 @@ class DeviceEncoder:
         def work() -> Iterator[tuple[slice, tuple[torch.Tensor, ...]]]:
             for where, x, norms in self._fetch(rows):
                 codes = self._encode(x, k, n_candidates)
-                scaled = _scaled(codes.values.to(norms.device), codes.norms.to(norms.device), norms, norm, dtype)
+                kind = torch.float64 if dtype == np.float64 else torch.float32
+                scaled = self._scale(Codes(*(part.to(norms.device) for part in codes)), norms, norm).to(kind)
                 yield where, (codes.indices.to(torch.int32), scaled, norms)
 
         for where, (indices, values, norms) in download_blocks(work(), self._device):
@@ -137,15 +144,11 @@ class DeviceEncoder:
             self._grams = GramTable(self._decoder, is_kept=self._coding != "activations")
         return encode_unit_rows(x, proposals, self._encoder, self._bias, self._grams, k, n_candidates, self._coding)
 
-
-def _scaled(
-    values: torch.Tensor, decoded: torch.Tensor, norms: torch.Tensor, norm: str | None, dtype: type[np.floating[Any]]
-) -> torch.Tensor:
-    """Scale codes of unit rows to the wanted norm of the reconstruction, in float64; those of zero rows to zero."""
-    scale = torch.ones_like(norms)
-    if norm is not None:
-        wanted = norms if norm == "input" else torch.ones_like(norms)
-        scale = torch.where(decoded > 0, wanted / decoded.to(torch.float64), scale)
-    scale = torch.where(norms > 0, scale, 0.0)
-    kind = torch.float64 if dtype == np.float64 else torch.float32
-    return (values.to(torch.float64) * scale[:, None]).to(kind)
+    def _scale(self, codes: Codes, norms: torch.Tensor, norm: str | None) -> torch.Tensor:
+        """Scale codes of unit rows to the wanted norm of the reconstruction, in float64; those of zero rows to zero."""
+        values, is_nonzero = codes.values.to(torch.float64), (norms > 0).to(torch.float64)
+        if norm is None:
+            return values * is_nonzero[:, None]
+        is_kept = keeps_mean(self._scales_mean_apart, self._coding, norm)
+        factors = scale_factors(codes.indices, values, codes.norms[:, None].to(torch.float64), keeps_mean=is_kept)
+        return values * factors * (norms if norm == "input" else is_nonzero)[:, None]

@@ -1,0 +1,130 @@
+"""Codes of strongly anisotropic rows: scaling keeps the row's own share of the mean and stretches the rest."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from skcompressae import CompresSAETransformer, load_model, model_hash, save_model
+from skcompressae._core._rows import scale_codes
+from skcompressae._torch._codes import encode_batch, scale_factors
+
+
+def anisotropic_rows(n_rows=2000, n_features=24, mean=1.5, seed=0):
+    rng = np.random.RandomState(seed)
+    rows = rng.standard_normal((n_rows, n_features)) * np.linspace(1.5, 0.3, n_features) + mean
+    return (rows * rng.uniform(0.5, 2, (n_rows, 1))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return anisotropic_rows()
+
+
+@pytest.fixture(scope="module")
+def fitted(rows):
+    model = CompresSAETransformer(64, k=6, max_iter=150, random_state=0).fit(rows)
+    assert model.has_mean_latent_
+    return model
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("coding", ["pursuit", "least_squares"])
+@pytest.mark.parametrize("norm", ["input", "unit"])
+def test_the_share_of_the_mean_is_exact_and_the_rest_is_stretched(fitted, rows, coding, norm):
+    fitted.set_params(coding=coding, norm=norm)
+    codes = fitted.transform(rows).toarray()
+    projections = fitted.set_params(norm=None).transform(rows).toarray()
+    wanted = np.linalg.norm(rows, axis=1) if norm == "input" else np.ones(len(rows))
+    np.testing.assert_allclose(np.linalg.norm(codes @ fitted.components_, axis=1), wanted, rtol=1e-4)
+    assert (projections[:, 0] > 0).all()
+    np.testing.assert_allclose(codes[:, 0], projections[:, 0] * wanted, rtol=1e-5)
+    np.testing.assert_allclose(codes[:, 0] / wanted, unit(rows) @ fitted.components_[0], rtol=1e-3)
+    # the other values all have one factor, which shortens none of them
+    is_stored = projections[:, 1:] != 0
+    factors = np.where(is_stored, codes[:, 1:], 1) / np.where(is_stored, projections[:, 1:], 1) / wanted[:, None]
+    factors = np.where(is_stored, factors, np.nan)
+    assert (np.nanmin(factors, axis=1) > 0.999).all()
+    np.testing.assert_allclose(np.nanmin(factors, axis=1), np.nanmax(factors, axis=1), rtol=1e-4)
+
+
+def test_activations_are_scaled_alike(fitted, rows):
+    raw = fitted.set_params(coding="activations", norm=None).transform(rows).toarray()
+    codes = fitted.set_params(norm="unit").transform(rows).toarray()
+    norms = np.linalg.norm(raw @ fitted.components_, axis=1, keepdims=True)
+    np.testing.assert_allclose(codes, raw / norms, rtol=1e-4, atol=1e-6)
+
+
+def test_neighbours_by_cosine_are_found_better_than_with_one_factor():
+    documents, queries = (anisotropic_rows(n, n_features=48, mean=3, seed=n) for n in (2000, 100))
+    model = CompresSAETransformer(64, k=4, max_iter=150, random_state=0).fit(documents)
+
+    def nearest(vectors):
+        return np.argsort(-(unit(queries) @ unit(vectors).T), axis=1)[:, :20]
+
+    def recall(norm):
+        model.set_params(norm=norm)
+        found = nearest(model.inverse_transform(model.transform(documents)))
+        return np.mean([np.isin(best, true).mean() for best, true in zip(found, nearest(documents), strict=True)])
+
+    assert recall("unit") > recall(None) + 0.02
+
+
+def test_torch_gives_the_same_on_every_path(fitted, rows):
+    fitted.set_params(coding="pursuit", norm="input")
+    expected = fitted.transform(rows).toarray()
+    arrays = (fitted.encoder_weights_, fitted.encoder_bias_, fitted.components_)
+    weights = [torch.from_numpy(array) for array in arrays]
+    batch = torch.from_numpy(rows).requires_grad_()
+    indices, values = encode_batch(
+        batch, *weights, 6, coding="pursuit", candidate_factor=2.0, norm="input", keeps_mean=True
+    )
+    found = np.zeros_like(expected)
+    np.put_along_axis(found, indices.numpy(), values.detach().numpy(), axis=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    values.square().sum().backward()
+    assert torch.isfinite(batch.grad).all()
+
+
+def test_rows_without_a_rest_or_without_the_mean_are_scaled_alike():
+    indices = np.array([[0, 3], [0, 3], [1, 3], [0, 3], [0, 3], [0, 3]], np.int32)
+    # the mean alone; longer than 1; no mean latent; it has no value; an ordinary row; nothing at all
+    values = np.array([[0.8, 0], [1.2, 0.5], [0.3, 0.4], [0, 0.5], [0.6, 0.4], [0, 0]], np.float32)
+    decoded = np.sqrt((values.astype(np.float64) ** 2).sum(axis=1))
+    wanted = np.array([1.0, 2.0, 1.0, 1.0, 3.0, 1.0])
+    out = np.empty_like(values)
+    scale_codes(indices, values, decoded, wanted, out, keeps_mean=True)
+    expected = [[1, 0], [2 * 12 / 13, 2 * 5 / 13], [0.6, 0.8], [0, 1], [1.8, 2.4], [0, 0]]
+    np.testing.assert_allclose(out, expected, rtol=1e-6)
+    tensors = (torch.from_numpy(indices), torch.from_numpy(values).double(), torch.from_numpy(decoded)[:, None])
+    factors = scale_factors(*tensors, keeps_mean=True).numpy()
+    np.testing.assert_allclose(values * factors * wanted[:, None], expected, rtol=1e-6)
+
+
+def test_the_hash_tells_which_scaling_made_the_codes(fitted, rows):
+    fitted.set_params(coding="pursuit", norm="unit")
+    stretched = model_hash(fitted)
+    fitted.scales_mean_apart_ = False
+    try:
+        assert model_hash(fitted) != stretched
+        fitted.set_params(norm=None)
+        alike = model_hash(fitted)
+    finally:
+        fitted.scales_mean_apart_ = True
+    assert model_hash(fitted) == alike
+
+
+def test_files_remember_how_codes_were_scaled(fitted, rows, tmp_path):
+    fitted.set_params(coding="pursuit", norm="unit")
+    codes = fitted.transform(rows[:50])
+    save_model(fitted, tmp_path / "new.safetensors")
+    new = load_model(tmp_path / "new.safetensors")
+    assert new.scales_mean_apart_
+    assert (new.transform(rows[:50]) != codes).nnz == 0
+    old = load_model(Path(__file__).parent / "data" / "model_v1.safetensors")
+    assert old.has_mean_latent_
+    assert not old.scales_mean_apart_
