@@ -47,15 +47,15 @@ def _generate_lanes_at_least(context: Any, builder: Any, signature: Any, argumen
 
 
 @intrinsic
-def add_multiple(typing_context, target, source, start, factor):  # type: ignore[no-untyped-def]
-    """Add ``factor * source[start + j]`` to ``target[start + j]`` for every lane j; both rows are C-contiguous."""
-    return types.void(target, source, types.intp, target.dtype), _generate_add_multiple
+def add_multiple(typing_context, items, target, source, factor):  # type: ignore[no-untyped-def]
+    """Add ``factor * items[source + j]`` to ``items[target + j]`` for every lane j; `items` is flat and contiguous."""
+    return types.void(items, types.intp, types.intp, items.dtype), _generate_add_multiple
 
 
 def _generate_add_multiple(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    target, source, start, factor = arguments
-    vector, to, alignment = _vector_at(context, builder, signature.args[0], target, start)
-    _, of, _ = _vector_at(context, builder, signature.args[1], source, start)
+    items, target, source, factor = arguments
+    vector, to, alignment = _vector_at(context, builder, signature.args[0], items, target)
+    _, of, _ = _vector_at(context, builder, signature.args[0], items, source)
     multiple = builder.fmul(_broadcast(builder, vector, factor), builder.load(of, align=alignment), flags=("contract",))
     total = builder.fadd(builder.load(to, align=alignment), multiple, flags=("contract",))
     builder.store(total, to, align=alignment)

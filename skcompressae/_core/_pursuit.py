@@ -91,37 +91,58 @@ def _gram(rows, picks, first, n, gram):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _solve(system, n, ridge, solution):  # type: ignore[no-untyped-def]
-    """Solve a positive definite system by elimination, its right side in column n, its width a multiple of N_LANES."""
+def _eliminate(system, width, first, n, ridge, reciprocals):  # type: ignore[no-untyped-def]
+    """Eliminate the rows ``first:n`` of a positive definite system whose earlier rows have been.
+
+    `system` is flat, rows of `width` entries, a multiple of N_LANES: the columns so far, zeros, and the right side
+    last of all. The rows to eliminate need their columns up to n only. `reciprocals` are of the pivots.
+    """
     for a in range(n):
-        upper = system[a]
-        upper[a] = max(upper[a], ridge)
-        for i in range(a + 1, n):
-            row = system[i]
-            factor = -row[a] / upper[a]
-            for lane in range(a // N_LANES * N_LANES, system.shape[1], N_LANES):
-                add_multiple(row, upper, lane, factor)
+        upper = a * width
+        begin = a + 1
+        if a < first:
+            # what is left of a symmetric system stays symmetric: the columns that earlier rows lack
+            begin = first
+            for i in range(first, n):
+                system[upper + i] = system[i * width + a]
+        else:
+            reciprocals[a] = system.dtype.type(1) / max(system[upper + a], ridge)
+        for i in range(begin, n):
+            row = i * width
+            factor = -system[row + a] * reciprocals[a]
+            for lane in range(a // N_LANES * N_LANES, width, N_LANES):
+                add_multiple(system, row + lane, upper + lane, factor)
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _substitute(system, width, n, reciprocals, solution):  # type: ignore[no-untyped-def]
+    """Solve the eliminated system of n rows."""
     for a in range(n - 1, -1, -1):
-        total = system[a, n]
+        row = a * width
+        total = system[row + width - 1]
         for b in range(a + 1, n):
-            total -= system[a, b] * solution[b]
-        solution[a] = total / system[a, a]
+            total -= system[row + b] * solution[b]
+        solution[a] = total * reciprocals[a]
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
 def _refit_rows(x, decoder, supports, ridge, start, stop, values, norms):  # type: ignore[no-untyped-def]
     k = supports.shape[1]
     kind = x.dtype.type
-    system = np.zeros((k, (k // N_LANES + 1) * N_LANES), dtype=x.dtype)
+    width = (k // N_LANES + 1) * N_LANES
+    system = np.zeros((k, width), dtype=x.dtype)
+    flat = system.reshape(-1)
     correlations = np.empty(k, dtype=x.dtype)
+    reciprocals = np.empty(k, dtype=x.dtype)
     solution = np.empty(k, dtype=x.dtype)
     for i in range(start, stop):
         _gram(decoder, supports[i], 0, k, system)
         dots(x[i], decoder, supports[i], k, correlations)
         for a in range(k):
             system[a, a] += ridge
-            system[a, k] = correlations[a]
-        _solve(system, k, ridge, solution)
+            system[a, width - 1] = correlations[a]
+        _eliminate(flat, width, 0, k, ridge, reciprocals)
+        _substitute(flat, width, k, reciprocals, solution)
         squares = kind(0)  # s G s = s (c - ridge s)
         for a in range(k):
             values[i, a] = solution[a]
@@ -136,8 +157,10 @@ def _pursue_rows(  # type: ignore[no-untyped-def]
     n_candidates = candidates.shape[1]
     kind = x.dtype.type
     width = (k // N_LANES + 1) * N_LANES
-    gram = np.zeros((k, width), dtype=x.dtype)
-    system = np.zeros((k, width), dtype=x.dtype)
+    gram = np.empty((k, k), dtype=x.dtype)
+    system = np.empty((k, width), dtype=x.dtype)
+    flat = system.reshape(-1)
+    reciprocals = np.empty(k, dtype=x.dtype)
     magnitudes = np.empty(n_candidates, dtype=x.dtype)
     correlations = np.empty(k, dtype=x.dtype)
     unexplained = np.empty(n_candidates, dtype=x.dtype)
@@ -170,14 +193,14 @@ def _pursue_rows(  # type: ignore[no-untyped-def]
             if n > 0:
                 _gram(decoder, picked, n_known, n, gram)
                 dots(x[i], decoder, picked[n_known:], n - n_known, correlations[n_known:])
-                n_columns = (n // N_LANES + 1) * N_LANES
-                for a in range(n):
+                for a in range(n_known, n):
                     for b in range(n):
                         system[a, b] = gram[a, b]
+                    system[a, n:] = kind(0)
                     system[a, a] += ridge
-                    system[a, n] = correlations[a]
-                    system[a, n + 1 : n_columns] = kind(0)
-                _solve(system[:, :n_columns], n, ridge, solution)
+                    system[a, width - 1] = correlations[a]
+                _eliminate(flat, width, n_known, n, ridge, reciprocals)
+                _substitute(flat, width, n, reciprocals, solution)
             n_known = n
             if n == k:
                 break
