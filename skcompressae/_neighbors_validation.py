@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, issparse
 from sklearn.utils import check_array
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import assert_all_finite, validate_data
 
 from skcompressae._core._search_store import Chunk, CodeStore, PostingStore, block_to_csr
 from skcompressae._neighbors_build import FLOATS
 from skcompressae._neighbors_queries import FittedCodes, Queries, canonical_csr, is_packed
+from skcompressae._plain_rows import are_plain_rows
 
 __all__ = ["QueryValidationMixin"]
 
@@ -71,7 +72,11 @@ class QueryValidationMixin:
         elif not isinstance(X, np.ndarray) and not issparse(X) and isinstance(X, CodeStore):
             X = block_to_csr(X.block(0, X.n_rows), X.n_components)
         if not issparse(X) and self.components_ is not None:
-            dense = check_array(X, dtype=FLOATS, ensure_min_samples=0, input_name="X")
+            if are_plain_rows(X, FLOATS, self.components_.shape[1]):
+                assert_all_finite(X, input_name="X")
+                dense = X
+            else:
+                dense = check_array(X, dtype=FLOATS, ensure_min_samples=0, input_name="X")
             if dense.shape[1] == self.components_.shape[1]:
                 dtype = np.result_type(fit_dtype, dense.dtype)
                 if decoder is not None and self.mode != "reconstructed":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from functools import lru_cache
 from numbers import Integral
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +17,7 @@ from sklearn.utils.validation import assert_all_finite, check_array, check_is_fi
 from skcompressae import _encoding
 from skcompressae._compat import align_sparse_interface, validate_parameter_constraints
 from skcompressae._core._threads import effective_n_threads, row_blocks, run_blocks
+from skcompressae._plain_rows import are_plain_rows
 from skcompressae._recipes import RECIPES
 from skcompressae._torch._devices import resolve_device
 from skcompressae._torch._weights import Weights
@@ -344,7 +345,12 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
 
     def _check_rows(self, X: ArrayLike, *, reset: bool) -> NDArray[Any]:
         """Validate rows without copying them whole: dtype, shape, names at once, finiteness block by block."""
-        rows = validate_data(self, X, reset=reset, dtype=[np.float64, np.float32, np.float16], ensure_all_finite=False)
+        dtypes = [np.float64, np.float32, np.float16]
+        has_names = hasattr(self, "feature_names_in_")  # then scikit-learn warns of rows without
+        if not reset and not has_names and are_plain_rows(X, dtypes, self.n_features_in_):
+            rows = cast("NDArray[Any]", X)
+        else:
+            rows = validate_data(self, X, reset=reset, dtype=dtypes, ensure_all_finite=False)
 
         def check(start: int, stop: int) -> None:
             assert_all_finite(rows[start:stop], estimator_name=type(self).__name__, input_name="X")

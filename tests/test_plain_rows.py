@@ -1,0 +1,58 @@
+"""Rows that skip scikit-learn's validation are exactly those that it would have handed back."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from conftest import make_embeddings
+from sklearn.utils import check_array
+
+from skcompressae import CodeNearestNeighbors, CompresSAETransformer
+from skcompressae._plain_rows import are_plain_rows
+
+ROWS = make_embeddings(n_rows=30, n_features=24)
+
+
+class Subclass(np.ndarray):
+    pass
+
+
+@pytest.mark.parametrize("rows", [ROWS, ROWS.astype(np.float64), ROWS[::2], ROWS[:1], np.asfortranarray(ROWS)])
+def test_plain_rows_come_back_from_scikit_learn_as_they_are(rows):
+    assert are_plain_rows(rows, [np.float64, np.float32], 24)
+    assert check_array(rows, dtype=[np.float64, np.float32]) is rows
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ROWS[:0],
+        ROWS[0],
+        ROWS[:, :23],
+        ROWS[None],
+        ROWS.astype(np.float16),
+        ROWS.astype(">f4"),
+        ROWS.astype(int),
+        ROWS.astype(complex),
+        ROWS.tolist(),
+        ROWS.view(Subclass),
+        np.ma.masked_array(ROWS),
+        sp.csr_matrix(ROWS),
+        None,
+    ],
+    ids=lambda rows: type(rows).__name__ + str(getattr(rows, "dtype", "")) + str(getattr(rows, "shape", "")),
+)
+def test_anything_else_is_left_to_scikit_learn(rows):
+    assert not are_plain_rows(rows, [np.float64, np.float32], 24)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_plain_rows_are_still_checked_for_finiteness(bad, dtype):
+    model = CompresSAETransformer(32, k=3, max_iter=5, random_state=0).fit(make_embeddings(300, 24))
+    search = CodeNearestNeighbors(n_neighbors=3, compressor=model).fit(model.transform(ROWS))
+    row = ROWS[:1].astype(dtype)
+    row[0, 7] = bad
+    with pytest.raises(ValueError, match="Input X contains"):
+        model.transform(row)
+    with pytest.raises(ValueError, match="Input X contains"):
+        search.kneighbors(row)
