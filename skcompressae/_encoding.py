@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._pursuit import count_candidates, least_squares_codes, pursuit_codes
-from skcompressae._core._rows import codes_to_csr, decode_norms, keeps_mean, scale_codes, unit_rows
+from skcompressae._core._rows import codes_to_csr, decode_norms, scale_codes, scales_apart, unit_rows
 from skcompressae._core._sparse_step import reconstruction_gradients
 from skcompressae._core._supports import activation_codes, candidate_activations, rounding_margin, supports
 from skcompressae._core._threads import effective_n_threads, row_blocks, run_product_blocks
@@ -43,7 +43,7 @@ class Encoder:
     precision : {"float32", "tf32", "bfloat16"}
     device : torch.device
     scales_mean_apart : bool
-        See `skcompressae._core._rows.keeps_mean`.
+        See `skcompressae._core._rows.scales_apart`.
     """
 
     def __init__(
@@ -119,19 +119,22 @@ class Encoder:
             if norm is None:
                 np.multiply(raw, is_nonzero[:, None], out=values, casting="same_kind")
             else:
-                is_kept = keeps_mean(self._scales_mean_apart, self._coding, norm)
+                is_kept = scales_apart(self._scales_mean_apart, self._coding, norm)
                 wanted = norms if norm == "input" else is_nonzero.astype(np.float64)
                 scale_codes(indices, raw, decoded, wanted, values, keeps_mean=is_kept)
             _check_scaled(values, norms)
             yield slice(start, stop), indices, values
 
-    def cosines(self, rows: NDArray[Any], k: int) -> NDArray[np.float64]:
-        """Return the cosine similarity of each row with its reconstruction; 1 for an all-zero row."""
+    def cosines(self, rows: NDArray[Any], k: int, *, norm: str | None) -> NDArray[np.float64]:
+        """Return the cosine similarity of each row with its reconstruction at `norm`; 1 for an all-zero row."""
         if self._on_device is not None:
-            return self._on_device.cosines(rows, k, self._n_candidates(k))
+            return self._on_device.cosines(rows, k, self._n_candidates(k), norm=norm)
+        is_kept = scales_apart(self._scales_mean_apart, self._coding, norm)
         cosines = np.ones(len(rows))
         for start, stop in row_blocks(len(rows), BLOCK_ROWS):
-            x, norms, indices, values, _ = self._encode_unit_rows(rows[start:stop], k)
+            x, norms, indices, values, decoded = self._encode_unit_rows(rows[start:stop], k)
+            if is_kept:  # one factor for all entries would not change a cosine
+                scale_codes(indices, values, decoded, np.ones(stop - start), values, keeps_mean=True)
             _, _, _, found = reconstruction_gradients(
                 x, self._weights.decoder, indices, values, k, (1.0, 0.0), n_threads=self._n_threads
             )

@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from skcompressae._model_format import array_digest, check_array, read_model_file, write_model_file
-from skcompressae._model_weights import WEIGHT_NAMES, code_digest, finite_weights, weights_digest
+from skcompressae._model_weights import (
+    WEIGHT_NAMES,
+    code_digest,
+    finite_weights,
+    scales_mean_apart,
+    weights_digest,
+)
 from skcompressae._version import __version__
 from skcompressae.exceptions import ModelFormatError
 
@@ -140,7 +146,7 @@ class ModelFileMixin:
             "training": {
                 "k": int(model.k_),
                 "has_mean_latent": bool(model.has_mean_latent_),
-                "scales_mean_apart": bool(model.scales_mean_apart_),
+                "scales_mean_apart": scales_mean_apart(model),
                 "n_iter": int(model.n_iter_),
                 "loss": _last_finite(model.loss_curve_),
                 "validation_loss": _last_finite(model.validation_loss_curve_),

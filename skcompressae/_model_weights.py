@@ -9,11 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skcompressae._core._rows import keeps_mean
+from skcompressae._core._rows import scales_apart
 from skcompressae._model_format import array_digest
 from skcompressae._recipes import RECIPES
 
-__all__ = ["WEIGHT_NAMES", "code_digest", "code_settings", "finite_weights", "settings_digest", "weights_digest"]
+__all__ = [
+    "WEIGHT_NAMES",
+    "code_digest",
+    "code_settings",
+    "finite_weights",
+    "scales_mean_apart",
+    "settings_digest",
+    "weights_digest",
+]
 
 WEIGHT_NAMES = {"encoder_weights": "encoder_weights_", "encoder_bias": "encoder_bias_", "components": "components_"}
 
@@ -42,6 +50,11 @@ def weights_digest(model: Any) -> str:
     return array_digest(_weights_of(model))
 
 
+def scales_mean_apart(model: Any) -> bool:
+    """Return a fitted model's `scales_mean_apart_`, which pickles of versions that scaled all latents alike lack."""
+    return bool(getattr(model, "scales_mean_apart_", False))
+
+
 def code_settings(model: Any) -> dict[str, Any]:
     """Return what decides a fitted model's codes beside its weights, "auto" resolved."""
     coding = RECIPES[model.recipe].coding if model.coding == "auto" else model.coding
@@ -51,7 +64,7 @@ def code_settings(model: Any) -> dict[str, Any]:
         "candidate_factor": float(model.candidate_factor) if coding == "pursuit" else None,
         "norm": model.norm,
         "precision": model.precision,
-        "keeps_mean": keeps_mean(model.scales_mean_apart_, coding, model.norm),
+        "keeps_mean": scales_apart(scales_mean_apart(model), coding, model.norm),
     }
 
 

@@ -123,19 +123,22 @@ def _to_unit_norm(graph: GraphBuilder, decoded_norms: str) -> str:
 
 
 def _stretched(graph: GraphBuilder, indices: str, values: str, decoded_norms: str, factors: str) -> str:
-    """Return factors, shape (n_rows, k), that leave latent 0 as it is; see `skcompressae._core._rows.scale_codes`."""
+    """Return factors, shape (n_rows, k), that make latent 0 the row's share of the mean; see `_core/_rows.py`."""
     zero, one, columns = graph.constant(0, np.float32), graph.constant(1, np.float32), graph.constant([1])
+    without_ridge = graph.constant(1 + RIDGE, np.float32)
     is_mean = graph.add("Equal", indices, graph.constant(0))
-    mean_values = graph.add("ReduceSum", graph.add("Where", is_mean, values, zero), columns)
-    mean_squares = graph.add("Mul", mean_values, mean_values)
-    stretched = graph.add("Sub", graph.add("Mul", decoded_norms, decoded_norms), mean_squares)
+    fitted = graph.add("ReduceSum", graph.add("Where", is_mean, values, zero), columns)
+    share = graph.add("Mul", fitted, without_ridge)
+    share_squared = graph.add("Mul", share, share)
+    fitted_squared = graph.add("Mul", fitted, fitted)
+    stretched = graph.add("Sub", graph.add("Mul", decoded_norms, decoded_norms), fitted_squared)
     is_large = graph.add("Greater", stretched, graph.constant(MIN_STRETCHED, np.float32))
-    is_short = graph.add("Less", mean_squares, one)
-    has_mean = graph.add("Greater", graph.add("Abs", mean_values), zero)
+    is_short = graph.add("Less", share_squared, one)
+    has_mean = graph.add("Greater", fitted_squared, zero)
     is_stretched = graph.add("And", has_mean, graph.add("And", is_large, is_short))
-    missing = graph.add("Where", is_stretched, graph.add("Sub", one, mean_squares), one)
+    missing = graph.add("Where", is_stretched, graph.add("Sub", one, share_squared), one)
     stretch = graph.add("Sqrt", graph.add("Div", missing, graph.add("Where", is_stretched, stretched, one)))
-    return graph.add("Where", is_stretched, graph.add("Where", is_mean, one, stretch), factors)
+    return graph.add("Where", is_stretched, graph.add("Where", is_mean, without_ridge, stretch), factors)
 
 
 def _scales(graph: GraphBuilder, norms: str, factors: str | None, *, is_input: bool) -> str:

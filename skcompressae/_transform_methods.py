@@ -17,6 +17,7 @@ from sklearn.utils.validation import assert_all_finite, check_array, check_is_fi
 from skcompressae import _encoding
 from skcompressae._compat import align_sparse_interface, validate_parameter_constraints
 from skcompressae._core._threads import effective_n_threads, row_blocks, run_blocks
+from skcompressae._model_weights import scales_mean_apart
 from skcompressae._plain_rows import are_plain_rows
 from skcompressae._recipes import RECIPES
 from skcompressae._torch._devices import resolve_device
@@ -337,7 +338,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         rows = self._check_rows(X, reset=False)
         encoder = self._encoder()
         k = self._effective_k(encoder.n_components)
-        return float(encoder.cosines(rows, k).sum()) / len(rows)
+        return float(encoder.cosines(rows, k, norm=self.norm).sum()) / len(rows)
 
     @property
     def _n_features_out(self) -> int:
@@ -395,5 +396,5 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
             candidate_factor=self.candidate_factor,
             precision=self.precision,
             device=device or resolve_device(self.device),
-            scales_mean_apart=self.scales_mean_apart_,
+            scales_mean_apart=scales_mean_apart(self),
         )

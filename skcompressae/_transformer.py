@@ -146,8 +146,8 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         Whether the training rows were so anisotropic (mean of the unit rows longer than 0.5) that latent 0 decodes to
         their mean direction and all others are orthogonal to it.
     scales_mean_apart_ : bool
-        Whether `norm` leaves the mean's latent as it is and stretches the others. As `has_mean_latent_`, but False in
-        models that were saved before this was so.
+        Whether `norm` leaves the mean's latent at the row's share of the mean and stretches the others. As
+        `has_mean_latent_`, but False in models that were saved before this was so, until they are trained further.
     k_ : int
         Nonzeros per code that the model was trained with.
     latent_counts_ : ndarray of shape (n_components,), int64

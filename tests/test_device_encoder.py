@@ -75,9 +75,13 @@ def test_codes_are_those_of_the_cpu(weights, device, coding, scales_mean_apart, 
 
 
 @pytest.mark.parametrize("coding", CODINGS)
-def test_cosines_are_those_of_the_cpu(weights, device, coding):
+@pytest.mark.parametrize("scales_mean_apart", [False, True])
+def test_cosines_are_those_of_the_cpu(weights, device, coding, scales_mean_apart):
     rows = rows_of(np.float32)
-    found, expected = (make_encoder(weights, coding, where).cosines(rows, 6) for where in (device, None))
+    found, expected = (
+        make_encoder(weights, coding, where, scales_mean_apart=scales_mean_apart).cosines(rows, 6, norm="unit")
+        for where in (device, None)
+    )
     np.testing.assert_allclose(found, expected, atol=2e-5)
     assert found[5] == 1
 

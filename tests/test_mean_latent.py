@@ -1,5 +1,6 @@
 """Codes of strongly anisotropic rows: scaling keeps the row's own share of the mean and stretches the rest."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 import torch
 
 from skcompressae import CompresSAETransformer, load_model, model_hash, save_model
+from skcompressae._core._pursuit import RIDGE
 from skcompressae._core._rows import scale_codes
 from skcompressae._torch._codes import encode_batch, scale_factors
+from skcompressae.metrics import mean_cosine_similarity
 
 
 def anisotropic_rows(n_rows=2000, n_features=24, mean=1.5, seed=0):
@@ -42,14 +45,37 @@ def test_the_share_of_the_mean_is_exact_and_the_rest_is_stretched(fitted, rows, 
     wanted = np.linalg.norm(rows, axis=1) if norm == "input" else np.ones(len(rows))
     np.testing.assert_allclose(np.linalg.norm(codes @ fitted.components_, axis=1), wanted, rtol=1e-4)
     assert (projections[:, 0] > 0).all()
-    np.testing.assert_allclose(codes[:, 0], projections[:, 0] * wanted, rtol=1e-5)
-    np.testing.assert_allclose(codes[:, 0] / wanted, unit(rows) @ fitted.components_[0], rtol=1e-3)
+    np.testing.assert_allclose(codes[:, 0], projections[:, 0] * wanted, rtol=1e-4)
+    np.testing.assert_allclose(codes[:, 0] / wanted, unit(rows) @ fitted.components_[0], rtol=1e-5)
     # the other values all have one factor, which shortens none of them
     is_stored = projections[:, 1:] != 0
     factors = np.where(is_stored, codes[:, 1:], 1) / np.where(is_stored, projections[:, 1:], 1) / wanted[:, None]
     factors = np.where(is_stored, factors, np.nan)
     assert (np.nanmin(factors, axis=1) > 0.999).all()
     np.testing.assert_allclose(np.nanmin(factors, axis=1), np.nanmax(factors, axis=1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("coding", ["pursuit", "activations"])
+@pytest.mark.parametrize("norm", ["input", "unit", None])
+def test_the_score_is_the_cosine_of_what_codes_decode_to(fitted, rows, coding, norm):
+    fitted.set_params(coding=coding, norm=norm)
+    decoded = fitted.inverse_transform(fitted.transform(rows))
+    assert fitted.score(rows) == pytest.approx(mean_cosine_similarity(rows, decoded), abs=1e-5)
+
+
+@pytest.mark.parametrize("spread", [0.1, 0.03, 0.02])
+def test_rows_close_to_the_mean_keep_their_distance_to_it(spread):
+    rng = np.random.RandomState(0)
+    mean = unit(np.ones((1, 32)))
+    rows = (mean + spread * rng.standard_normal((600, 32)) / np.sqrt(32)).astype(np.float32)
+    model = CompresSAETransformer(48, k=6, max_iter=50, norm="unit", random_state=0).fit(rows)
+    codes = model.transform(rows).toarray().astype(np.float64)
+    codes[:, 0] = 0
+    decoded = np.linalg.norm(codes @ model.components_, axis=1)
+    direction = model.components_[0].astype(np.float64)
+    expected = unit(rows.astype(np.float64))
+    expected -= np.outer(expected @ direction, direction)
+    np.testing.assert_allclose(decoded, np.linalg.norm(expected, axis=1), rtol=0.02)
 
 
 def test_activations_are_scaled_alike(fitted, rows):
@@ -90,10 +116,20 @@ def test_torch_gives_the_same_on_every_path(fitted, rows):
     assert torch.isfinite(batch.grad).all()
 
 
+@pytest.mark.parametrize("coding", ["pursuit", "least_squares", "activations"])
+def test_a_zero_row_has_no_gradient(fitted, coding):
+    weights = [torch.from_numpy(a) for a in (fitted.encoder_weights_, fitted.encoder_bias_, fitted.components_)]
+    batch = torch.zeros((2, 24), requires_grad=True)
+    _, values = encode_batch(batch, *weights, 6, coding=coding, candidate_factor=2.0, norm="unit", keeps_mean=True)
+    values.square().sum().backward()
+    assert not values.any()
+    assert torch.isfinite(batch.grad).all()
+
+
 def test_rows_without_a_rest_or_without_the_mean_are_scaled_alike():
     indices = np.array([[0, 3], [0, 3], [1, 3], [0, 3], [0, 3], [0, 3]], np.int32)
     # the mean alone; longer than 1; no mean latent; it has no value; an ordinary row; nothing at all
-    values = np.array([[0.8, 0], [1.2, 0.5], [0.3, 0.4], [0, 0.5], [0.6, 0.4], [0, 0]], np.float32)
+    values = np.array([[0.8, 0], [1.2, 0.5], [0.3, 0.4], [0, 0.5], [0.6 / (1 + RIDGE), 0.4], [0, 0]], np.float32)
     decoded = np.sqrt((values.astype(np.float64) ** 2).sum(axis=1))
     wanted = np.array([1.0, 2.0, 1.0, 1.0, 3.0, 1.0])
     out = np.empty_like(values)
@@ -116,6 +152,17 @@ def test_the_hash_tells_which_scaling_made_the_codes(fitted, rows):
     finally:
         fitted.scales_mean_apart_ = True
     assert model_hash(fitted) == alike
+
+
+def test_pickles_that_do_not_know_give_the_codes_that_they_gave(fitted, rows):
+    fitted.set_params(coding="pursuit", norm="unit")
+    old = pickle.loads(pickle.dumps(fitted))
+    del old.scales_mean_apart_
+    codes = old.transform(rows[:50]).toarray()
+    projections = old.set_params(norm=None).transform(rows[:50]).toarray()
+    norms = np.linalg.norm(projections @ old.components_, axis=1, keepdims=True)
+    np.testing.assert_allclose(codes, projections / norms, rtol=1e-4, atol=1e-6)
+    assert model_hash(old) == model_hash(fitted.set_params(norm=None))
 
 
 def test_files_remember_how_codes_were_scaled(fitted, rows, tmp_path):

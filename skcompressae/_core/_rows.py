@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._gathers import add_combination, dot
+from skcompressae._core._pursuit import RIDGE
 from skcompressae._core._threads import run_blocks
 
-__all__ = ["MIN_STRETCHED", "codes_to_csr", "decode_norms", "keeps_mean", "scale_codes", "unit_rows"]
+__all__ = ["MIN_STRETCHED", "codes_to_csr", "decode_norms", "scale_codes", "scales_apart", "unit_rows"]
 
-# Squared norm, of a unit row, that the latents beside the mean's must decode to before they are stretched alone.
-MIN_STRETCHED = 1e-6
+# Squared norm, of a unit row, that the latents beside the mean's must decode to before they are stretched alone: a
+# hundred times what float32 leaves of it when the mean's share is taken away.
+MIN_STRETCHED = 3e-5
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz", "nnan", "ninf"})
@@ -103,12 +105,13 @@ def decode_norms(
     return norms
 
 
-def keeps_mean(scales_mean_apart: bool, coding: str, norm: str | None) -> bool:
+def scales_apart(scales_mean_apart: bool, coding: str, norm: str | None) -> bool:
     """Return whether scaling a code to a norm leaves latent 0 as it is and stretches the others.
 
     For models that do so at all: those with a mean latent, but for files of versions that scaled all alike. The fitted
-    value of the mean latent is the row's very share of the mean, as the other latents are orthogonal to it. Scaled with
-    the others it would say that rows that are fitted badly are nearer to the mean (docs/research_notes_sparse.md).
+    value of the mean latent, but for the ridge, is the row's own share of the mean, as the other latents are orthogonal
+    to it. Scaled with the others it would say that rows that are fitted badly are nearer to the mean
+    (docs/research_notes_sparse.md).
     """
     return scales_mean_apart and coding != "activations" and norm is not None
 
@@ -124,9 +127,9 @@ def scale_codes(
 ) -> None:
     """Scale codes of unit rows so that they decode to other norms.
 
-    With `keeps_mean` the entry of latent 0 is scaled like the row, to `wanted`, and the others stretched by what is
-    missing to the norm. They decode orthogonally to it, so with c the value of latent 0 the factor is
-    ``sqrt((1 - c**2) / (decoded**2 - c**2))``.
+    With `keeps_mean` the entry of latent 0 becomes the row's share c of the mean, its fitted value s without the ridge,
+    and the others are stretched by what is missing to the norm: as they decode orthogonally to it, by
+    ``sqrt((1 - c**2) / (decoded**2 - s**2))``.
 
     Parameters
     ----------
@@ -141,16 +144,17 @@ def scale_codes(
     """
     factors = np.divide(1.0, decoded, out=np.ones(len(values)), where=decoded > 0)
     if keeps_mean:
-        mean_squares = np.where(indices[:, 0] == 0, values[:, 0], 0.0).astype(np.float64) ** 2
-        stretched = decoded.astype(np.float64) ** 2 - mean_squares
-        is_stretched = (mean_squares > 0) & (stretched > MIN_STRETCHED) & (mean_squares < 1)
-        missing = np.where(is_stretched, 1.0 - mean_squares, 1.0)
+        fitted = np.where(indices[:, 0] == 0, values[:, 0], 0.0).astype(np.float64)
+        share = fitted * (1.0 + RIDGE)
+        stretched = decoded.astype(np.float64) ** 2 - fitted**2
+        is_stretched = (fitted != 0) & (stretched > MIN_STRETCHED) & (share**2 < 1)
+        missing = np.where(is_stretched, 1.0 - share**2, 1.0)
         stretch = np.sqrt(missing / np.where(is_stretched, stretched, 1.0))
         factors = np.where(is_stretched, stretch, factors)
     with np.errstate(over="ignore"):
         np.multiply(values, (factors * wanted)[:, None], out=out, casting="same_kind")
         if keeps_mean:
-            np.multiply(values[:, 0], wanted, out=out[:, 0], where=is_stretched, casting="same_kind")
+            np.multiply(share, wanted, out=out[:, 0], where=is_stretched, casting="same_kind")
 
 
 def codes_to_csr(indices: NDArray[np.integer], values: FloatArray, n_components: int) -> sp.csr_array:

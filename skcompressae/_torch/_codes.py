@@ -145,7 +145,8 @@ def scale_factors(
     decoded : tensor of shape (n_rows, 1)
         Norms of what the values decode to; where 0, the factor is 1.
     keeps_mean : bool
-        Leave the entry of latent 0 as it is and stretch the others, see `skcompressae._core._rows.scale_codes`.
+        Leave latent 0 at the row's share of the mean and stretch the others, see
+        `skcompressae._core._rows.scale_codes`.
 
     Returns
     -------
@@ -156,13 +157,14 @@ def scale_factors(
     if not keeps_mean:
         return factors
     is_mean = indices == 0
-    mean_squares = (values * is_mean).square().sum(dim=1, keepdim=True)
-    stretched = decoded.square() - mean_squares
-    is_stretched = (mean_squares > 0) & (stretched > MIN_STRETCHED) & (mean_squares < 1)
+    fitted = (values * is_mean).sum(dim=1, keepdim=True)
+    share = fitted * (1 + RIDGE)
+    stretched = decoded.square() - fitted.square()
+    is_stretched = (fitted != 0) & (stretched > MIN_STRETCHED) & (share.square() < 1)
     # chosen before the division and the root: their gradients are infinite at 0
-    missing = torch.where(is_stretched, 1 - mean_squares, one)
+    missing = torch.where(is_stretched, 1 - share.square(), one)
     stretch = (missing / torch.where(is_stretched, stretched, one)).sqrt()
-    return torch.where(is_stretched, torch.where(is_mean, one, stretch), factors)
+    return torch.where(is_stretched, torch.where(is_mean, one * (1 + RIDGE), stretch), factors)
 
 
 def _values(
@@ -184,7 +186,9 @@ def _values(
     values = torch.linalg.solve(system, correlations)[..., 0]
     # s G s = s (c - ridge s), as s solves the system
     squares = (values * (correlations[..., 0] - RIDGE * values)).sum(dim=1, keepdim=True)
-    return values, squares.clamp_min(0).sqrt()
+    # the gradient of a root is infinite at 0, where a row is all zero
+    is_positive = squares > 0
+    return values, torch.where(is_positive, squares, torch.ones_like(squares)).sqrt() * is_positive
 
 
 def _unit_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,12 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from skcompressae._core._arrays import FloatArray, IndexArray
-from skcompressae._core._rows import keeps_mean
+from skcompressae._core._rows import scales_apart
 from skcompressae._core._threads import row_blocks
 from skcompressae._torch import _devices
 from skcompressae._torch._codes import Codes, encode_unit_rows, scale_factors
 from skcompressae._torch._products import Products
 from skcompressae._torch._pursuit import GramTable
+from skcompressae._torch._row_ops import gathered_dots
 from skcompressae._torch._staging import RowStream, download_blocks
 from skcompressae._torch._weights import Weights
 
@@ -41,7 +42,7 @@ class DeviceEncoder:
         Of the encoder's product. Activations are recomputed, and values fitted, in float32.
     coding : {"pursuit", "least_squares", "activations"}
     scales_mean_apart : bool
-        See `skcompressae._core._rows.keeps_mean`.
+        See `skcompressae._core._rows.scales_apart`.
     """
 
     def __init__(
@@ -86,19 +87,24 @@ class DeviceEncoder:
             for where, x, norms in self._fetch(rows):
                 codes = self._encode(x, k, n_candidates)
                 kind = torch.float64 if dtype == np.float64 else torch.float32
-                scaled = self._scale(Codes(*(part.to(norms.device) for part in codes)), norms, norm).to(kind)
+                scaled = self._scale(codes, norms, norm).to(kind)
                 yield where, (codes.indices.to(torch.int32), scaled, norms)
 
         for where, (indices, values, norms) in download_blocks(work(), self._device):
             yield where, indices, values, norms
 
-    def cosines(self, rows: NDArray[Any], k: int, n_candidates: int) -> NDArray[np.float64]:
-        """Return the cosine similarity of each row with its reconstruction, 1 for an all-zero row."""
+    def cosines(self, rows: NDArray[Any], k: int, n_candidates: int, *, norm: str | None) -> NDArray[np.float64]:
+        """Return the cosine similarity of each row with its reconstruction at `norm`, 1 for an all-zero row."""
+        is_kept = scales_apart(self._scales_mean_apart, self._coding, norm)
 
         def work() -> Iterator[tuple[slice, tuple[torch.Tensor, ...]]]:
             for where, x, norms in self._fetch(rows):
                 codes = self._encode(x, k, n_candidates)
-                found = codes.overlaps / torch.where(codes.norms > 0, codes.norms, 1.0)
+                if is_kept:
+                    factors = scale_factors(codes.indices, codes.values, codes.norms[:, None], keeps_mean=True)
+                    found = (codes.values * factors * gathered_dots(x, self._decoder, codes.indices)).sum(dim=1)
+                else:
+                    found = codes.overlaps / torch.where(codes.norms > 0, codes.norms, 1.0)
                 yield where, (torch.where(norms.to(found.device) > 0, found.clamp(-1, 1), 1.0),)
 
         cosines = np.empty(len(rows))
@@ -145,10 +151,14 @@ class DeviceEncoder:
         return encode_unit_rows(x, proposals, self._encoder, self._bias, self._grams, k, n_candidates, self._coding)
 
     def _scale(self, codes: Codes, norms: torch.Tensor, norm: str | None) -> torch.Tensor:
-        """Scale codes of unit rows to the wanted norm of the reconstruction, in float64; those of zero rows to zero."""
-        values, is_nonzero = codes.values.to(torch.float64), (norms > 0).to(torch.float64)
+        """Scale codes of unit rows to the wanted norm of the reconstruction, in float64; those of zero rows to zero.
+
+        Float64 is where `norms` are, as not every device has it.
+        """
+        indices, values, decoded = (part.to(norms.device) for part in (codes.indices, codes.values, codes.norms))
+        values, is_nonzero = values.to(torch.float64), (norms > 0).to(torch.float64)
         if norm is None:
             return values * is_nonzero[:, None]
-        is_kept = keeps_mean(self._scales_mean_apart, self._coding, norm)
-        factors = scale_factors(codes.indices, values, codes.norms[:, None].to(torch.float64), keeps_mean=is_kept)
+        is_kept = scales_apart(self._scales_mean_apart, self._coding, norm)
+        factors = scale_factors(indices, values, decoded[:, None].to(torch.float64), keeps_mean=is_kept)
         return values * factors * (norms if norm == "input" else is_nonzero)[:, None]
