@@ -95,8 +95,8 @@ def _eliminate(system, width, first, n, ridge, reciprocals):  # type: ignore[no-
     """Eliminate the rows ``first:n`` of a positive definite system whose earlier rows have been.
 
     `system` is flat, rows of `width` entries, a multiple of N_LANES: the columns so far, zeros, and the right side
-    last of all. The rows to eliminate need their columns up to n only. What is left of a pivot afterwards is rubbish that
-    nothing reads. `reciprocals` are of the pivots.
+    last of all. The rows to eliminate need their columns up to n only. What is left of a pivot afterwards is rubbish
+    that nothing reads. `reciprocals` are of the pivots.
     """
     for a in range(n):
         upper = a * width
