@@ -64,7 +64,7 @@ def on_device_rates(
     n_pursued = min(options.n_components, round(options.candidate_factor * k))
     encoder, bias = (torch.from_numpy(array).to(device) for array in weights.arrays[:2])
     found = []
-    block_rows = DeviceEncoder(weights, device, "float32", "activations").block_rows
+    block_rows = DeviceEncoder(weights, device, "float32", "activations", scales_mean_apart=False).block_rows
     for precision in ("float32", "tf32"):
         with matmul_precision(precision, device):
             seconds = queued_seconds(
@@ -76,7 +76,7 @@ def on_device_rates(
     for has_kernels in kernel_choices(device):
         for coding in CODINGS:
             for precision in PRECISIONS:
-                ours = DeviceEncoder(weights, device, precision, coding)
+                ours = DeviceEncoder(weights, device, precision, coding, scales_mean_apart=False)
                 wanted = n_pursued if coding == "pursuit" else n_candidates
 
                 def encode(ours: DeviceEncoder = ours, wanted: int = wanted) -> None:
@@ -98,7 +98,7 @@ def stage_times(
     """Time the stages one by one on one block of rows, in seconds a million rows."""
     encoder, bias, decoder = (torch.from_numpy(array).to(device) for array in weights.arrays)
     k = options.k
-    x = x[: DeviceEncoder(weights, device, "float32", "activations").block_rows].contiguous()
+    x = x[: DeviceEncoder(weights, device, "float32", "activations", scales_mean_apart=False).block_rows].contiguous()
     n_candidates = min(options.n_components, k + MARGIN)
     n_pursued = min(options.n_components, round(options.candidate_factor * k))
     grams = GramTable(decoder)

@@ -23,6 +23,7 @@ from _data import clustered
 from threadpoolctl import threadpool_limits
 
 from skcompressae import CompresSAETransformer
+from skcompressae._core._rows import scales_apart
 from skcompressae._torch._codes import encode_batch
 from skcompressae.onnx import to_onnx
 
@@ -42,6 +43,7 @@ def in_torch(compressor, coding):
     names = ("encoder_weights_", "encoder_bias_", "components_")
     weights = [torch.tensor(getattr(compressor, name)) for name in names]
     settings = {"coding": coding, "candidate_factor": compressor.candidate_factor, "norm": compressor.norm}
+    settings["keeps_mean"] = scales_apart(compressor.scales_mean_apart_, coding, compressor.norm)
 
     def encode(rows):
         with torch.inference_mode():
