@@ -144,9 +144,10 @@ def _refit_rows(x, decoder, supports, ridge, start, stop, values, norms):  # typ
             system[a, width - 1] = correlations[a]
         _eliminate(flat, width, 0, k, ridge, reciprocals)
         _substitute(flat, width, k, reciprocals, solution)
+        values[i] = solution
+        # Alone, as a loop that also writes is compiled twice, and where its arrays lie decides which sum is taken.
         squares = kind(0)  # s G s = s (c - ridge s)
         for a in range(k):
-            values[i, a] = solution[a]
             squares += solution[a] * (correlations[a] - ridge * solution[a])
         norms[i] = np.sqrt(max(squares, kind(0)))
 
