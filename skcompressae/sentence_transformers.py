@@ -63,7 +63,7 @@ class CompresSAEModule(Module):
     norm : {"input", "unit", None}
         As in :class:`~skcompressae.CompresSAETransformer`.
     keeps_mean : bool, default=False
-        Whether scaling to `norm` leaves latent 0, which is then the mean's, as it is and stretches the others.
+        Whether scaling to `norm` leaves latent 0, the mean's, at the row's share of the mean and stretches the others.
 
     See Also
     --------

@@ -47,7 +47,7 @@ def _generate_lanes_at_least(context: Any, builder: Any, signature: Any, argumen
 
 
 @intrinsic
-def add_multiple(typing_context, items, target, source, factor):  # type: ignore[no-untyped-def]
+def add_multiple(typing_context: Any, items: Any, target: Any, source: Any, factor: Any) -> Any:
     """Add ``factor * items[source + j]`` to ``items[target + j]`` for every lane j; `items` is flat and contiguous."""
     return types.void(items, types.intp, types.intp, items.dtype), _generate_add_multiple
 

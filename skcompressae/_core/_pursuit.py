@@ -13,6 +13,8 @@ the sums run in a fixed order, so a row's code depends on nothing but the row, i
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
@@ -91,7 +93,7 @@ def _gram(rows, picks, first, n, gram):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _eliminate(system, width, first, n, ridge, reciprocals):  # type: ignore[no-untyped-def]
+def _eliminate(system: Any, width: int, first: int, n: int, ridge: Any, reciprocals: Any) -> None:
     """Eliminate the rows ``first:n`` of a positive definite system whose earlier rows have been.
 
     `system` is flat, rows of `width` entries, a multiple of N_LANES: the columns so far, zeros, and the right side
@@ -116,7 +118,7 @@ def _eliminate(system, width, first, n, ridge, reciprocals):  # type: ignore[no-
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _substitute(system, width, n, reciprocals, solution):  # type: ignore[no-untyped-def]
+def _substitute(system: Any, width: int, n: int, reciprocals: Any, solution: Any) -> None:
     """Solve the eliminated system of n rows."""
     for a in range(n - 1, -1, -1):
         row = a * width
