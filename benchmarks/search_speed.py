@@ -341,7 +341,6 @@ def kernel_limits(data: Data, args: argparse.Namespace) -> dict[str, float]:
                 np.ones(n_rows),
                 0,
                 0,
-                0,
                 group.scan,
                 margins,
                 exclude,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from skcompressae._core._packed_search import vector_levels
+from skcompressae._core._packed_search import fit_polynomials, packed_kernels
 from skcompressae._core._search import search
 from skcompressae._core._search_store import PackedStore, PostingStore, make_chunk
 from skcompressae._neighbors import CodeNearestNeighbors
@@ -71,17 +71,63 @@ def test_packed_rows_find_what_float64_finds(m, k, value_bits, kind, n_queries):
 
 
 @pytest.mark.parametrize("n_queries", [1, 3])
-def test_codebooks_that_are_no_windows_into_one_grid_are_looked_up(n_queries):
-    """A codebook made by hand need not be windows; search must not take it for one."""
+def test_codebooks_that_no_polynomial_is_near_to(n_queries):
+    """A codebook made by hand may jump: the scan of one query must allow for what its approximation is off."""
     rng = np.random.default_rng(0)
-    codes = ragged_codes(rng, 80, 40, 3)
-    quantizer = ValueQuantizer("ranked", 2, np.array([[2.0, 4.0], [1.0, 3.0], [1.0, 2.0]], np.float32))
-    packed = PackedCodes.pack(codes, quantizer=quantizer)
-    assert vector_levels(packed.signed_levels, 3, is_uniform=False)[1] == "lookup"
+    codes = ragged_codes(rng, 900, 40, 3)
+    levels = np.array([[1, 2, 3, 900, 901, 902, 903, 904], [1, 2, 3, 4, 500, 501, 502, 503], range(1, 9)], np.float32)
+    packed = PackedCodes.pack(codes, quantizer=ValueQuantizer("ranked", 4, levels / 904))
     targets = rng.standard_normal((40, n_queries)).astype(np.float32)
     scores, _ = search([make_chunk(PackedStore(packed), metric="dot")], targets, 20)
     expected = -np.sort(-(packed.to_csr().astype(np.float64) @ targets.astype(np.float64)).T, axis=1)[:, :20]
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", ["ranked", "uniform"])
+@pytest.mark.parametrize("value_bits", [1, 2, 4, 6, 8])
+def test_polynomials_are_off_by_no_more_than_they_say(kind, value_bits):
+    rng = np.random.default_rng(value_bits)
+    k = 19
+    levels = ValueQuantizer.fit(ragged_codes(rng, 500, 64, k), value_bits=value_bits, k=k, kind=kind).levels
+    coefficients, error = fit_polynomials(levels, k)
+    n_terms = coefficients.shape[1]
+    powers = np.arange(levels.shape[1]) ** np.arange(n_terms)[:, None]
+    approximate = (coefficients.transpose(0, 2, 1).reshape(-1, n_terms) @ powers.astype(np.float64)).astype(np.float64)
+    off = np.abs(approximate[:k] - levels).max(axis=1)
+    assert np.linalg.norm(off) <= error
+    assert not approximate[k:].any()
+    # near enough to leave most rows: a row of scale 1 has a norm of about the square root of k, or up to it
+    assert error < (1e-5 if kind == "uniform" else 0.1 * np.sqrt(k))
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+@pytest.mark.parametrize("share", [0.0, 0.002, 1.0])
+def test_short_rows_anywhere_in_runs_of_rows(share, n_threads):
+    """Rows are looked at in runs; a thread's share, or a batch of one, begins anywhere in one."""
+    rng = np.random.default_rng(5)
+    n_rows, m, k = 1_500, 256, 20
+    columns = np.argsort(rng.random((n_rows, m)), axis=1)[:, :k]
+    # norms that differ by orders of magnitude
+    values = rng.standard_normal((n_rows, k)) * np.exp(3 * rng.standard_normal((n_rows, 1)))
+    values[(rng.random(n_rows) < share)[:, None] & (np.arange(k) >= rng.integers(0, k, (n_rows, 1)))] = 0
+    codes = sp.csr_matrix((values.ravel(), columns.ravel(), np.arange(0, n_rows * k + 1, k)), shape=(n_rows, m))
+    codes.eliminate_zeros()
+    packed = PackedCodes.pack(codes.astype(np.float32), k=k)
+    for metric in ("dot", "cosine"):
+        chunk = make_chunk(PackedStore(packed), metric=metric)
+        for n_queries in (1, 2):
+            targets = rng.standard_normal((m, n_queries)).astype(np.float32)
+            scores, rows = search([chunk], targets, 30, n_threads=n_threads)
+            exact = (packed.to_csr().astype(np.float64) @ targets.astype(np.float64)).T * chunk.scale
+            np.testing.assert_allclose(scores, -np.sort(-exact, axis=1)[:, :30], rtol=1e-12)
+            np.testing.assert_allclose(np.take_along_axis(exact, rows, axis=1), scores, rtol=1e-12)
+
+
+def test_kernels_take_only_numbers_from_around_them():
+    """Numba finds a kernel in its cache on disk only then; else every process compiles it anew."""
+    kernels = packed_kernels(16, 4, 3, "<u2")
+    for kernel in kernels:
+        assert all(isinstance(cell.cell_contents, int) for cell in kernel.py_func.__closure__)
 
 
 def test_scores_that_float32_cannot_tell_apart_and_a_strided_slice():

@@ -1,13 +1,13 @@
-"""Kernels that search bit-packed words (see `_packing` for the layout) a tile of rows at a time.
+"""Kernels that search bit-packed words where they lie (see `_packing` for the layout).
 
-For many queries a tile of some thousand words is unpacked into scratch that stays in the L1 cache, as the very float32
-values that `unpack_rows` gives, and scanned there by `scan_rows_wide`. One query multiplies the words in registers and
-unpacks only rows that may enter. Either way the rules of `_search_kernels` hold, and float64 decides. An unpacked row
-keeps its rank order and all its k entries, the padding of a short one with value 0.
+For many queries each word is read and looked up by itself, beside the vector instructions that score it. One query
+scores sixteen words at a time, with a polynomial of low degree in place of the codebook of each rank (`Polynomials`): a
+row whose score, plus the most that this can be off, is too low is left; any other is scored in float64 at once. Either
+way the rules of `_search_kernels` hold, and float64 decides, on the very float32 values that `unpack_rows` gives.
 
 Targets have ``2 ** index_bits`` rows, zero above n_components, so no content of a damaged file reads out of bounds.
 `rows` is the flat uint8 array from the first row of a block to the end of the store; vector code reads up to
-`READ_AHEAD` bytes from a block of words on, so rows too near the end of the array are decoded word by word.
+`READ_AHEAD` bytes from a block of words on, so rows too near the end of the array are scored in float64 alone.
 """
 
 from __future__ import annotations
@@ -20,21 +20,25 @@ from numba import njit
 from numpy.typing import NDArray
 
 from skcompressae._core._packed_vectors import (
-    MAX_GRID_PARTS,
     READ_AHEAD,
+    ROWS_AT_ONCE,
     fits_lanes,
     load_bits,
     score_words,
-    unpack_words,
+    score_words_wide,
 )
-from skcompressae._core._search_kernels import exact_score, first_limits, replace_worst, scan_rows_wide
+from skcompressae._core._search_kernels import first_limits, note_down, replace_worst
 from skcompressae._core._search_pending import compact, reject_below
-from skcompressae._core._search_vectors import VECTOR
+from skcompressae._core._search_vectors import LANES, VECTOR
+from skcompressae._core._topk import kth_largest
 
-__all__ = ["PackedKernels", "packed_kernels", "vector_levels"]
+__all__ = ["RAGGED_ROWS", "PackedKernels", "Polynomials", "fit_polynomials", "mark_ragged", "packed_kernels"]
 
-# 2,048 words unpack into 16 KiB: half of a common L1 data cache.
-_TILE_WORDS = 2_048
+
+# Rows that are scored before any is looked at, and that share a mark when one of them is short.
+RAGGED_ROWS = 256
+_FIT_ITERATIONS = 20
+_SMALLEST_WEIGHT = 1e-9
 
 
 class PackedKernels(NamedTuple):
@@ -44,203 +48,291 @@ class PackedKernels(NamedTuple):
     wide: Any
 
 
-def vector_levels(signed_levels: NDArray[np.float32], k: int, *, is_uniform: bool) -> tuple[NDArray[np.float32], str]:
-    """Lay out a codebook, (n_ranks, 2**value_bits) with signs, for `_packed_vectors`; return its method too."""
-    n_magnitudes = 1 if is_uniform else signed_levels.shape[1] // 2
+class Polynomials(NamedTuple):
+    """What stands for a codebook in the scan of one query.
+
+    Attributes
+    ----------
+    coefficients : float32 array of shape (n_blocks, n_terms, 16)
+        The magnitude at rank ``16 i + lane`` and code c is about ``sum_j coefficients[i, j, lane] c**j``.
+    error : float
+        Norm over the ranks of the largest difference from the codebook: by Cauchy-Schwarz, a row with scale 1 scores at
+        most this times the norm of as many of the largest entries of the target off.
+    """
+
+    coefficients: NDArray[np.float32]
+    error: np.float32
+
+
+def fit_polynomials(levels: NDArray[np.float32], k: int) -> Polynomials:
+    """Fit a quadratic to the levels of each rank, (k or 1, n_codes); a line to equal steps, which it meets.
+
+    The largest error of a rank counts, so least squares are repeated with weights that grow where the error is large
+    (Lawson's algorithm).
+    """
+    magnitudes = levels.astype(np.float64)
+    n_terms = 2 if len(levels) == 1 else 3
+    codes = np.arange(levels.shape[1], dtype=np.float64)
+    powers = np.vander(codes, n_terms, increasing=True)
+    n_used = min(n_terms, len(codes))
+    places = codes / max(1.0, codes[-1])
+    basis = np.vander(places, n_used, increasing=True)
+    weights = np.ones_like(magnitudes)
+    coefficients = np.zeros((len(levels), n_terms))
+    least = np.full(len(levels), np.inf)
+    for _ in range(_FIT_ITERATIONS):
+        normal = np.einsum("rc,ci,cj->rij", weights, basis, basis)
+        moments = np.einsum("rc,ci,rc->ri", weights, basis, magnitudes)
+        fitted = np.linalg.solve(normal, moments[:, :, None])[:, :, 0]
+        errors = np.abs(fitted @ basis.T - magnitudes)
+        is_better = errors.max(axis=1) < least
+        least[is_better] = errors[is_better].max(axis=1)
+        coefficients[is_better, :n_used] = fitted[is_better] / max(1.0, codes[-1]) ** np.arange(n_used)
+        weights *= errors + _SMALLEST_WEIGHT * magnitudes
+        weights = np.maximum(weights / weights.max(axis=1, keepdims=True), _SMALLEST_WEIGHT)
+    rounded = coefficients.astype(np.float32)
+    largest = np.abs(rounded @ powers.T - magnitudes).max(axis=1)
+    # 2**-20 pays for the float32 of the kernel
+    largest += 2.0**-20 * (np.abs(rounded) @ powers.T).max(axis=1)
+    error = np.linalg.norm(np.broadcast_to(largest, k)) * (1 + 2.0**-20)
     n_blocks = -(-k // VECTOR)
-    by_rank = np.zeros((n_blocks * VECTOR, n_magnitudes), np.float32)
-    by_rank[:k] = signed_levels[:, :n_magnitudes]
-    if is_uniform:
-        return by_rank.reshape(n_blocks, 1, VECTOR), "linear"
-    blocks = by_rank.reshape(n_blocks, VECTOR, n_magnitudes)
-    exists = (np.arange(n_blocks * VECTOR) < k).reshape(n_blocks, VECTOR)
-    grids = [np.unique(block[real]) for block, real in zip(blocks, exists, strict=True)]
-    n_parts = -(-max(grid.size for grid in grids) // VECTOR)
-    laid_out = np.zeros((n_blocks, 1 + n_parts, VECTOR), np.float32)
-    is_grid = n_parts <= MAX_GRID_PARTS
-    for block, real, grid, rows in zip(blocks, exists, grids, laid_out, strict=True):
-        places = np.searchsorted(grid, block)
-        is_grid &= bool((np.diff(places[real], axis=1) == 1).all())
-        rows[0] = np.where(real, places[:, 0], VECTOR * n_parts).astype(np.int32).view(np.float32)
-        rows[1:].reshape(-1)[: grid.size] = grid
-    if is_grid:
-        return laid_out, f"grid{n_parts}"
-    return np.ascontiguousarray(blocks.transpose(0, 2, 1)), "lookup"
+    padded = np.zeros((n_blocks * VECTOR, n_terms), np.float32)
+    padded[:k] = rounded
+    laid_out = np.ascontiguousarray(padded.reshape(n_blocks, VECTOR, n_terms).transpose(0, 2, 1))
+    return Polynomials(laid_out, np.float32(error))
 
 
 @njit(cache=True, nogil=True)
-def _unpack_slowly(
-    rows: Any, first: int, k: int, levels: Any, row_scale: Any, layout: Any, columns: Any, values: Any, place: int
+def _largest_norm(target: Any, n: int) -> np.float32:
+    """Return the norm of the n largest entries of a target of shape (n_rows, 1), rounded up."""
+    n_entries = target.shape[0]
+    magnitudes = np.empty(n_entries, np.float32)
+    for i in range(n_entries):
+        magnitudes[i] = abs(target[i, 0])
+    n = min(n, n_entries)
+    # leaves no entry after the first n larger than one of those
+    kth_largest(magnitudes, n_entries, n)
+    total = 0.0
+    for i in range(n):
+        total += np.float64(magnitudes[i]) ** 2
+    return np.float32(np.sqrt(total) * (1 + 2.0**-20))
+
+
+# ------------------------------------------------------------------------- words, of a layout known at run time
+@njit(cache=True, nogil=True)
+def _scale_of(row_scales: Any, row: int, is_short: bool) -> np.float32:
+    """Return the scale of a row, as `decode_scales` does."""
+    if is_short:
+        return np.uint32(np.uint32(row_scales[row]) << np.uint32(15)).view(np.float32)
+    return np.float32(row_scales[row])
+
+
+@njit(cache=True, nogil=True)
+def _safe_rows(rows: Any, row_bytes: int) -> int:
+    """Return how many rows may be read a block at a time."""
+    return max(0, (rows.shape[0] - READ_AHEAD) // row_bytes)
+
+
+@njit(cache=True, nogil=True)
+def _mask(n_bits: int) -> Any:
+    return (np.uint64(1) << np.uint64(n_bits)) - np.uint64(1)
+
+
+@njit(cache=True, nogil=True)
+def _words_from(rows: Any, first: int, number: int, word_bits: int) -> Any:
+    """Return a uint64 that begins with word `number` of the row at byte `first`, zeros beyond the array."""
+    bit = number * word_bits
+    position = first + (bit >> 3)
+    if position + 8 <= rows.shape[0]:
+        return load_bits(rows, position) >> np.uint64(bit & 7)
+    bits = np.uint64(0)
+    for i in range(rows.shape[0] - position):
+        bits |= np.uint64(rows[position + i]) << np.uint64(8 * i)
+    return bits >> np.uint64(bit & 7)
+
+
+@njit(cache=True, nogil=True)
+def _is_repeated(pair: Any, word_bits: int) -> bool:
+    """Return whether the two words in the low bits are equal."""
+    return (pair ^ (pair >> np.uint64(word_bits))) & _mask(word_bits) == 0
+
+
+@njit(cache=True, nogil=True)
+def _is_ragged(rows: Any, first: int, k: int, word_bits: int) -> bool:
+    """Return whether the row at byte `first` ends in padding."""
+    return k > 1 and _is_repeated(_words_from(rows, first, k - 2, word_bits), word_bits)
+
+
+@njit(cache=True, nogil=True)
+def mark_ragged(rows: Any, row_bytes: int, k: int, word_bits: int, ragged: Any) -> None:
+    """Set `ragged`, one bool for `RAGGED_ROWS` rows, where one of the rows ends in padding."""
+    for row in range(rows.shape[0] // row_bytes):
+        if _is_ragged(rows, row * row_bytes, k, word_bits):
+            ragged[row // RAGGED_ROWS] = True
+
+
+@njit(cache=True, nogil=True)
+def _bound(sums: Any, slack: Any, row_scales: Any, scale: Any, is_short: bool) -> None:
+    """Turn sums of approximate values into the most that the scores can be."""
+    for i in range(np.uint64(scale.shape[0])):
+        sums[i] = (sums[i] + slack) * np.float32(_scale_of(row_scales, i, is_short) * scale[i])
+
+
+@njit(cache=True, nogil=True)
+def _row_length(rows: Any, first: int, k: int, word_bits: int) -> int:
+    """Return the entries of the row at byte `first`: what stands before the repetitions of its last word."""
+    n = k
+    while n > 1 and _is_repeated(_words_from(rows, first, n - 2, word_bits), word_bits):
+        n -= 1
+    return n
+
+
+@njit(cache=True, nogil=True)
+def _exact_score(
+    rows: Any, first: int, k: int, row_scale: Any, levels: Any, target: Any, word_bits: int, value_bits: int
+) -> float:
+    """Return the float64 inner product of the row at byte `first` with one target."""
+    n = _row_length(rows, first, k, word_bits)
+    # words that may be read eight bytes at a time
+    n_safe = min(n, max(0, (8 * (rows.shape[0] - first - 8)) // word_bits))
+    step = np.uint64(levels.shape[0] > 1)
+    total = 0.0
+    for j in range(np.uint64(n_safe)):
+        bit = j * np.uint64(word_bits)
+        word = load_bits(rows, first + np.intp(bit >> np.uint64(3))) >> (bit & np.uint64(7))
+        value = levels[j * step, word & _mask(value_bits)] * row_scale
+        total += np.float64(value) * np.float64(target[(word & _mask(word_bits)) >> np.uint64(value_bits)])
+    for j in range(n_safe, n):
+        word = _words_from(rows, first, j, word_bits) & _mask(word_bits)
+        value = levels[np.uint64(j) * step, word & _mask(value_bits)] * row_scale
+        total += np.float64(value) * np.float64(target[word >> np.uint64(value_bits)])
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _settle(
+    words: Any,
+    scale: Any,
+    first_row: int,
+    queries: Any,
+    limits: Any,
+    pending: Any,
+    scores: Any,
+    numbers: Any,
+    word_bits: int,
+    value_bits: int,
+    is_short: bool,
 ) -> None:
-    """Write the words of the row at byte `first`, reading no byte beyond the array."""
-    word_bits, value_bits = layout
-    shift = np.uint64(value_bits)
-    step = int(levels.shape[0] > 1)
-    for j in range(k):
-        bit = j * word_bits
-        position = first + (bit >> 3)
-        word = np.uint64(0)
-        for i in range(min(8, rows.shape[0] - position)):
-            word |= np.uint64(rows[position + i]) << np.uint64(8 * i)
-        word = (word >> np.uint64(bit & 7)) & ((np.uint64(1) << np.uint64(word_bits)) - np.uint64(1))
-        columns[place + j] = word >> shift
-        values[place + j] = levels[j * step, word & ((np.uint64(1) << shift) - np.uint64(1))] * row_scale
+    """Offer the rows noted down to the heaps, in float64, and empty the lists."""
+    rows, row_bytes, k, row_scales, levels, _, _, _, _, _ = words
+    _, exact, to_scan_unit, margins = queries
+    for lane in range(scores.shape[0]):
+        compact(pending, lane, scores.shape[1], margins[lane], limits)
+        for i in range(pending.counts[lane]):
+            if pending.scores[lane, i] >= limits[lane]:
+                row = np.intp(pending.rows[lane, i])
+                row_scale = _scale_of(row_scales, row, is_short)
+                score = _exact_score(rows, row * row_bytes, k, row_scale, levels, exact[lane], word_bits, value_bits)
+                score *= scale[row]
+                if score > scores[lane, 0]:
+                    replace_worst(scores[lane], numbers[lane], score, first_row + row)
+                    worst = reject_below(scores[lane, 0], to_scan_unit[lane], margins[lane])
+                    limits[lane] = max(limits[lane], worst)
+        pending.counts[lane] = 0
 
 
-@njit(cache=True, nogil=True)
-def _clear_padding(rows: Any, first: int, k: int, word_bits: int, values: Any, place: int) -> None:
-    """Set the values of repeated last words to 0."""
-    mask = (np.uint64(1) << np.uint64(word_bits)) - np.uint64(1)
-    for j in range(k - 1, 0, -1):
-        bit = (j - 1) * word_bits
-        position = first + (bit >> 3)
-        pair = np.uint64(0)
-        for i in range(min(8, rows.shape[0] - position)):
-            pair |= np.uint64(rows[position + i]) << np.uint64(8 * i)
-        pair >>= np.uint64(bit & 7)
-        if (pair ^ (pair >> np.uint64(word_bits))) & mask != 0:
-            return
-        values[place + j] = 0.0
-
-
+# ---------------------------------------------------------------------------- scans, compiled for each layout
 @lru_cache(maxsize=64)
-def packed_kernels(word_bits: int, value_bits: int, method: str) -> PackedKernels | None:
+def packed_kernels(word_bits: int, value_bits: int, n_terms: int, row_scale_type: str) -> PackedKernels | None:
     """Return the kernels of a layout, each compiled at its first call; None if its words do not fit vector lanes.
 
-    They take `PackedStore.words_of` and what `scan_rows_single` and `scan_rows_wide` take after the three CSR arrays.
+    They take `PackedStore.words_of` and what `search_rows_single` and `search_rows` take after the three CSR arrays,
+    but that one query needs no lists of pending rows.
     """
     if not fits_lanes(word_bits):
         return None
-    layout = (word_bits, value_bits)
+    # Nothing but numbers may be taken from around the kernels: with other compiled functions among it, Numba's cache on
+    # disk never finds them again.
+    is_short = row_scale_type == "<u2"
 
     @njit(cache=True, nogil=True)
-    def unpack(words: Any, start: int, stop: int, columns: Any, values: Any) -> None:
-        rows, row_bytes, k, row_scales, levels, by_lane = words
-        n_safe = (rows.shape[0] - READ_AHEAD) // row_bytes
-        end = max(k - 2, 0) * word_bits
-        mask = (np.uint64(1) << np.uint64(word_bits)) - np.uint64(1)
-        for row in range(start, stop):
-            first, place = row * row_bytes, (row - start) * k
-            if row >= n_safe:
-                _unpack_slowly(rows, first, k, levels, row_scales[row], layout, columns, values, place)
-                _clear_padding(rows, first, k, word_bits, values, place)
-                continue
-            unpack_words(
-                rows, first, k, by_lane, row_scales[row], columns, values, place, word_bits, value_bits, method
-            )
-            last_two = load_bits(rows, first + (end >> 3)) >> np.uint64(end & 7)
-            if k > 1 and (last_two ^ (last_two >> np.uint64(word_bits))) & mask == 0:
-                _clear_padding(rows, first, k, word_bits, values, place)
-
-    @njit(cache=True, nogil=True)
-    def settle(
-        words: Any,
-        scale: Any,
-        first_row: int,
-        queries: Any,
-        limits: Any,
-        pending: Any,
-        heap_scores: Any,
-        heap_rows: Any,
-        columns: Any,
-        values: Any,
-    ) -> None:
-        _, exact, to_scan_unit, margins = queries
-        k = words[2]
-        for lane in range(heap_scores.shape[0]):
-            compact(pending, lane, heap_scores.shape[1], margins[lane], limits)
-            for i in range(pending.counts[lane]):
-                if pending.scores[lane, i] >= limits[lane]:
-                    row = np.intp(pending.rows[lane, i])
-                    unpack(words, row, row + 1, columns, values)
-                    score = exact_score(columns, values, 0, k, exact[lane]) * scale[row]
-                    if score > heap_scores[lane, 0]:
-                        replace_worst(heap_scores[lane], heap_rows[lane], score, first_row + row)
-                        worst = reject_below(heap_scores[lane, 0], to_scan_unit[lane], margins[lane])
-                        limits[lane] = max(limits[lane], worst)
-            pending.counts[lane] = 0
-
-    @njit(cache=True, nogil=True)
-    def single(
-        words: Any, scale: Any, first_row: int, queries: Any, exclude: Any, pending: Any, scores: Any, rows: Any
-    ) -> None:
-        words_of_rows, row_bytes, k, row_scales, _, by_lane = words
-        columns = np.empty(k + VECTOR, np.int32)
-        values = np.empty(k + VECTOR, np.float32)
-        scan, _, to_scan_unit, margins = queries
-        limits = first_limits(scores, to_scan_unit, margins)
-        capacity = pending.rows.shape[1]
-        n_safe = (words_of_rows.shape[0] - READ_AHEAD) // row_bytes
-        end = max(k - 2, 0) * word_bits
-        mask = (np.uint64(1) << np.uint64(word_bits)) - np.uint64(1)
-        limit = limits[0]
-        for row in range(scale.shape[0]):
-            first = row * row_bytes
-            approximate = np.float32(np.inf)
-            if row < n_safe:
-                last_two = load_bits(words_of_rows, first + (end >> 3)) >> np.uint64(end & 7)
-                # the padding of a short row counts for nothing
-                if k == 1 or (last_two ^ (last_two >> np.uint64(word_bits))) & mask != 0:
-                    approximate = score_words(words_of_rows, first, k, by_lane, scan, word_bits, value_bits, method)
-                    approximate *= np.float32(row_scales[row] * scale[row])
-                    if approximate < limit:
-                        continue
-            if exclude[0] == first_row + row:
-                continue
-            if approximate == np.inf:
-                unpack(words, row, row + 1, columns, values)
-                total = np.float32(0.0)
-                for position in range(k):
-                    total += values[position] * scan[columns[position], 0]
-                approximate = total * np.float32(scale[row])
-                if approximate < limit:
+    def single(words: Any, scale: Any, first_row: int, queries: Any, exclude: Any, scores: Any, numbers: Any) -> None:
+        rows, row_bytes, k, row_scales, levels, _, coefficients, error, ragged, offset = words
+        scan, exact, to_scan_unit, margins = queries
+        limit = first_limits(scores, to_scan_unit, margins)[0]
+        slack = error * _largest_norm(scan, k)
+        # views of their own: made for every row they would cost more than its score
+        target, heap, heap_rows = exact[0], scores[0], numbers[0]
+        most = np.empty(RAGGED_ROWS, np.float32)
+        n_rows = scale.shape[0]
+        # so many are read a block at a time
+        n_scanned = min(n_rows, _safe_rows(rows, row_bytes)) // ROWS_AT_ONCE * ROWS_AT_ONCE
+        for start in range(0, n_rows, RAGGED_ROWS):
+            n = min(RAGGED_ROWS, n_rows - start)
+            n_here = max(0, min(n, n_scanned - start))
+            for i in range(0, n_here, ROWS_AT_ONCE):
+                first = (start + i) * row_bytes
+                score_words(rows, first, row_bytes, coefficients, scan, most, i, word_bits, value_bits, n_terms)
+            _bound(most, slack, row_scales[start : start + n_here], scale[start : start + n_here], is_short)
+            most[n_here:n] = np.inf
+            if ragged[(offset + start) // RAGGED_ROWS] or ragged[(offset + start + n - 1) // RAGGED_ROWS]:
+                for i in range(n_here):
+                    # the score of a short row counts its padding
+                    if _is_ragged(rows, (start + i) * row_bytes, k, word_bits):
+                        most[i] = np.inf
+            for i in range(n):
+                if most[i] < limit or exclude[0] == first_row + start + i:
                     continue
-            count = pending.counts[0]
-            pending.rows[0, count] = row
-            pending.scores[0, count] = approximate
-            pending.counts[0] = count + 1
-            if count + 1 == capacity:
-                if compact(pending, 0, scores.shape[1], margins[0], limits):
-                    settle(words, scale, first_row, queries, limits, pending, scores, rows, columns, values)
-                limit = limits[0]
-        settle(words, scale, first_row, queries, limits, pending, scores, rows, columns, values)
+                row = start + i
+                row_scale = _scale_of(row_scales, row, is_short)
+                score = _exact_score(rows, row * row_bytes, k, row_scale, levels, target, word_bits, value_bits)
+                score *= scale[row]
+                if score > heap[0]:
+                    replace_worst(heap, heap_rows, score, first_row + row)
+                    limit = max(limit, reject_below(heap[0], to_scan_unit[0], margins[0]))
 
     @njit(cache=True, nogil=True)
     def wide(
-        words: Any, scale: Any, first_row: int, queries: Any, exclude: Any, pending: Any, scores: Any, rows: Any
+        words: Any, scale: Any, first_row: int, queries: Any, exclude: Any, pending: Any, scores: Any, numbers: Any
     ) -> None:
-        k = words[2]
-        height = max(1, _TILE_WORDS // k)
-        indptr = np.arange(0, (height + 1) * k, k)
-        columns = np.empty(height * k + VECTOR, np.int32)
-        values = np.empty(height * k + VECTOR, np.float32)
-        row_columns = np.empty(k + VECTOR, np.int32)
-        row_values = np.empty(k + VECTOR, np.float32)
-        pairs, _, to_scan_unit, margins = queries
+        rows, row_bytes, k, row_scales, levels, codebook, _, _, ragged, offset = words
+        pairs, exact, to_scan_unit, margins = queries
         limits = first_limits(scores, to_scan_unit, margins)
-        n_neighbors = scores.shape[1]
-        for start in range(0, scale.shape[0], height):
-            stop = min(start + height, scale.shape[0])
-            unpack(words, start, stop, columns, values)
-            part, bounds, row = scale[start:stop], indptr[: stop - start + 1], 0
-            while row < stop - start:
-                row, is_crowded = scan_rows_wide(
-                    bounds,
-                    columns,
-                    values,
-                    part,
-                    row,
-                    start,
+        found = np.empty(LANES, np.float32)
+        n_safe = _safe_rows(rows, row_bytes)
+        for row in range(scale.shape[0]):
+            first = row * row_bytes
+            row_scale = _scale_of(row_scales, row, is_short)
+            if row < n_safe:
+                n = k
+                if ragged[(offset + row) // RAGGED_ROWS]:
+                    n = _row_length(rows, first, k, word_bits)
+                factor = np.float32(row_scale * scale[row])
+                reached = score_words_wide(
+                    rows, first, n, codebook, pairs, factor, limits, found, word_bits, value_bits
+                )
+            else:
+                reached = np.uint64(0)
+                for lane in range(scores.shape[0]):
+                    score = _exact_score(rows, first, k, row_scale, levels, exact[lane], word_bits, value_bits)
+                    found[lane] = np.float32(score * scale[row] * to_scan_unit[lane])
+                    reached |= np.uint64(found[lane] >= limits[lane]) << np.uint64(lane)
+            if reached and note_down(
+                reached, row, first_row, found, margins, exclude, scores.shape[1], limits, pending
+            ):
+                _settle(
+                    words,
+                    scale,
                     first_row,
-                    pairs,
-                    margins,
-                    exclude,
-                    n_neighbors,
+                    queries,
                     limits,
                     pending,
+                    scores,
+                    numbers,
+                    word_bits,
+                    value_bits,
+                    is_short,
                 )
-                if is_crowded:
-                    settle(words, scale, first_row, queries, limits, pending, scores, rows, row_columns, row_values)
-        settle(words, scale, first_row, queries, limits, pending, scores, rows, row_columns, row_values)
+        _settle(words, scale, first_row, queries, limits, pending, scores, numbers, word_bits, value_bits, is_short)
 
     return PackedKernels(single, wide)

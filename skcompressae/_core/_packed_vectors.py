@@ -1,17 +1,8 @@
-"""Unpacking of bit-packed words sixteen at a time, in LLVM vector types for Numba kernels to call.
+"""Bit-packed words, read and scored in LLVM types for Numba kernels to call (see `_packing` for the layout).
 
 Sixteen words of `word_bits` bits take ``2 * word_bits`` bytes, so every block of sixteen begins on a byte. One load and
-one constant shuffle bring the bytes of each word into a 32-bit lane; a constant shift and a mask leave the word. Its
-value comes from `levels`, float32 of shape (n_blocks, n, 16), lane by lane as ranks differ in their codebooks; how
-depends on `method`:
-
-- ``"grid3"``, or another number: the codebooks of a block are windows into one ascending grid of that many parts of 16
-  magnitudes, n is one more. First the starts of the windows, int32 bits, beyond the grid in lanes above k, whose value
-  is then zero; then the grid. Each part is a vector register that the places of the lanes permute;
-- ``"lookup"``: any n magnitudes, zero in lanes above k; one load a lane;
-- ``"linear"``: n = 1, the step of equal steps: ``(code + 1) * step``.
-
-The sign bit of the word becomes the sign bit of the value. A block reads up to 64 bytes from its first.
+one constant shuffle bring the bytes of each word into a 32-bit lane; a constant shift leaves the word in its low bits.
+A block reads up to 64 bytes from its first.
 """
 
 from __future__ import annotations
@@ -23,22 +14,22 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from skcompressae._core._search_vectors import VECTOR, load_columns, prefetch, splat, sum_lanes
+from skcompressae._core._search_vectors import VECTOR, load_columns, prefetch, score_lanes
 
 __all__ = [
-    "MAX_GRID_PARTS",
     "READ_AHEAD",
+    "ROWS_AT_ONCE",
     "fits_lanes",
     "load_bits",
     "score_words",
+    "score_words_wide",
     "store_bits",
-    "unpack_words",
 ]
 
-# Eight permutations are still cheaper than sixteen loads; 18 (ranked codebooks of 8 bits) were not.
-MAX_GRID_PARTS = 8
 # Bytes that must be readable from the first byte of any block.
 READ_AHEAD = 64
+# Rows whose sums are added up together: a quarter of the instructions of each alone.
+ROWS_AT_ONCE = 4
 # Bytes that the scan of one query prefetches ahead, into the second-level cache.
 _AHEAD = 8_192
 
@@ -53,79 +44,42 @@ def _constants(kind: Any, values: list[Any]) -> Any:
 
 
 def _load_words(builder: Any, base: Any, word_bits: int) -> Any:
-    """Return sixteen words as 32-bit lanes."""
+    """Return sixteen words in the low bits of 32-bit lanes, with anything above."""
     byte, lane_type = ir.IntType(8), ir.IntType(32)
     n_loaded = 32 if word_bits <= 16 else 64
     loaded = ir.VectorType(byte, n_loaded)
     data = builder.load(builder.bitcast(base, loaded.as_pointer()), align=1)
     chosen = []
     for lane in range(VECTOR):
-        first, offset = divmod(lane * word_bits, 8)
-        needed = -(-(offset + word_bits) // 8)
-        # index n_loaded is the first byte of the second operand: zero
-        chosen += [first + i if i < needed else n_loaded for i in range(4)]
+        first = lane * word_bits // 8
+        # Byte n_loaded is the first of the second operand: zero. It makes a plain widening of 16-bit words; elsewhere
+        # any byte will do, and one operand takes one instruction less.
+        chosen += [first + i if i < 2 or n_loaded == 64 else n_loaded for i in range(4)]
     zero = ir.Constant(loaded, [0] * n_loaded)
     lanes = builder.shuffle_vector(data, zero, _constants(lane_type, chosen))
     words = builder.bitcast(lanes, ir.VectorType(lane_type, VECTOR))
-    shifts = [lane * word_bits % 8 for lane in range(VECTOR)]
-    words = builder.lshr(words, _constants(lane_type, shifts))
-    return builder.and_(words, _constants(lane_type, [(1 << word_bits) - 1] * VECTOR))
+    return builder.lshr(words, _constants(lane_type, [lane * word_bits % 8 for lane in range(VECTOR)]))
 
 
-def _values(builder: Any, words: Any, levels: Any, value_bits: int, method: str) -> Any:
-    """Return the values of sixteen words; `levels` points at those of the block."""
-    single, lane_type, address = ir.FloatType(), ir.IntType(32), ir.IntType(64)
-    vector = ir.VectorType(single, VECTOR)
-    integers = ir.VectorType(lane_type, VECTOR)
+def _values(builder: Any, words: Any, coefficients: Any, n_terms: int, value_bits: int) -> Any:
+    """Return the polynomials of the codes of sixteen words, with their signs."""
+    lane_type = ir.IntType(32)
+    vector, integers = ir.VectorType(ir.FloatType(), VECTOR), ir.VectorType(lane_type, VECTOR)
 
     def same(value: int) -> Any:
         return _constants(lane_type, [value] * VECTOR)
 
-    def magnitudes(number: int) -> Any:
-        place = builder.gep(levels, [ir.Constant(address, number * VECTOR)])
+    def coefficient(number: int) -> Any:
+        place = builder.gep(coefficients, [ir.Constant(ir.IntType(64), number * VECTOR)])
         return builder.load(builder.bitcast(place, vector.as_pointer()), align=4)
 
-    code = builder.and_(words, same((1 << (value_bits - 1)) - 1))
-    if method.startswith("grid"):
-        first = builder.bitcast(levels, integers.as_pointer())
-        place = builder.add(code, builder.load(first, align=4))
-        part, inside = builder.lshr(place, same(4)), builder.and_(place, same(VECTOR - 1))
-        lanes = [ir.Constant(lane_type, lane) for lane in range(VECTOR)]
-        places = [builder.extract_element(inside, lane) for lane in lanes]
-        value = ir.Constant(vector, [0.0] * VECTOR)
-        for number in range(int(method[4:])):
-            # sixteen items chosen by sixteen places: LLVM makes it one permutation where the machine has that
-            grid, found = magnitudes(number + 1), ir.Constant(vector, ir.Undefined)
-            for lane, chosen in zip(lanes, places, strict=True):
-                found = builder.insert_element(found, builder.extract_element(grid, chosen), lane)
-            value = builder.select(builder.icmp_signed("==", part, same(number)), found, value)
-    elif method == "lookup":
-        value = ir.Constant(vector, ir.Undefined)
-        places = builder.add(builder.mul(code, same(VECTOR)), _constants(lane_type, list(range(VECTOR))))
-        for lane in range(VECTOR):
-            number = ir.Constant(lane_type, lane)
-            place = builder.zext(builder.extract_element(places, number), address)
-            value = builder.insert_element(value, builder.load(builder.gep(levels, [place])), number)
-    else:
-        value = builder.fmul(builder.uitofp(builder.add(code, same(1)), vector), magnitudes(0))
+    code = builder.uitofp(builder.and_(words, same((1 << (value_bits - 1)) - 1)), vector)
+    value = coefficient(n_terms - 1)
+    for number in range(n_terms - 2, -1, -1):
+        product = builder.fmul(value, code, flags=("contract",))
+        value = builder.fadd(product, coefficient(number), flags=("contract",))
     sign = builder.and_(builder.shl(words, same(32 - value_bits)), same(1 << 31))
     return builder.bitcast(builder.xor(builder.bitcast(value, integers), sign), vector)
-
-
-def _decode(
-    builder: Any, row: Any, number: Any, levels: Any, word_bits: int, value_bits: int, method: str
-) -> tuple[Any, Any, Any]:
-    """Return the address of block `number` of a row, its words, and their values before the scale."""
-    word = ir.IntType(64)
-    if method.startswith("grid"):
-        n_levels = VECTOR * (1 + int(method[4:]))
-    else:
-        n_levels = VECTOR * (1 if method == "linear" else 1 << (value_bits - 1))
-    base = builder.gep(row, [builder.mul(number, ir.Constant(word, 2 * word_bits))])
-    prefetch(builder, builder.gep(base, [ir.Constant(word, _AHEAD)]), locality=2)
-    words = _load_words(builder, base, word_bits)
-    block = builder.gep(levels, [builder.mul(number, ir.Constant(word, n_levels))])
-    return base, words, _values(builder, words, block, value_bits, method)
 
 
 @intrinsic
@@ -153,100 +107,139 @@ def store_bits(typingctx: Any, rows: Any, position: Any, bits: Any) -> Any:
     return types.void(rows, types.intp, types.uint64), codegen
 
 
+def _sum_rows(builder: Any, totals: list[Any]) -> Any:
+    """Return the sums of the lanes of four vectors of sixteen, as a vector of four."""
+
+    def add_halves(left: Any, right: Any, first: list[int], second: list[int]) -> Any:
+        integer = ir.IntType(32)
+        return builder.fadd(
+            builder.shuffle_vector(left, right, _constants(integer, first)),
+            builder.shuffle_vector(left, right, _constants(integer, second)),
+        )
+
+    def places(width: int, *firsts: int) -> list[int]:
+        return [first + i for first in firsts for i in range(width)]
+
+    low, high = (
+        add_halves(left, right, places(8, 0, 16), places(8, 8, 24)) for left, right in (totals[:2], totals[2:])
+    )
+    fours = add_halves(low, high, places(4, 0, 8, 16, 24), places(4, 4, 12, 20, 28))
+    twos = add_halves(fours, fours, places(2, 0, 4, 8, 12), places(2, 2, 6, 10, 14))
+    return add_halves(twos, twos, places(1, 0, 2, 4, 6), places(1, 1, 3, 5, 7))
+
+
 @intrinsic(prefer_literal=True)
 def score_words(
     typingctx: Any,
     rows: Any,
     position: Any,
-    k: Any,
-    levels: Any,
+    row_bytes: Any,
+    coefficients: Any,
     target: Any,
+    sums: Any,
+    place: Any,
     word_bits: Any,
     value_bits: Any,
-    method: Any,
+    n_terms: Any,
 ) -> Any:
-    """Score the k words at byte `position` of `rows` against one target of shape (2**index_bits, 1)."""
-    n_word, n_value, how = word_bits.literal_value, value_bits.literal_value, method.literal_value
-    signature = types.float32(rows, types.intp, types.intp, levels, target, word_bits, value_bits, method)
+    """Score the words of `ROWS_AT_ONCE` rows from byte `position` on, their values approximated, against one target.
+
+    `coefficients` is float32 of shape (n_blocks, n_terms, 16): those of the polynomial in the code that gives the
+    magnitude at each rank, zero for ranks above the last. `target` has the shape (2**index_bits, 1). The scores, but
+    for the scales of the rows, go to `sums`, float32, from `place` on.
+    """
+    n_word, n_value, n_powers = word_bits.literal_value, value_bits.literal_value, n_terms.literal_value
+    signature = types.void(
+        rows, types.intp, types.intp, coefficients, target, sums, types.intp, word_bits, value_bits, n_terms
+    )
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        def pointer(number: int) -> Any:
-            return context.make_array(signature.args[number])(context, builder, args[number]).data
+        def array(number: int) -> Any:
+            return context.make_array(signature.args[number])(context, builder, args[number])
 
-        single, word, lane_type = ir.FloatType(), ir.IntType(64), ir.IntType(32)
-        vector = ir.VectorType(single, VECTOR)
-        total = cgutils.alloca_once(builder, vector)
-        builder.store(ir.Constant(vector, [0.0] * VECTOR), total)
-        row, target_data = builder.gep(pointer(0), [args[1]]), pointer(4)
-        n_blocks = builder.sdiv(builder.add(args[2], ir.Constant(word, VECTOR - 1)), ir.Constant(word, VECTOR))
-        with cgutils.for_range(builder, n_blocks, intp=word) as loop:
-            base, _, values = _decode(builder, row, loop.index, pointer(3), n_word, n_value, how)
-            # read again rather than taken from the vector of words, whose lanes leave it one move at a time
-            chosen = ir.Constant(vector, ir.Undefined)
-            for lane, column in enumerate(load_columns(builder, base, n_word, n_value)):
-                item = builder.load(builder.gep(target_data, [column]))
-                chosen = builder.insert_element(chosen, item, ir.Constant(lane_type, lane))
-            product = builder.fmul(values, chosen, flags=("contract",))
-            builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
-        return sum_lanes(builder, builder.load(total))
+        word = ir.IntType(64)
+        vector = ir.VectorType(ir.FloatType(), VECTOR)
+        totals = [cgutils.alloca_once(builder, vector) for _ in range(ROWS_AT_ONCE)]
+        for total in totals:
+            builder.store(ir.Constant(vector, [0.0] * VECTOR), total)
+        first, polynomials, target_data = builder.gep(array(0).data, [args[1]]), array(3), array(4).data
+        with cgutils.for_range(builder, builder.extract_value(polynomials.shape, 0), intp=word) as loop:
+            block = builder.gep(polynomials.data, [builder.mul(loop.index, ir.Constant(word, n_powers * VECTOR))])
+            offset = builder.mul(loop.index, ir.Constant(word, 2 * n_word))
+            for number, total in enumerate(totals):
+                row = builder.add(builder.mul(args[2], ir.Constant(word, number)), offset)
+                base = builder.gep(first, [row])
+                prefetch(builder, builder.gep(base, [ir.Constant(word, _AHEAD)]), locality=2)
+                # Loads of their own, as lanes leave a vector one move at a time; before that of the vector, from which
+                # LLVM would otherwise take them by double shifts, which are slow on AMD's processors.
+                columns = load_columns(builder, base, n_word, n_value)
+                values = _values(builder, _load_words(builder, base, n_word), block, n_powers, n_value)
+                chosen = ir.Constant(vector, ir.Undefined)
+                for lane, column in enumerate(columns):
+                    item = builder.load(builder.gep(target_data, [column]))
+                    chosen = builder.insert_element(chosen, item, ir.Constant(ir.IntType(32), lane))
+                product = builder.fmul(values, chosen, flags=("contract",))
+                builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
+        scores = _sum_rows(builder, [builder.load(total) for total in totals])
+        out = builder.bitcast(builder.gep(array(5).data, [args[6]]), scores.type.as_pointer())
+        builder.store(scores, out, align=4)
+        return context.get_dummy_value()
 
     return signature, codegen
 
 
 @intrinsic(prefer_literal=True)
-def unpack_words(
+def score_words_wide(
     typingctx: Any,
     rows: Any,
     position: Any,
     k: Any,
-    levels: Any,
-    row_scale: Any,
-    columns: Any,
-    values: Any,
-    place: Any,
+    codebook: Any,
+    pairs: Any,
+    scale: Any,
+    thresholds: Any,
+    scores: Any,
     word_bits: Any,
     value_bits: Any,
-    method: Any,
 ) -> Any:
-    """Write the indices and values of the k words at byte `position` of `rows` from slot `place` on.
+    """Score the k words at byte `position` of `rows` against `LANES` targets as `score_lanes` does.
 
-    Whole blocks of 16 are written: what lies beyond k is zero or is for the next row to overwrite.
+    `codebook` is float32 of shape (k or 1, 2**value_bits): signed levels times 2**-31. Each word is read and looked up
+    by itself: next to the vector instructions of 64 targets that is free.
     """
-    n_word, n_value, how = word_bits.literal_value, value_bits.literal_value, method.literal_value
-    signature = types.void(
-        rows,
-        types.intp,
-        types.intp,
-        levels,
-        types.float32,
-        columns,
-        values,
-        types.intp,
-        word_bits,
-        value_bits,
-        method,
+    n_word, n_value = word_bits.literal_value, value_bits.literal_value
+    signature = types.uint64(
+        rows, types.intp, types.intp, codebook, pairs, types.float32, thresholds, scores, word_bits, value_bits
     )
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        def pointer(number: int) -> Any:
-            return context.make_array(signature.args[number])(context, builder, args[number]).data
+        def array(number: int) -> Any:
+            return context.make_array(signature.args[number])(context, builder, args[number])
 
-        single, word, lane_type = ir.FloatType(), ir.IntType(64), ir.IntType(32)
-        vector, integers = ir.VectorType(single, VECTOR), ir.VectorType(lane_type, VECTOR)
-        row = builder.gep(pointer(0), [args[1]])
-        column_data, value_data = builder.gep(pointer(5), [args[7]]), builder.gep(pointer(6), [args[7]])
-        factor = splat(builder, args[4], vector)
-        n_blocks = builder.sdiv(builder.add(args[2], ir.Constant(word, VECTOR - 1)), ir.Constant(word, VECTOR))
-        with cgutils.for_range(builder, n_blocks, intp=word) as loop:
-            _, words, unscaled = _decode(builder, row, loop.index, pointer(3), n_word, n_value, how)
-            # one rounding, as unpacking does it: the products are the stored float32 values
-            scaled = builder.fmul(unscaled, factor)
-            chosen = builder.lshr(words, _constants(lane_type, [n_value] * VECTOR))
-            at = builder.mul(loop.index, ir.Constant(word, VECTOR))
-            place = builder.bitcast(builder.gep(column_data, [at]), integers.as_pointer())
-            builder.store(chosen, place, align=4)
-            place = builder.bitcast(builder.gep(value_data, [at]), vector.as_pointer())
-            builder.store(scaled, place, align=4)
-        return context.get_dummy_value()
+        word = ir.IntType(64)
+
+        def same(value: int) -> Any:
+            return ir.Constant(word, value)
+
+        row = builder.gep(array(0).data, [args[1]])
+        level_data = array(3).data
+        n_ranks = builder.extract_value(array(3).shape, 0)
+        is_ranked = builder.zext(builder.icmp_signed(">", n_ranks, same(1)), word)
+        step = builder.mul(is_ranked, same(1 << n_value))
+        kind = ir.IntType(n_word if n_word in (16, 32) else 64)
+
+        def entry(number: Any) -> tuple[Any, Any]:
+            bit = builder.mul(number, same(n_word))
+            place = builder.bitcast(builder.gep(row, [builder.lshr(bit, same(3))]), kind.as_pointer())
+            bits = builder.load(place, align=1)
+            bits = bits if kind.width == 64 else builder.zext(bits, word)
+            bits = builder.lshr(bits, builder.and_(bit, same(7)))
+            column = builder.and_(builder.lshr(bits, same(n_value)), same((1 << (n_word - n_value)) - 1))
+            code = builder.and_(bits, same((1 << n_value) - 1))
+            level = builder.gep(level_data, [builder.add(builder.mul(number, step), code)])
+            return column, builder.load(level)
+
+        bounds = (same(0), args[2])
+        return score_lanes(builder, bounds, entry, array(4).data, args[5], array(6).data, array(7).data)
 
     return signature, codegen

@@ -181,13 +181,15 @@ def _scan_targets(
         for group in groups:
             lanes = slice(group.first, group.first + group.size)
             queries = (group.scan, group.exact, group.to_scan_unit, group.margins(piece.chunk))
-            found = (exclude[lanes], pending, heap_scores[lanes], heap_rows[lanes])
+            heaps = (heap_scores[lanes], heap_rows[lanes])
             if isinstance(store, PackedStore) and store.kernels is not None and words is not None:
-                scan = store.kernels.single if group.size == 1 else store.kernels.wide
-                scan(words, scale, piece.first_row, queries, *found)
+                if group.size == 1:
+                    store.kernels.single(words, scale, piece.first_row, queries, exclude[lanes], *heaps)
+                else:
+                    store.kernels.wide(words, scale, piece.first_row, queries, exclude[lanes], pending, *heaps)
             elif block is not None:
                 scan = search_rows_single if group.size == 1 else search_rows
-                scan(*block, scale, piece.first_row, queries, *found)
+                scan(*block, scale, piece.first_row, queries, exclude[lanes], pending, *heaps)
 
 
 def _scan_codes(

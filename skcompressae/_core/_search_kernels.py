@@ -34,6 +34,7 @@ __all__ = [
     "exact_score",
     "first_limits",
     "merge_heaps",
+    "note_down",
     "pair_targets",
     "replace_worst",
     "row_norms",
@@ -161,13 +162,44 @@ def pair_targets(targets: Any, first: int, to_scan_unit: Any, exact: Any, pairs:
 
 
 @njit(cache=True, nogil=True)
+def note_down(
+    reached: Any,
+    row: int,
+    first_row: int,
+    scores: Any,
+    margins: Any,
+    exclude: Any,
+    n_neighbors: int,
+    limits: Any,
+    pending: Any,
+) -> bool:
+    """Note a row, number ``first_row + row`` of the index, for each query whose bit is set in `reached`.
+
+    Returns whether a list is crowded.
+    """
+    is_crowded = False
+    capacity = pending.rows.shape[1]
+    while reached:
+        lane = lowest_bit(reached)
+        reached &= reached - np.uint64(1)
+        if exclude[lane] == first_row + row:
+            continue
+        count = pending.counts[lane]
+        pending.rows[lane, count] = row
+        pending.scores[lane, count] = scores[lane]
+        pending.counts[lane] = count + 1
+        if count + 1 == capacity:
+            is_crowded |= compact(pending, lane, n_neighbors, margins[lane], limits)
+    return is_crowded
+
+
+@njit(cache=True, nogil=True)
 def scan_rows_wide(
     indptr: Any,
     indices: Any,
     values: Any,
     scale: Any,
     begin: int,
-    offset: int,
     first_row: int,
     pairs: Any,
     margins: Any,
@@ -178,29 +210,14 @@ def scan_rows_wide(
 ) -> tuple[int, bool]:
     """Note down the rows from `begin` on that may be among the best of up to `LANES` queries.
 
-    Row i is noted as ``offset + i`` and is row ``first_row + offset + i`` of the index. Returns the row to go on
-    with, and whether a list is crowded: it must be settled first.
+    Returns the row to go on with, and whether a list is crowded: it must be settled first.
     """
     scores = np.empty(LANES, np.float32)
-    capacity = pending.rows.shape[1]
     for row in range(begin, indptr.shape[0] - 1):
         start, stop = np.intp(indptr[row]), np.intp(indptr[row + 1])
         reached = score_row_wide(indices, values, start, stop, pairs, np.float32(scale[row]), limits, scores)
-        if reached:
-            is_crowded = False
-            while reached:
-                lane = lowest_bit(reached)
-                reached &= reached - np.uint64(1)
-                if exclude[lane] == first_row + offset + row:
-                    continue
-                count = pending.counts[lane]
-                pending.rows[lane, count] = offset + row
-                pending.scores[lane, count] = scores[lane]
-                pending.counts[lane] = count + 1
-                if count + 1 == capacity:
-                    is_crowded |= compact(pending, lane, n_neighbors, margins[lane], limits)
-            if is_crowded:
-                return row + 1, True
+        if reached and note_down(reached, row, first_row, scores, margins, exclude, n_neighbors, limits, pending):
+            return row + 1, True
     return indptr.shape[0] - 1, False
 
 
@@ -311,7 +328,7 @@ def search_rows(
     row = 0
     while row < scale.shape[0]:
         row, _ = scan_rows_wide(
-            indptr, indices, values, scale, row, 0, first_row, pairs, margins, exclude, n_neighbors, limits, pending
+            indptr, indices, values, scale, row, first_row, pairs, margins, exclude, n_neighbors, limits, pending
         )
         settle_rows(
             indptr,

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from skcompressae._core._packed_search import packed_kernels, vector_levels
+from skcompressae._core._packed_search import RAGGED_ROWS, fit_polynomials, mark_ragged, packed_kernels
 from skcompressae._core._search_kernels import row_norms
 from skcompressae._core._search_postings import build_postings, postings_to_rows
 from skcompressae._core._threads import row_blocks, run_blocks
@@ -164,14 +165,18 @@ class PackedStore:
 
     def __init__(self, packed: Any) -> None:
         self.packed = packed
-        is_uniform = packed.quantizer.kind == "uniform"
         # plain views: a kernel is compiled for one kind of array, and a memory map is another
         self._rows = np.ascontiguousarray(packed.rows).view(np.ndarray).reshape(-1)
         self._rows.setflags(write=False)
+        self._row_scales = np.ascontiguousarray(packed._scales).view(np.ndarray)
+        self._row_scales.setflags(write=False)
         self._row_bytes = int(packed.rows.shape[1])
         self._levels = packed.signed_levels.copy()
-        self._by_lane, method = vector_levels(self._levels, packed.k, is_uniform=is_uniform)
-        self.kernels = packed_kernels(packed.word_bits, packed.value_bits, method)
+        # in the unit in which `score_lanes` takes values
+        self._codebook = self._levels * np.float32(2.0**-31)
+        self._polynomials = fit_polynomials(packed.quantizer.levels, packed.k)
+        n_terms = self._polynomials.coefficients.shape[1]
+        self.kernels = packed_kernels(packed.word_bits, packed.value_bits, n_terms, self._row_scales.dtype.str)
 
     def __getstate__(self) -> Any:
         return self.packed
@@ -214,8 +219,17 @@ class PackedStore:
         if self.kernels is None:
             return None
         words = self._rows[start * self._row_bytes :]
-        row_scales = self.packed[start:stop].scales
-        return words, self._row_bytes, int(self.packed.k), row_scales, self._levels, self._by_lane
+        row_scales = self._row_scales[start:stop]
+        k = int(self.packed.k)
+        books = (self._levels, self._codebook, *self._polynomials)
+        return words, self._row_bytes, k, row_scales, *books, self._ragged, start
+
+    @cached_property
+    def _ragged(self) -> NDArray[np.bool_]:
+        """Which runs of `RAGGED_ROWS` rows hold a short one; found at the first search, which reads all rows anyway."""
+        ragged = np.zeros(-(-self.n_rows // RAGGED_ROWS), np.bool_)
+        mark_ragged(self._rows, self._row_bytes, int(self.packed.k), int(self.packed.word_bits), ragged)
+        return ragged
 
 
 @dataclass(frozen=True)

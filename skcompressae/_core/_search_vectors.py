@@ -8,6 +8,7 @@ has.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped, unused-ignore]
@@ -25,6 +26,7 @@ __all__ = [
     "prefetch",
     "prefetch_item",
     "score_blocks",
+    "score_lanes",
     "score_row_wide",
     "splat",
     "sum_lanes",
@@ -100,6 +102,56 @@ def sum_lanes(builder: Any, vector: Any) -> Any:
     return builder.extract_element(current, ir.Constant(integer, 0))
 
 
+def score_lanes(
+    builder: Any,
+    bounds: tuple[Any, Any],
+    entry: Callable[[Any], tuple[Any, Any]],
+    targets: Any,
+    scale: Any,
+    thresholds: Any,
+    scores: Any,
+) -> Any:
+    """Score the nonzeros between `bounds` against `LANES` targets with the sums held in registers.
+
+    ``entry(position)`` emits the column of a nonzero, 64 bits, and its value times 2**-31; `targets`, `thresholds` and
+    `scores` are data pointers, `scale` a float. Returns a bit for each target whose threshold is reached.
+
+    Written in LLVM vector types since Numba keeps small arrays in memory: a store and a load per nonzero
+    would cost more than the multiplication. LLVM lowers the vectors to whatever the machine has.
+    """
+    single, word, integer = ir.FloatType(), ir.IntType(64), ir.IntType(32)
+    vector, integers = ir.VectorType(single, VECTOR), ir.VectorType(integer, VECTOR)
+    half = ir.Constant(integers, [16] * VECTOR)
+    zero = ir.Constant(vector, [0.0] * VECTOR)
+    sums = [cgutils.alloca_once(builder, vector) for _ in range(LANES // VECTOR)]
+    for total in sums:
+        builder.store(zero, total)
+    with cgutils.for_range_slice(builder, *bounds, ir.Constant(word, 1), intp=word) as (position, _):
+        column, value = entry(position)
+        factor = splat(builder, value, vector)
+        row = builder.bitcast(
+            builder.gep(targets, [builder.mul(column, ir.Constant(word, LANES // 2))]), integers.as_pointer()
+        )
+        for i in range(LANES // (2 * VECTOR)):
+            pair = builder.load(builder.gep(row, [ir.Constant(word, i)]), align=4)
+            for target, total in ((builder.shl(pair, half), sums[2 * i]), (pair, sums[2 * i + 1])):
+                target = builder.sitofp(target, vector)
+                product = builder.fmul(factor, target, flags=("contract",))
+                builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
+    factor = splat(builder, scale, vector)
+    out = builder.bitcast(scores, vector.as_pointer())
+    limits = builder.bitcast(thresholds, vector.as_pointer())
+    reached = ir.Constant(word, 0)
+    for i, total in enumerate(sums):
+        scaled = builder.fmul(builder.load(total), factor)
+        builder.store(scaled, builder.gep(out, [ir.Constant(word, i)]), align=4)
+        limit = builder.load(builder.gep(limits, [ir.Constant(word, i)]), align=4)
+        bits = builder.bitcast(builder.fcmp_ordered(">=", scaled, limit), ir.IntType(VECTOR))
+        bits = builder.shl(builder.zext(bits, word), ir.Constant(word, i * VECTOR))
+        reached = builder.or_(reached, bits)
+    return reached
+
+
 @intrinsic
 def score_row_wide(
     typingctx: Any,
@@ -112,13 +164,9 @@ def score_row_wide(
     thresholds: Any,
     scores: Any,
 ) -> Any:
-    """Score one row against `LANES` targets with the sums held in registers; return a bit for each target whose
-    threshold is reached.
+    """Score one row against `LANES` targets as `score_lanes` does.
 
     `pairs` is int32 of shape (n_components, LANES // 2), see `pair_targets`.
-
-    Written in LLVM vector types since Numba keeps small arrays in memory: a store and a load per nonzero
-    would cost more than the multiplication. LLVM lowers the vectors to whatever the machine has.
     """
     signature = types.uint64(indices, values, types.intp, types.intp, pairs, types.float32, thresholds, scores)
 
@@ -126,45 +174,20 @@ def score_row_wide(
         def pointer(position: int) -> Any:
             return context.make_array(signature.args[position])(context, builder, args[position]).data
 
-        single, word, integer = ir.FloatType(), ir.IntType(64), ir.IntType(32)
-        vector, integers = ir.VectorType(single, VECTOR), ir.VectorType(integer, VECTOR)
-        half = ir.Constant(integers, [16] * VECTOR)
-        zero = ir.Constant(vector, [0.0] * VECTOR)
-        sums = [cgutils.alloca_once(builder, vector) for _ in range(LANES // VECTOR)]
-        for total in sums:
-            builder.store(zero, total)
-        index_data, value_data, target_data = pointer(0), pointer(1), pointer(4)
+        single, word = ir.FloatType(), ir.IntType(64)
+        index_data, value_data = pointer(0), pointer(1)
         index_is_signed = signature.args[0].dtype.signed
-        step = ir.Constant(word, 1)
-        with cgutils.for_range_slice(builder, args[2], args[3], step, intp=word) as (position, _):
+
+        def entry(position: Any) -> tuple[Any, Any]:
             column = builder.load(builder.gep(index_data, [position]))
             if column.type.width < 64:
                 column = builder.sext(column, word) if index_is_signed else builder.zext(column, word)
             value = builder.load(builder.gep(value_data, [position]))
             if signature.args[1].dtype == types.float64:
                 value = builder.fptrunc(value, single)
-            factor = splat(builder, builder.fmul(value, ir.Constant(single, 2.0**-31)), vector)
-            row = builder.bitcast(
-                builder.gep(target_data, [builder.mul(column, ir.Constant(word, LANES // 2))]), integers.as_pointer()
-            )
-            for i in range(LANES // (2 * VECTOR)):
-                pair = builder.load(builder.gep(row, [ir.Constant(word, i)]), align=4)
-                for target, total in ((builder.shl(pair, half), sums[2 * i]), (pair, sums[2 * i + 1])):
-                    target = builder.sitofp(target, vector)
-                    product = builder.fmul(factor, target, flags=("contract",))
-                    builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
-        factor = splat(builder, args[5], vector)
-        out = builder.bitcast(pointer(7), vector.as_pointer())
-        limits = builder.bitcast(pointer(6), vector.as_pointer())
-        reached = ir.Constant(word, 0)
-        for i, total in enumerate(sums):
-            scaled = builder.fmul(builder.load(total), factor)
-            builder.store(scaled, builder.gep(out, [ir.Constant(word, i)]), align=4)
-            limit = builder.load(builder.gep(limits, [ir.Constant(word, i)]), align=4)
-            bits = builder.bitcast(builder.fcmp_ordered(">=", scaled, limit), ir.IntType(VECTOR))
-            bits = builder.shl(builder.zext(bits, word), ir.Constant(word, i * VECTOR))
-            reached = builder.or_(reached, bits)
-        return reached
+            return column, builder.fmul(value, ir.Constant(single, 2.0**-31))
+
+        return score_lanes(builder, (args[2], args[3]), entry, pointer(4), args[5], pointer(6), pointer(7))
 
     return signature, codegen
 
