@@ -30,6 +30,9 @@ from skcompressae._core._search_store import PackedStore, RowStore, make_chunk
 from skcompressae.packed import PackedCodes, ValueQuantizer
 
 
+_SINGLE_QUERIES = 8
+
+
 def encode(data: np.ndarray, dictionary: np.ndarray, k: int) -> sp.csr_matrix:
     """Select the k largest correlations of every row and refit their values by least squares."""
     gram = dictionary @ dictionary.T
@@ -83,8 +86,11 @@ def search_times(codes: sp.csr_matrix, packed: PackedCodes, targets: np.ndarray,
     n_best = min(100, codes.shape[0])
     times: dict[str, list[float]] = {}
     for batch in sorted({min(batch, targets.shape[1]) for batch in (1, 64, 1024)}):
-        part = np.ascontiguousarray(targets[:, :batch])
-        for repeat in range(repeats + 1):
+        # how many rows are scored twice differs from query to query, so one query is another one each time
+        n_repeats = _SINGLE_QUERIES * repeats if batch == 1 else repeats
+        for repeat in range(n_repeats + 1):
+            first = repeat * batch % (targets.shape[1] - batch + 1)
+            part = np.ascontiguousarray(targets[:, first : first + batch])
             for name, chunk in chunks.items():
                 start = time.thread_time()
                 search([chunk], part, n_best)
