@@ -29,7 +29,6 @@ from skcompressae._core._search import search
 from skcompressae._core._search_store import PackedStore, RowStore, make_chunk
 from skcompressae.packed import PackedCodes, ValueQuantizer
 
-
 _SINGLE_QUERIES = 8
 
 
