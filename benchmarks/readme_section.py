@@ -71,7 +71,8 @@ def budget_curves() -> dict[str, dict[float, float]]:
         if row["method"] == "pca_int8":
             curves["pca_int8"][row["size_bytes"]] = row["recall_at_100"]
         elif row["method"] == "paper" and row["mode"] == "reconstructed":
-            curves["paper"][row["size_bytes"]] = row["recall_at_100"]
+            mean = mean_recall(quality, method="paper", mode="reconstructed", k=row["params"]["k"])
+            curves["paper"][row["size_bytes"]] = mean
         elif row["method"] in ("pq", "opq", "rabitq"):
             # at the least budget that holds it; several seeds or settings there count as the best of them
             budget = min((budget for budget in BUDGETS if budget >= row["size_bytes"]), default=row["size_bytes"])

@@ -52,6 +52,7 @@ from skcompressae._core._search_kernels import scan_rows_wide
 from skcompressae._core._search_pending import new_pending
 from skcompressae._core._search_vectors import LANES
 from skcompressae._neighbors import CodeNearestNeighbors
+from skcompressae.packed import PackedCodes
 
 Run = Callable[[int], object]
 Row = tuple[str, str, Run, dict[str, float]]
@@ -186,16 +187,23 @@ class Data:
 
 
 def own_engines(data: Data, args: argparse.Namespace, n_threads: int) -> Iterator[Row]:
-    """Yield (task, name, run, facts) of this library's modes."""
-    for mode, queries in (("asymmetric", data.dense), ("reconstructed", data.codes), ("sparse", data.codes)):
-        name = f"skcompressae {mode}"
+    """Yield (task, name, run, facts) of this library's modes, over CSR and over codes packed with values of 4 bits."""
+    for mode, queries, form in (
+        ("asymmetric", data.dense, ""),
+        ("asymmetric", data.dense, ", packed"),
+        ("reconstructed", data.codes, ""),
+        ("reconstructed", data.codes, ", packed"),
+        ("sparse", data.codes, ""),
+    ):
+        name = f"skcompressae {mode}{form}"
         if args.only not in name:
             continue
         index = CodeNearestNeighbors(
             args.top, compressor=None if mode == "sparse" else data.decoder, mode=mode, n_jobs=n_threads
         )
+        documents = PackedCodes.pack(data.documents, value_bits=4) if form else data.documents
         start = time.perf_counter()
-        index.fit(data.documents)
+        index.fit(documents)
         facts = {"fit_s": time.perf_counter() - start, "bytes_per_document": index.nbytes_per_document_}
         task = "sparse" if mode == "sparse" else "dense"
         yield task, name, lambda batch, i=index, q=queries: i.kneighbors(q[:batch]), facts
@@ -389,7 +397,7 @@ def measure_part(part: str, data: Data, args: argparse.Namespace, n_threads: int
                 record["result_bytes"] = 16 * args.top * batch
                 if task == "dense":
                     passes = -(-batch // LANES)
-                    gigabytes = passes * data.n_docs * (6 * args.k + 12) / 1e9
+                    gigabytes = passes * data.n_docs * facts["bytes_per_document"] / 1e9
                     record["document_gb_s"] = gigabytes / (known_s * batch)
             yield record
             print(

@@ -20,7 +20,7 @@ def test_the_speed_benchmark_runs(benchmark, tmp_path):
     search_speed.main([*arguments, "--threads", "2", "--parts", "own", "flat"])
     report = json.loads(output.read_text())
     own = [row for row in report["results"] if row["name"].startswith("skcompressae")]
-    assert len(own) == 3 * 2 * 2
+    assert len(own) == 5 * 2 * 2
     assert {row["n_threads"] for row in own} == {1, 2}
     assert all(row["first_call_s"] > 0 and row["per_query_ms"] > 0 for row in report["results"])
     assert report["settings"]["seed"] == 0

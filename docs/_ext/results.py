@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from files import ROOT, write_if_changed
@@ -206,22 +207,30 @@ def modes_table(study: dict[str, Any]) -> str:
 def margins_table(studies: list[dict[str, Any]]) -> str:
     """Return how far ours is above the paper's recipe at equal k and time to fit, by data set, k and mode."""
     lines = [
-        "| data | k | " + " | ".join(label for label, _, _ in MARGINS) + " | dead latents |",
-        "|---|---:|" + "---:|" * (len(MARGINS) + 1),
+        "| data | k | seeds | " + " | ".join(label for label, _, _ in MARGINS) + " | dead latents |",
+        "|---|---:|---:|" + "---:|" * (len(MARGINS) + 1),
     ]
     for study in studies:
-        of: dict[tuple[str, int], dict[str, list[float]]] = {}
+        # recall by method, k and mode, then by seed
+        of: dict[tuple[str, int], dict[str, dict[int, float]]] = {}
         dead: dict[int, list[float]] = {}
         for row in study["results"]:
             if row["method"] in ("ours", "paper"):
                 modes = of.setdefault((row["method"], row["params"]["k"]), {})
-                modes.setdefault(row["mode"], []).append(row["recall_at_100"])
+                modes.setdefault(row["mode"], {})[row["seed"]] = row["recall_at_100"]
                 if row["method"] == "ours":
                     dead.setdefault(row["params"]["k"], []).append(row["dead_fraction"])
         for k in sorted(k for method, k in of if method == "ours" and ("paper", k) in of):
-            ours, paper = ({mode: sum(v) / len(v) for mode, v in of[m, k].items()} for m in ("ours", "paper"))
-            cells = [f"{ours[mode]:.3f} ({ours[mode] - paper[against]:+.3f})" for _, mode, against in MARGINS]
-            lines.append(f"| {study['data']['name']} | {k} | " + " | ".join(cells) + f" | {max(dead[k]):.1%} |")
+            cells = []
+            for _, mode, against in MARGINS:
+                ours, paper = of["ours", k][mode], of["paper", k][against]
+                margins = [ours[seed] - paper[seed] for seed in sorted(ours.keys() & paper.keys())]
+                spread = f" ± {stdev(margins):.3f}" if len(margins) > 1 else ""
+                cells.append(f"{fmean(ours.values()):.3f} ({fmean(margins):+.3f}{spread})")
+            n_seeds = len(of["ours", k]["sparse"].keys() & of["paper", k]["sparse"].keys())
+            lines.append(
+                f"| {study['data']['name']} | {k} | {n_seeds} | " + " | ".join(cells) + f" | {max(dead[k]):.1%} |"
+            )
     return "\n".join(lines)
 
 
@@ -281,7 +290,7 @@ def write_results(folder: Path) -> None:
     text = "```{figure} /generated/figures/recall_against_bytes.svg\n:alt: Recall at 100 against bytes per vector\n"
     data = main["data"]
     text += f":width: 100%\n:class: narrow-figure\n\nNeighbours kept against size: {data['n_documents']:,} documents, "
-    text += f"{data['n_queries']:,} held-out queries, one seed. [Every point and its source](measured.md).\n```\n"
+    text += f"{data['n_queries']:,} held-out queries. [Every point, its seeds and its source](measured.md).\n```\n"
     write_if_changed(folder / "quality_picture.md", text)
     for name, table in speed_tables().items():
         write_if_changed(folder / f"{name}.md", table + "\n")
