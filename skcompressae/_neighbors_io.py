@@ -201,7 +201,7 @@ def _load_chunk(entry: dict[str, Any], arrays: dict[str, Any], number: int, n_co
     reach, longest = float(entry["reach"]), int(entry["longest"])
     if scale.dtype != np.float64 or scale.shape != (n_rows,) or n_rows == 0:
         raise CodesFormatError(f"chunk {number} has arrays that do not fit each other")
-    if not (0 <= reach <= _LARGEST**2) or longest < 0 or not _is_finite(scale) or scale.min() < 0:
+    if not (0 <= reach <= _LARGEST) or longest < 0 or not _is_finite(scale) or scale.min() < 0:
         raise CodesFormatError(f"chunk {number} has row factors that are negative, not finite or beyond 2**100")
     if entry["kind"] == "packed":
         start = f"{number}."

@@ -8,7 +8,7 @@ import scipy.sparse as sp
 
 from skcompressae._core._packed_search import fit_polynomials, packed_kernels
 from skcompressae._core._search import search
-from skcompressae._core._search_store import PackedStore, PostingStore, make_chunk
+from skcompressae._core._search_store import Chunk, PackedStore, PostingStore, RowStore, make_chunk
 from skcompressae._neighbors import CodeNearestNeighbors
 from skcompressae.exceptions import CodesFormatError
 from skcompressae.packed import PackedCodes, ResidualQuantizer, ValueQuantizer
@@ -42,7 +42,9 @@ def model(rng, n_rows=300, m=60, k=5, d=12):
         (16, 1, 4, "ranked"),  # one word a row
         (50, 3, 1, "ranked"),  # 7-bit words, one magnitude
         (2048, 20, 4, "ranked"),  # 15-bit words, k no multiple of 16
-        (4096, 17, 6, "ranked"),  # 18-bit words, five parts of a grid
+        (4096, 17, 6, "ranked"),  # 18-bit words
+        (32, 17, 10, "uniform"),  # 15-bit words, most of them value, that begin late in a byte
+        (5, 4, 8, "uniform"),  # 11-bit words
         (70000, 5, 8, "uniform"),  # 25-bit words: the widest that fit a lane wherever in a byte they begin
         (4096, 33, 16, "uniform"),  # 28-bit words, two a load of 64 bits
         (1 << 16, 7, 16, "uniform"),  # 32-bit words
@@ -125,9 +127,29 @@ def test_short_rows_anywhere_in_runs_of_rows(share, n_threads):
 
 def test_kernels_take_only_numbers_from_around_them():
     """Numba finds a kernel in its cache on disk only then; else every process compiles it anew."""
-    kernels = packed_kernels(16, 4, 3, "<u2")
-    for kernel in kernels:
+    kernels, others = packed_kernels(16, 4, 3, "<u2"), packed_kernels(17, 5, 3, "<u2")
+    for kernel, other in zip(kernels, others, strict=True):
         assert all(isinstance(cell.cell_contents, int) for cell in kernel.py_func.__closure__)
+        # files of the cache are called by it
+        assert kernel.py_func.__qualname__ != other.py_func.__qualname__
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_scores_beyond_float32_stay_in_their_lanes(is_packed):
+    """An index made up by somebody else may have factors that make float32 overflow: answers, not crashes."""
+    rng = np.random.default_rng(6)
+    codes = ragged_codes(rng, 300, 64, 8)
+    store = PackedStore(PackedCodes.pack(codes)) if is_packed else RowStore.from_csr(codes)
+    chunk = Chunk(store, np.full(300, 2.0**126), 2.0**130, 8)
+    scores, rows = search([chunk], rng.standard_normal((64, 3)), 5)
+    assert scores.shape == (3, 5)
+    assert ((rows >= 0) & (rows < 300)).all()
+
+
+def test_factors_beyond_float32_are_refused():
+    codes = ragged_codes(np.random.default_rng(7), 20, 64, 8)
+    with pytest.raises(ValueError, match="rescale the components"):
+        make_chunk(RowStore.from_csr(codes * 1e10), metric="cosine", components=np.full((64, 4), 1e-32))
 
 
 def test_scores_that_float32_cannot_tell_apart_and_a_strided_slice():

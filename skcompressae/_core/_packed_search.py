@@ -32,7 +32,15 @@ from skcompressae._core._search_pending import compact, reject_below
 from skcompressae._core._search_vectors import LANES, VECTOR
 from skcompressae._core._topk import kth_largest
 
-__all__ = ["RAGGED_ROWS", "PackedKernels", "Polynomials", "fit_polynomials", "mark_ragged", "packed_kernels"]
+__all__ = [
+    "RAGGED_ROWS",
+    "PackedKernels",
+    "Polynomials",
+    "fit_polynomials",
+    "mark_ragged",
+    "n_terms_of",
+    "packed_kernels",
+]
 
 
 # Rows that are scored before any is looked at, and that share a mark when one of them is short.
@@ -57,43 +65,49 @@ class Polynomials(NamedTuple):
         The magnitude at rank ``16 i + lane`` and code c is about ``sum_j coefficients[i, j, lane] c**j``.
     error : float
         Norm over the ranks of the largest difference from the codebook: by Cauchy-Schwarz, a row with scale 1 scores at
-        most this times the norm of as many of the largest entries of the target off.
+        most this times the norm of as many of the largest entries of the target off, float32 sums included.
     """
 
     coefficients: NDArray[np.float32]
     error: np.float32
 
 
+def n_terms_of(levels: NDArray[np.float32]) -> int:
+    """Return the terms of the polynomials of a codebook, (k or 1, n_codes): two for equal steps, else three."""
+    return 2 if len(levels) == 1 else 3
+
+
 def fit_polynomials(levels: NDArray[np.float32], k: int) -> Polynomials:
-    """Fit a quadratic to the levels of each rank, (k or 1, n_codes); a line to equal steps, which it meets.
+    """Fit a polynomial to the levels of each rank, (k or 1, n_codes).
 
     The largest error of a rank counts, so least squares are repeated with weights that grow where the error is large
-    (Lawson's algorithm).
+    (Lawson's algorithm). Equal steps are met by the first fit.
     """
     magnitudes = levels.astype(np.float64)
-    n_terms = 2 if len(levels) == 1 else 3
-    codes = np.arange(levels.shape[1], dtype=np.float64)
-    powers = np.vander(codes, n_terms, increasing=True)
-    n_used = min(n_terms, len(codes))
-    places = codes / max(1.0, codes[-1])
-    basis = np.vander(places, n_used, increasing=True)
+    n_terms, n_codes = n_terms_of(levels), levels.shape[1]
+    n_used, last = min(n_terms, n_codes), max(1.0, n_codes - 1.0)
+    codes = np.arange(n_codes, dtype=np.float64)
+    basis = np.vander(codes / last, n_used, increasing=True)
+    products = (basis[:, :, None] * basis[:, None, :]).reshape(n_codes, -1)
     weights = np.ones_like(magnitudes)
     coefficients = np.zeros((len(levels), n_terms))
     least = np.full(len(levels), np.inf)
-    for _ in range(_FIT_ITERATIONS):
-        normal = np.einsum("rc,ci,cj->rij", weights, basis, basis)
-        moments = np.einsum("rc,ci,rc->ri", weights, basis, magnitudes)
+    for _ in range(_FIT_ITERATIONS if len(levels) > 1 else 1):
+        normal = (weights @ products).reshape(-1, n_used, n_used)
+        moments = (weights * magnitudes) @ basis
         fitted = np.linalg.solve(normal, moments[:, :, None])[:, :, 0]
         errors = np.abs(fitted @ basis.T - magnitudes)
         is_better = errors.max(axis=1) < least
         least[is_better] = errors[is_better].max(axis=1)
-        coefficients[is_better, :n_used] = fitted[is_better] / max(1.0, codes[-1]) ** np.arange(n_used)
+        coefficients[is_better, :n_used] = fitted[is_better] / last ** np.arange(n_used)
         weights *= errors + _SMALLEST_WEIGHT * magnitudes
         weights = np.maximum(weights / weights.max(axis=1, keepdims=True), _SMALLEST_WEIGHT)
     rounded = coefficients.astype(np.float32)
+    powers = np.vander(codes, n_terms, increasing=True)
     largest = np.abs(rounded @ powers.T - magnitudes).max(axis=1)
-    # 2**-20 pays for the float32 of the kernel
-    largest += 2.0**-20 * (np.abs(rounded) @ powers.T).max(axis=1)
+    # the float32 of the kernel: a polynomial, and a sum of k / 16 products in each lane
+    roundoff = 2.0**-20 + (k / VECTOR + 8) * 2.0**-24
+    largest += roundoff * (np.abs(rounded) @ powers.T).max(axis=1)
     error = np.linalg.norm(np.broadcast_to(largest, k)) * (1 + 2.0**-20)
     n_blocks = -(-k // VECTOR)
     padded = np.zeros((n_blocks * VECTOR, n_terms), np.float32)
@@ -164,9 +178,9 @@ def _is_ragged(rows: Any, first: int, k: int, word_bits: int) -> bool:
 
 
 @njit(cache=True, nogil=True)
-def mark_ragged(rows: Any, row_bytes: int, k: int, word_bits: int, ragged: Any) -> None:
-    """Set `ragged`, one bool for `RAGGED_ROWS` rows, where one of the rows ends in padding."""
-    for row in range(rows.shape[0] // row_bytes):
+def mark_ragged(rows: Any, row_bytes: int, k: int, word_bits: int, start: int, stop: int, ragged: Any) -> None:
+    """Set `ragged`, one bool for `RAGGED_ROWS` rows, where one of the rows ``start:stop`` ends in padding."""
+    for row in range(start, stop):
         if _is_ragged(rows, row * row_bytes, k, word_bits):
             ragged[row // RAGGED_ROWS] = True
 
@@ -255,7 +269,13 @@ def packed_kernels(word_bits: int, value_bits: int, n_terms: int, row_scale_type
     # disk never finds them again.
     is_short = row_scale_type == "<u2"
 
-    @njit(cache=True, nogil=True)
+    def compiled(kernel: Any) -> Any:
+        # A name, and with it a file of the cache, for each layout: in one file, two processes that first compile two
+        # layouts at the same moment could leave the one under the name of the other.
+        kernel.__qualname__ += f"_{word_bits}_{value_bits}_{n_terms}_{int(is_short)}"
+        return njit(cache=True, nogil=True)(kernel)
+
+    @compiled
     def single(words: Any, scale: Any, first_row: int, queries: Any, exclude: Any, scores: Any, numbers: Any) -> None:
         rows, row_bytes, k, row_scales, levels, _, coefficients, error, ragged, offset = words
         scan, exact, to_scan_unit, margins = queries
@@ -291,7 +311,7 @@ def packed_kernels(word_bits: int, value_bits: int, n_terms: int, row_scale_type
                     replace_worst(heap, heap_rows, score, first_row + row)
                     limit = max(limit, reject_below(heap[0], to_scan_unit[0], margins[0]))
 
-    @njit(cache=True, nogil=True)
+    @compiled
     def wide(
         words: Any, scale: Any, first_row: int, queries: Any, exclude: Any, pending: Any, scores: Any, numbers: Any
     ) -> None:

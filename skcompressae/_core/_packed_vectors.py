@@ -44,17 +44,18 @@ def _constants(kind: Any, values: list[Any]) -> Any:
 
 
 def _load_words(builder: Any, base: Any, word_bits: int) -> Any:
-    """Return sixteen words in the low bits of 32-bit lanes, with anything above."""
+    """Return sixteen words in the low `word_bits` bits of 32-bit lanes, with anything above."""
     byte, lane_type = ir.IntType(8), ir.IntType(32)
     n_loaded = 32 if word_bits <= 16 else 64
     loaded = ir.VectorType(byte, n_loaded)
     data = builder.load(builder.bitcast(base, loaded.as_pointer()), align=1)
     chosen = []
     for lane in range(VECTOR):
-        first = lane * word_bits // 8
-        # Byte n_loaded is the first of the second operand: zero. It makes a plain widening of 16-bit words; elsewhere
-        # any byte will do, and one operand takes one instruction less.
-        chosen += [first + i if i < 2 or n_loaded == 64 else n_loaded for i in range(4)]
+        first, offset = divmod(lane * word_bits, 8)
+        needed = -(-(offset + word_bits) // 8)
+        # Byte n_loaded is the first of the second operand, zero, which makes a plain widening of 16-bit words. Beyond
+        # the word any byte will do; of 64 loaded, one operand alone takes one instruction less.
+        chosen += [first + i if i < needed or n_loaded == 64 else n_loaded for i in range(4)]
     zero = ir.Constant(loaded, [0] * n_loaded)
     lanes = builder.shuffle_vector(data, zero, _constants(lane_type, chosen))
     words = builder.bitcast(lanes, ir.VectorType(lane_type, VECTOR))
@@ -193,7 +194,7 @@ def score_words_wide(
     typingctx: Any,
     rows: Any,
     position: Any,
-    k: Any,
+    n: Any,
     codebook: Any,
     pairs: Any,
     scale: Any,
@@ -202,7 +203,7 @@ def score_words_wide(
     word_bits: Any,
     value_bits: Any,
 ) -> Any:
-    """Score the k words at byte `position` of `rows` against `LANES` targets as `score_lanes` does.
+    """Score the n words at byte `position` of `rows` against `LANES` targets as `score_lanes` does.
 
     `codebook` is float32 of shape (k or 1, 2**value_bits): signed levels times 2**-31. Each word is read and looked up
     by itself: next to the vector instructions of 64 targets that is free.

@@ -39,8 +39,7 @@ _UNIT_ROUNDOFF = 2.0**-24
 # Rows and targets that `within` looks at together: bounds its scratch to 32 * 8,192 * 16 bytes = 4 MiB per thread.
 _COLLECT_ROWS = 8_192
 _COLLECT_LANES = 32
-# Rows searched at once where they need no unpacking. The longer the run, the fewer rows are scored in float64; beside
-# that, only the scales of packed rows are unpacked for it.
+# Rows searched at once where they need no unpacking. The longer the run, the fewer rows are scored in float64.
 _ROWS_IN_PLACE = 2**20
 # Groups that are prepared at once and share each unpacked block of rows: 512 targets.
 _GROUPS_AT_ONCE = 8
@@ -259,6 +258,9 @@ def search(
     scores, rows = _empty_heaps(n_queries, n_neighbors)
     if n_queries == 0:
         return scores, rows
+    for chunk in chunks:
+        if isinstance(chunk.store, PackedStore):
+            chunk.store.prepare(n_threads)
     pieces = _pieces(chunks)
     lanes = list(row_blocks(n_queries, LANES))
     n_shares = len(lanes) if codes is None else n_queries

@@ -300,9 +300,9 @@ def settle_rows(
 
 @njit(cache=True, nogil=True)
 def first_limits(heap_scores: Any, to_scan_unit: Any, margins: Any) -> Any:
-    """Return the limits that the heaps set, infinite for lanes without a query."""
+    """Return the limits that the heaps set, NaN for lanes without a query: no score reaches it, were it infinite."""
     n_queries = heap_scores.shape[0]
-    limits = np.full(LANES, np.inf, np.float32)
+    limits = np.full(LANES, np.nan, np.float32)
     for lane in range(n_queries):
         limits[lane] = reject_below(heap_scores[lane, 0], to_scan_unit[lane], margins[lane])
     return limits

@@ -15,14 +15,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from skcompressae._core._packed_search import RAGGED_ROWS, fit_polynomials, mark_ragged, packed_kernels
+from skcompressae._core._packed_search import (
+    RAGGED_ROWS,
+    Polynomials,
+    fit_polynomials,
+    mark_ragged,
+    n_terms_of,
+    packed_kernels,
+)
 from skcompressae._core._search_kernels import row_norms
 from skcompressae._core._search_postings import build_postings, postings_to_rows
 from skcompressae._core._threads import row_blocks, run_blocks
@@ -174,8 +180,8 @@ class PackedStore:
         self._levels = packed.signed_levels.copy()
         # in the unit in which `score_lanes` takes values
         self._codebook = self._levels * np.float32(2.0**-31)
-        self._polynomials = fit_polynomials(packed.quantizer.levels, packed.k)
-        n_terms = self._polynomials.coefficients.shape[1]
+        n_terms = n_terms_of(packed.quantizer.levels)
+        self._prepared: tuple[Polynomials, NDArray[np.bool_]] | None = None
         self.kernels = packed_kernels(packed.word_bits, packed.value_bits, n_terms, self._row_scales.dtype.str)
 
     def __getstate__(self) -> Any:
@@ -215,21 +221,30 @@ class PackedStore:
         return CsrBlock(rows.indptr, rows.indices, rows.data)
 
     def words_of(self, start: int, stop: int) -> tuple[Any, ...] | None:
-        """Return what `kernels` ask of the rows ``start:stop``, or None where there are none."""
-        if self.kernels is None:
+        """Return what `kernels` ask of the rows ``start:stop``, or None where there are none; `prepare` comes first."""
+        if self.kernels is None or self._prepared is None:
             return None
         words = self._rows[start * self._row_bytes :]
         row_scales = self._row_scales[start:stop]
         k = int(self.packed.k)
-        books = (self._levels, self._codebook, *self._polynomials)
-        return words, self._row_bytes, k, row_scales, *books, self._ragged, start
+        polynomials, ragged = self._prepared
+        books = (self._levels, self._codebook, *polynomials)
+        return words, self._row_bytes, k, row_scales, *books, ragged, start
 
-    @cached_property
-    def _ragged(self) -> NDArray[np.bool_]:
-        """Which runs of `RAGGED_ROWS` rows hold a short one; found at the first search, which reads all rows anyway."""
-        ragged = np.zeros(-(-self.n_rows // RAGGED_ROWS), np.bool_)
-        mark_ragged(self._rows, self._row_bytes, int(self.packed.k), int(self.packed.word_bits), ragged)
-        return ragged
+    def prepare(self, n_threads: int) -> None:
+        """Find out what `words_of` needs beside the words, once, before threads ask for it.
+
+        That is which runs of `RAGGED_ROWS` rows hold a short one, and the polynomials of the codebook.
+        """
+        if self._prepared is None and self.kernels is not None:
+            ragged = np.zeros(-(-self.n_rows // RAGGED_ROWS), np.bool_)
+            k, word_bits = int(self.packed.k), int(self.packed.word_bits)
+
+            def mark(start: int, stop: int) -> None:
+                mark_ragged(self._rows, self._row_bytes, k, word_bits, start, stop, ragged)
+
+            run_blocks(mark, self.n_rows, BLOCK_ROWS, n_threads)
+            self._prepared = (fit_polynomials(self.packed.quantizer.levels, k), ragged)
 
 
 @dataclass(frozen=True)
@@ -311,7 +326,7 @@ def make_chunk(
     Raises
     ------
     ValueError
-        If a value exceeds 1e30, where float32 scores would overflow.
+        If a norm or a factor times it exceeds 1e30, where float32 scores would overflow.
     """
     code_norms = [np.zeros(0)]
     longest = 0
@@ -328,4 +343,10 @@ def make_chunk(
             norms = lengths if components is None else reconstruction_norms(store, components, n_threads)
         scale = np.zeros(store.n_rows)
         np.divide(1.0, norms, out=scale, where=norms > _TINY_NORM)
-    return Chunk(store, scale, float((lengths * scale).max(initial=0.0)), longest)
+    reach = float((lengths * scale).max(initial=0.0))
+    if reach > _LARGEST_VALUE:
+        raise ValueError(
+            f"reconstructions must have norms above {1 / _LARGEST_VALUE:g} of those of their codes, got {1 / reach:g}; "
+            "rescale the components"
+        )
+    return Chunk(store, scale, reach, longest)
