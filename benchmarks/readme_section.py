@@ -175,12 +175,17 @@ def search_lines() -> list[str]:
         f"Search, ms per query for the top {settings['top']} of {n_docs:,} codes (k = {settings['k']}, "
         f"{settings['n_components']:,} latents; originals of {settings['n_features']} dimensions; one thread):",
         "",
-        "| | " + " | ".join(f"batch of {batch:,}" if batch > 1 else "one query" for batch in batches) + " |",
-        "|---|" + "---:|" * len(batches),
+        "| | bytes a document | "
+        + " | ".join(f"batch of {batch:,}" if batch > 1 else "one query" for batch in batches)
+        + " |",
+        "|---|" + "---:|" * (1 + len(batches)),
     ]
-    for name in dict.fromkeys(row["name"] for row in rows):
+    names = sorted(dict.fromkeys(row["name"] for row in rows), key=lambda name: not name.startswith("skcompressae"))
+    for name in names:
         times = {row["batch"]: row["per_query_ms"] for row in rows if row["name"] == name}
-        lines.append(f"| {name} | " + " | ".join(f"{times[b]:.2f}" if b in times else "" for b in batches) + " |")
+        size = next(row.get("bytes_per_document", 0) for row in rows if row["name"] == name)
+        cells = [f"{size:,.0f}" if size else "", *(f"{times[b]:.2f}" if b in times else "" for b in batches)]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
 
 

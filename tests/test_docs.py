@@ -188,11 +188,18 @@ def test_margins_are_over_the_paper_at_equal_k_and_mean_over_seeds(docs_module):
         return [{**shared, "mode": mode, "recall_at_100": r} for mode, r in zip(modes, recalls, strict=True)]
 
     measured = rows("ours", 8, 0, (0.5, 0.6, 0.7, 0.8, 0.9)) + rows("ours", 8, 1, (0.6, 0.6, 0.7, 0.8, 0.9))
-    measured += rows("paper", 8, 0, (0.4, 0.9, 0.5, 0.9, 0.9)) + rows("ours", 16, 0, (1, 1, 1, 1, 1))
+    measured += rows("paper", 8, 0, (0.4, 0.9, 0.5, 0.9, 0.9)) + rows("paper", 8, 1, (0.5, 0.9, 0.5, 0.9, 0.9))
+    measured += rows("ours", 8, 2, (0.7, 0.6, 0.7, 0.8, 0.9))  # without a paper's of the same seed
+    measured += rows("ours", 32, 0, (0.9, 0.9, 0.9, 0.9, 0.9)) + rows("paper", 32, 0, (0.8, 0.8, 0.8, 0.8, 0.8))
+    measured += rows("ours", 16, 0, (1, 1, 1, 1, 1))
     study = {"data": {"name": "t"}, "results": [*measured, {"method": "pq", "params": {}}]}
     lines = results.margins_table([study]).splitlines()
-    cells = "0.550 (+0.150) | 0.600 (+0.200) | 0.700 (+0.200) | 0.800 (+0.300) | 0.900 (+0.400)"
-    assert lines[2:] == [f"| t | 8 | {cells} | 1.0% |"]  # at k = 16 there is nothing to compare with
+    spread = "0.600 (+0.100 ± 0.000) | 0.600 (+0.150 ± 0.071) | 0.700 (+0.200 ± 0.000) | 0.800 (+0.300 ± 0.000)"
+    one = " | ".join(["0.900 (+0.100)"] * 5)
+    assert lines[2:] == [  # at k = 16 there is nothing to compare with
+        f"| t | 8 | 2 | {spread} | 0.900 (+0.400 ± 0.000) | 2.0% |",
+        f"| t | 32 | 1 | {one} | 0.0% |",
+    ]
 
 
 def test_links_that_lead_nowhere_are_found(docs_module, tmp_path):
