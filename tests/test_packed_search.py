@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from skcompressae._core._packed_search import fit_polynomials, packed_kernels
+from skcompressae._core._packed_search import fit_polynomials, largest_norm, packed_kernels
 from skcompressae._core._search import search
 from skcompressae._core._search_store import Chunk, PackedStore, PostingStore, RowStore, make_chunk
 from skcompressae._neighbors import CodeNearestNeighbors
@@ -100,6 +100,13 @@ def test_polynomials_are_off_by_no_more_than_they_say(kind, value_bits):
     assert not approximate[k:].any()
     # near enough to leave most rows: a row of scale 1 has a norm of about the square root of k, or up to it
     assert error < (1e-5 if kind == "uniform" else 0.1 * np.sqrt(k))
+
+
+@pytest.mark.parametrize("n", [1, 5, 63, 64, 1000, 2000])
+def test_norm_of_the_largest_entries(n):
+    target = np.random.default_rng(n).standard_normal((1_003, 1)).astype(np.float32).round(1)
+    expected = np.linalg.norm(np.sort(np.abs(target.astype(np.float64)), axis=0)[-n:])
+    assert expected <= largest_norm(target, n) <= expected * (1 + 1e-5)
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])

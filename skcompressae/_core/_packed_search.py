@@ -37,6 +37,7 @@ __all__ = [
     "PackedKernels",
     "Polynomials",
     "fit_polynomials",
+    "largest_norm",
     "mark_ragged",
     "n_terms_of",
     "packed_kernels",
@@ -117,15 +118,29 @@ def fit_polynomials(levels: NDArray[np.float32], k: int) -> Polynomials:
 
 
 @njit(cache=True, nogil=True)
-def _largest_norm(target: Any, n: int) -> np.float32:
+def largest_norm(target: Any, n: int) -> np.float32:
     """Return the norm of the n largest entries of a target of shape (n_rows, 1), rounded up."""
     n_entries = target.shape[0]
+    n = min(n, n_entries)
     magnitudes = np.empty(n_entries, np.float32)
     for i in range(n_entries):
         magnitudes[i] = abs(target[i, 0])
-    n = min(n, n_entries)
+    n_runs = n_entries // VECTOR
+    count = n_entries
+    if n_runs > n:
+        # no entry below the n-th largest of the maxima of runs can be among the n largest: few are left to select from
+        maxima = np.zeros(n_runs, np.float32)
+        for run in range(n_runs):
+            for i in range(run * VECTOR, (run + 1) * VECTOR):
+                maxima[run] = max(maxima[run], magnitudes[i])
+        least = kth_largest(maxima, n_runs, n)
+        count = 0
+        for i in range(n_entries):
+            if magnitudes[i] >= least:
+                magnitudes[count] = magnitudes[i]
+                count += 1
     # leaves no entry after the first n larger than one of those
-    kth_largest(magnitudes, n_entries, n)
+    kth_largest(magnitudes, count, n)
     total = 0.0
     for i in range(n):
         total += np.float64(magnitudes[i]) ** 2
@@ -280,7 +295,7 @@ def packed_kernels(word_bits: int, value_bits: int, n_terms: int, row_scale_type
         rows, row_bytes, k, row_scales, levels, _, coefficients, error, ragged, offset = words
         scan, exact, to_scan_unit, margins = queries
         limit = first_limits(scores, to_scan_unit, margins)[0]
-        slack = error * _largest_norm(scan, k)
+        slack = error * largest_norm(scan, k)
         # views of their own: made for every row they would cost more than its score
         target, heap, heap_rows = exact[0], scores[0], numbers[0]
         most = np.empty(RAGGED_ROWS, np.float32)
