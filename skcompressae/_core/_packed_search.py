@@ -36,6 +36,7 @@ __all__ = [
     "RAGGED_ROWS",
     "PackedKernels",
     "Polynomials",
+    "Words",
     "fit_polynomials",
     "largest_norm",
     "mark_ragged",
@@ -55,6 +56,41 @@ class PackedKernels(NamedTuple):
 
     single: Any
     wide: Any
+
+
+class Words(NamedTuple):
+    """Packed rows, and what the kernels need to read them.
+
+    Attributes
+    ----------
+    rows : uint8 array
+        The bytes from the first of the rows to the end of the store.
+    row_bytes, k : int
+        Bytes and words of a row.
+    row_scales : uint16 or float32 array
+        Stored scales of the rows, see `decode_scales`.
+    levels : float32 array of shape (k or 1, 2**value_bits)
+        The codebook, with signs.
+    codebook : float32 array
+        The same times 2**-31, the unit in which `score_lanes` takes values.
+    coefficients, error
+        `Polynomials` of the codebook.
+    ragged : bool array
+        See `mark_ragged`; of the whole store.
+    offset : int
+        Number in the store of the first row.
+    """
+
+    rows: NDArray[np.uint8]
+    row_bytes: int
+    k: int
+    row_scales: NDArray[Any]
+    levels: NDArray[np.float32]
+    codebook: NDArray[np.float32]
+    coefficients: NDArray[np.float32]
+    error: np.float32
+    ragged: NDArray[np.bool_]
+    offset: int
 
 
 class Polynomials(NamedTuple):
@@ -240,7 +276,7 @@ def _exact_score(
 
 @njit(cache=True, nogil=True)
 def _settle(
-    words: Any,
+    words: Words,
     scale: Any,
     first_row: int,
     queries: Any,
@@ -253,15 +289,16 @@ def _settle(
     is_short: bool,
 ) -> None:
     """Offer the rows noted down to the heaps, in float64, and empty the lists."""
-    rows, row_bytes, k, row_scales, levels, _, _, _, _, _ = words
+    rows, k, levels = words.rows, words.k, words.levels
     _, exact, to_scan_unit, margins = queries
     for lane in range(scores.shape[0]):
         compact(pending, lane, scores.shape[1], margins[lane], limits)
         for i in range(pending.counts[lane]):
             if pending.scores[lane, i] >= limits[lane]:
                 row = np.intp(pending.rows[lane, i])
-                row_scale = _scale_of(row_scales, row, is_short)
-                score = _exact_score(rows, row * row_bytes, k, row_scale, levels, exact[lane], word_bits, value_bits)
+                row_scale = _scale_of(words.row_scales, row, is_short)
+                first = row * words.row_bytes
+                score = _exact_score(rows, first, k, row_scale, levels, exact[lane], word_bits, value_bits)
                 score *= scale[row]
                 if score > scores[lane, 0]:
                     replace_worst(scores[lane], numbers[lane], score, first_row + row)
@@ -291,11 +328,12 @@ def packed_kernels(word_bits: int, value_bits: int, n_terms: int, row_scale_type
         return njit(cache=True, nogil=True)(kernel)
 
     @compiled
-    def single(words: Any, scale: Any, first_row: int, queries: Any, exclude: Any, scores: Any, numbers: Any) -> None:
-        rows, row_bytes, k, row_scales, levels, _, coefficients, error, ragged, offset = words
+    def single(words: Words, scale: Any, first_row: int, queries: Any, exclude: Any, scores: Any, numbers: Any) -> None:
+        rows, row_bytes, k, levels = words.rows, words.row_bytes, words.k, words.levels
+        row_scales, ragged, offset = words.row_scales, words.ragged, words.offset
         scan, exact, to_scan_unit, margins = queries
         limit = first_limits(scores, to_scan_unit, margins)[0]
-        slack = error * largest_norm(scan, k)
+        slack = words.error * largest_norm(scan, k)
         # views of their own: made for every row they would cost more than its score
         target, heap, heap_rows = exact[0], scores[0], numbers[0]
         most = np.empty(RAGGED_ROWS, np.float32)
@@ -307,7 +345,7 @@ def packed_kernels(word_bits: int, value_bits: int, n_terms: int, row_scale_type
             n_here = max(0, min(n, n_scanned - start))
             for i in range(0, n_here, ROWS_AT_ONCE):
                 first = (start + i) * row_bytes
-                score_words(rows, first, row_bytes, coefficients, scan, most, i, word_bits, value_bits, n_terms)
+                score_words(rows, first, row_bytes, words.coefficients, scan, most, i, word_bits, value_bits, n_terms)
             _bound(most, slack, row_scales[start : start + n_here], scale[start : start + n_here], is_short)
             most[n_here:n] = np.inf
             if ragged[(offset + start) // RAGGED_ROWS] or ragged[(offset + start + n - 1) // RAGGED_ROWS]:
@@ -328,23 +366,23 @@ def packed_kernels(word_bits: int, value_bits: int, n_terms: int, row_scale_type
 
     @compiled
     def wide(
-        words: Any, scale: Any, first_row: int, queries: Any, exclude: Any, pending: Any, scores: Any, numbers: Any
+        words: Words, scale: Any, first_row: int, queries: Any, exclude: Any, pending: Any, scores: Any, numbers: Any
     ) -> None:
-        rows, row_bytes, k, row_scales, levels, codebook, _, _, ragged, offset = words
+        rows, row_bytes, k, levels = words.rows, words.row_bytes, words.k, words.levels
         pairs, exact, to_scan_unit, margins = queries
         limits = first_limits(scores, to_scan_unit, margins)
         found = np.empty(LANES, np.float32)
         n_safe = _safe_rows(rows, row_bytes)
         for row in range(scale.shape[0]):
             first = row * row_bytes
-            row_scale = _scale_of(row_scales, row, is_short)
+            row_scale = _scale_of(words.row_scales, row, is_short)
             if row < n_safe:
                 n = k
-                if ragged[(offset + row) // RAGGED_ROWS]:
+                if words.ragged[(words.offset + row) // RAGGED_ROWS]:
                     n = _row_length(rows, first, k, word_bits)
                 factor = np.float32(row_scale * scale[row])
                 reached = score_words_wide(
-                    rows, first, n, codebook, pairs, factor, limits, found, word_bits, value_bits
+                    rows, first, n, words.codebook, pairs, factor, limits, found, word_bits, value_bits
                 )
             else:
                 reached = np.uint64(0)

@@ -24,6 +24,7 @@ from scipy.sparse import csr_matrix
 from skcompressae._core._packed_search import (
     RAGGED_ROWS,
     Polynomials,
+    Words,
     fit_polynomials,
     mark_ragged,
     n_terms_of,
@@ -220,16 +221,22 @@ class PackedStore:
         rows = self.packed[start:stop].to_csr()
         return CsrBlock(rows.indptr, rows.indices, rows.data)
 
-    def words_of(self, start: int, stop: int) -> tuple[Any, ...] | None:
+    def words_of(self, start: int, stop: int) -> Words | None:
         """Return what `kernels` ask of the rows ``start:stop``, or None where there are none; `prepare` comes first."""
         if self.kernels is None or self._prepared is None:
             return None
-        words = self._rows[start * self._row_bytes :]
-        row_scales = self._row_scales[start:stop]
-        k = int(self.packed.k)
         polynomials, ragged = self._prepared
-        books = (self._levels, self._codebook, *polynomials)
-        return words, self._row_bytes, k, row_scales, *books, ragged, start
+        return Words(
+            self._rows[start * self._row_bytes :],
+            self._row_bytes,
+            int(self.packed.k),
+            self._row_scales[start:stop],
+            self._levels,
+            self._codebook,
+            *polynomials,
+            ragged,
+            start,
+        )
 
     def prepare(self, n_threads: int) -> None:
         """Find out what `words_of` needs beside the words, once, before threads ask for it.
