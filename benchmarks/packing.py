@@ -29,6 +29,7 @@ from skcompressae._core._search import search
 from skcompressae._core._search_store import PackedStore, RowStore, make_chunk
 from skcompressae.packed import PackedCodes, ValueQuantizer
 
+# Single queries for each repeat of a batch: they differ, and are short.
 _SINGLE_QUERIES = 8
 
 

@@ -27,7 +27,7 @@ from skcompressae._core._packed_vectors import (
     score_words,
     score_words_wide,
 )
-from skcompressae._core._search_kernels import first_limits, note_down, replace_worst
+from skcompressae._core._search_kernels import first_limits, note_down, offer, replace_worst
 from skcompressae._core._search_pending import compact, reject_below
 from skcompressae._core._search_vectors import LANES, VECTOR
 from skcompressae._core._topk import kth_largest
@@ -43,7 +43,6 @@ __all__ = [
     "n_terms_of",
     "packed_kernels",
 ]
-
 
 # Rows that are scored before any is looked at, and that share a mark when one of them is short.
 RAGGED_ROWS = 256
@@ -206,14 +205,14 @@ def _mask(n_bits: int) -> Any:
 @njit(cache=True, nogil=True)
 def _words_from(rows: Any, first: int, number: int, word_bits: int) -> Any:
     """Return a uint64 that begins with word `number` of the row at byte `first`, zeros beyond the array."""
-    bit = number * word_bits
-    position = first + (bit >> 3)
+    bit = np.uint64(number) * np.uint64(word_bits)
+    position = first + np.intp(bit >> np.uint64(3))
     if position + 8 <= rows.shape[0]:
-        return load_bits(rows, position) >> np.uint64(bit & 7)
+        return load_bits(rows, position) >> (bit & np.uint64(7))
     bits = np.uint64(0)
     for i in range(rows.shape[0] - position):
         bits |= np.uint64(rows[position + i]) << np.uint64(8 * i)
-    return bits >> np.uint64(bit & 7)
+    return bits >> (bit & np.uint64(7))
 
 
 @njit(cache=True, nogil=True)
@@ -253,24 +252,29 @@ def _row_length(rows: Any, first: int, k: int, word_bits: int) -> int:
 
 
 @njit(cache=True, nogil=True)
+def _product(bits: Any, rank: Any, row_scale: Any, levels: Any, target: Any, word_bits: int, value_bits: int) -> float:
+    """Return what the word in the low bits adds to the score of its row."""
+    word = bits & _mask(word_bits)
+    value = levels[rank * np.uint64(levels.shape[0] > 1), word & _mask(value_bits)] * row_scale
+    return np.float64(value) * np.float64(target[word >> np.uint64(value_bits)])
+
+
+@njit(cache=True, nogil=True)
 def _exact_score(
     rows: Any, first: int, k: int, row_scale: Any, levels: Any, target: Any, word_bits: int, value_bits: int
 ) -> float:
     """Return the float64 inner product of the row at byte `first` with one target."""
-    n = _row_length(rows, first, k, word_bits)
-    # words that may be read eight bytes at a time
-    n_safe = min(n, max(0, (8 * (rows.shape[0] - first - 8)) // word_bits))
-    step = np.uint64(levels.shape[0] > 1)
+    n = np.uint64(_row_length(rows, first, k, word_bits))
+    # words that may be read eight bytes at a time: a check for each took twice the time
+    n_safe = min(n, np.uint64(max(0, (8 * (rows.shape[0] - first - 8)) // word_bits)))
     total = 0.0
-    for j in range(np.uint64(n_safe)):
+    for j in range(n_safe):
         bit = j * np.uint64(word_bits)
-        word = load_bits(rows, first + np.intp(bit >> np.uint64(3))) >> (bit & np.uint64(7))
-        value = levels[j * step, word & _mask(value_bits)] * row_scale
-        total += np.float64(value) * np.float64(target[(word & _mask(word_bits)) >> np.uint64(value_bits)])
+        bits = load_bits(rows, first + np.intp(bit >> np.uint64(3))) >> (bit & np.uint64(7))
+        total += _product(bits, j, row_scale, levels, target, word_bits, value_bits)
     for j in range(n_safe, n):
-        word = _words_from(rows, first, j, word_bits) & _mask(word_bits)
-        value = levels[np.uint64(j) * step, word & _mask(value_bits)] * row_scale
-        total += np.float64(value) * np.float64(target[word >> np.uint64(value_bits)])
+        bits = _words_from(rows, first, j, word_bits)
+        total += _product(bits, j, row_scale, levels, target, word_bits, value_bits)
     return total
 
 
@@ -299,11 +303,7 @@ def _settle(
                 row_scale = _scale_of(words.row_scales, row, is_short)
                 first = row * words.row_bytes
                 score = _exact_score(rows, first, k, row_scale, levels, exact[lane], word_bits, value_bits)
-                score *= scale[row]
-                if score > scores[lane, 0]:
-                    replace_worst(scores[lane], numbers[lane], score, first_row + row)
-                    worst = reject_below(scores[lane, 0], to_scan_unit[lane], margins[lane])
-                    limits[lane] = max(limits[lane], worst)
+                offer(lane, score * scale[row], first_row + row, to_scan_unit, margins, limits, scores, numbers)
         pending.counts[lane] = 0
 
 

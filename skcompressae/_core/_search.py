@@ -259,7 +259,7 @@ def search(
     if n_queries == 0:
         return scores, rows
     for chunk in chunks:
-        if isinstance(chunk.store, PackedStore):
+        if isinstance(chunk.store, PackedStore) and chunk.store.kernels is not None:
             chunk.store.prepare(n_threads)
     pieces = _pieces(chunks)
     lanes = list(row_blocks(n_queries, LANES))

@@ -35,6 +35,7 @@ __all__ = [
     "first_limits",
     "merge_heaps",
     "note_down",
+    "offer",
     "pair_targets",
     "replace_worst",
     "row_norms",
@@ -260,6 +261,23 @@ def scan_rows_single(
 
 
 @njit(cache=True, nogil=True)
+def offer(
+    lane: int,
+    score: float,
+    number: int,
+    to_scan_unit: Any,
+    margins: Any,
+    limits: Any,
+    heap_scores: Any,
+    heap_rows: Any,
+) -> None:
+    """Offer a row of the index with its float64 score to the heap of a query; raise the query's limit if it enters."""
+    if score > heap_scores[lane, 0]:
+        replace_worst(heap_scores[lane], heap_rows[lane], score, number)
+        limits[lane] = max(limits[lane], reject_below(heap_scores[lane, 0], to_scan_unit[lane], margins[lane]))
+
+
+@njit(cache=True, nogil=True)
 def settle_rows(
     indptr: Any,
     indices: Any,
@@ -290,11 +308,7 @@ def settle_rows(
             if pending.scores[lane, i] >= limits[lane]:
                 row = pending.rows[lane, i]
                 score = exact_score(indices, values, indptr[row], indptr[row + 1], exact_targets[lane])
-                score *= scale[row]
-                if score > heap_scores[lane, 0]:
-                    replace_worst(heap_scores[lane], heap_rows[lane], score, first_row + row)
-                    worst = reject_below(heap_scores[lane, 0], to_scan_unit[lane], margins[lane])
-                    limits[lane] = max(limits[lane], worst)
+                offer(lane, score * scale[row], first_row + row, to_scan_unit, margins, limits, heap_scores, heap_rows)
         pending.counts[lane] = 0
 
 

@@ -222,10 +222,10 @@ class PackedStore:
         return CsrBlock(rows.indptr, rows.indices, rows.data)
 
     def words_of(self, start: int, stop: int) -> Words | None:
-        """Return what `kernels` ask of the rows ``start:stop``, or None where there are none; `prepare` comes first."""
-        if self.kernels is None or self._prepared is None:
+        """Return what `kernels` ask of the rows ``start:stop``, or None where there are none."""
+        if self.kernels is None:
             return None
-        polynomials, ragged = self._prepared
+        polynomials, ragged = self.prepare()
         return Words(
             self._rows[start * self._row_bytes :],
             self._row_bytes,
@@ -238,12 +238,12 @@ class PackedStore:
             start,
         )
 
-    def prepare(self, n_threads: int) -> None:
-        """Find out what `words_of` needs beside the words, once, before threads ask for it.
+    def prepare(self, n_threads: int = 1) -> tuple[Polynomials, NDArray[np.bool_]]:
+        """Return the polynomials of the codebook, and which runs of `RAGGED_ROWS` rows hold a short one.
 
-        That is which runs of `RAGGED_ROWS` rows hold a short one, and the polynomials of the codebook.
+        Found out once: before threads search, so that not each of them does it.
         """
-        if self._prepared is None and self.kernels is not None:
+        if self._prepared is None:
             ragged = np.zeros(-(-self.n_rows // RAGGED_ROWS), np.bool_)
             k, word_bits = int(self.packed.k), int(self.packed.word_bits)
 
@@ -252,6 +252,7 @@ class PackedStore:
 
             run_blocks(mark, self.n_rows, BLOCK_ROWS, n_threads)
             self._prepared = (fit_polynomials(self.packed.quantizer.levels, k), ragged)
+        return self._prepared
 
 
 @dataclass(frozen=True)
