@@ -72,6 +72,21 @@ def test_packed_rows_find_what_float64_finds(m, k, value_bits, kind, n_queries):
     assert all(len(set(row)) == 60 for row in rows)
 
 
+@pytest.mark.parametrize(("m", "value_bits"), [(32, 10), (8, 12), (4096, 4), (4096, 8)])
+def test_one_query_among_many_full_rows(m, value_bits):
+    """Most rows are left by their bound alone, whatever the share of the value in a word."""
+    rng = np.random.default_rng(8)
+    values = rng.standard_normal((3_000, 6)).astype(np.float32)
+    columns = np.argsort(rng.random((3_000, m)), axis=1)[:, :6]
+    codes = sp.csr_matrix((values.ravel(), columns.ravel(), np.arange(0, 18_001, 6)), shape=(3_000, m))
+    packed = PackedCodes.pack(codes, value_bits=value_bits)
+    chunk = make_chunk(PackedStore(packed), metric="dot")
+    targets = rng.standard_normal((m, 20)).astype(np.float32)
+    expected = -np.sort(-(packed.to_csr().astype(np.float64) @ targets.astype(np.float64)).T, axis=1)[:, :10]
+    found = [search([chunk], targets[:, [i]], 10)[0][0] for i in range(20)]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("n_queries", [1, 3])
 def test_codebooks_that_no_polynomial_is_near_to(n_queries):
     """A codebook made by hand may jump: the scan of one query must allow for what its approximation is off."""
