@@ -84,6 +84,43 @@ def test_more_equal_rows_than_a_list_of_candidates_holds(n_queries, is_packed):
     np.testing.assert_array_equal(rows, np.argsort(-scores, axis=1, kind="stable")[:, :4])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("step", [1, 1_500])
+@pytest.mark.parametrize("lengths", [[1], [3], [16], [20], [32], [45], [0, 32], [16, 17, 18], [5, 32, 33]])
+def test_one_query_of_runs_of_rows_of_one_length(lengths, step, dtype):
+    """Runs of one to nine rows, so that any number is left after those that are scored together."""
+    rng = np.random.default_rng(len(lengths))
+    for n_rows in (1, 2, 3, 4, 5, 6, 7, 8, 150):
+        row_lengths = np.repeat(rng.choice(lengths, n_rows), rng.integers(1, 10, n_rows))[:n_rows]
+        indices = [np.sort(rng.choice(50, length, replace=False)) for length in row_lengths]
+        indptr = np.append(0, np.cumsum(row_lengths))
+        # small integers: many ties, and float64 sums without error
+        values = rng.choice([-2, -1, 1, 3], indptr[-1]).astype(dtype)
+        narrow = csr_matrix((values, np.concatenate(indices), indptr), shape=(n_rows, 50))
+        target = rng.integers(-3, 4, (50, 1)).astype(dtype)
+        codes = csr_matrix((values, narrow.indices * step, indptr), shape=(n_rows, 50 * step))
+        spread = np.zeros((50 * step, 1), dtype)
+        spread[::step] = target
+        exclude = rng.integers(-1, n_rows, 1)
+        for metric in ("cosine", "dot"):
+            chunk = make_chunk(RowStore.from_csr(codes), metric=metric)
+            n_neighbors = max(1, min(11, n_rows - 1))
+            scores, rows = search([chunk], spread, n_neighbors, exclude=exclude)
+            expected_scores, expected_rows = naive_search(narrow, chunk.scale, target, n_neighbors, exclude)
+            np.testing.assert_array_equal(scores, expected_scores)
+            is_there = scores > -np.inf
+            np.testing.assert_array_equal(rows[is_there], expected_rows[is_there])
+
+
+@pytest.mark.parametrize("n_neighbors", [1, 2, 6])
+def test_rows_after_the_one_that_fills_the_list_of_candidates(n_neighbors):
+    """Every row is a little better than the one before, by less than float32 tells."""
+    for n_rows in range(60, 95):
+        codes = csr_matrix(np.column_stack([np.ones(n_rows), np.arange(1, n_rows + 1) * 1e-12]))
+        _, rows = search([make_chunk(RowStore.from_csr(codes), metric="dot")], np.ones((2, 1)), n_neighbors)
+        np.testing.assert_array_equal(rows[0], np.arange(n_rows - 1, n_rows - 1 - n_neighbors, -1))
+
+
 @pytest.mark.parametrize("n_queries", [1, 5])
 def test_targets_of_any_size_find_what_a_naive_search_finds(n_queries):
     rng = np.random.default_rng(8)

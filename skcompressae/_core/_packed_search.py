@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from skcompressae._core._packed_vectors import (
     READ_AHEAD,
-    ROWS_AT_ONCE,
     fits_lanes,
     load_bits,
     score_words,
@@ -29,7 +28,7 @@ from skcompressae._core._packed_vectors import (
 )
 from skcompressae._core._search_kernels import first_limits, note_down, offer, replace_worst
 from skcompressae._core._search_pending import compact, reject_below
-from skcompressae._core._search_vectors import LANES, VECTOR
+from skcompressae._core._search_vectors import LANES, ROWS_AT_ONCE, VECTOR
 from skcompressae._core._topk import kth_largest
 
 __all__ = [

@@ -14,11 +14,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from skcompressae._core._search_vectors import VECTOR, load_columns, prefetch, score_lanes
+from skcompressae._core._search_vectors import ROWS_AT_ONCE, VECTOR, load_columns, prefetch, score_lanes, sum_lanes
 
 __all__ = [
     "READ_AHEAD",
-    "ROWS_AT_ONCE",
     "fits_lanes",
     "load_bits",
     "score_words",
@@ -28,8 +27,6 @@ __all__ = [
 
 # Bytes that must be readable from the first byte of any block.
 READ_AHEAD = 64
-# Rows whose sums are added up together: a quarter of the instructions of each alone.
-ROWS_AT_ONCE = 4
 # Bytes that the scan of one query prefetches ahead, into the second-level cache.
 _AHEAD = 8_192
 
@@ -108,27 +105,6 @@ def store_bits(typingctx: Any, rows: Any, position: Any, bits: Any) -> Any:
     return types.void(rows, types.intp, types.uint64), codegen
 
 
-def _sum_rows(builder: Any, totals: list[Any]) -> Any:
-    """Return the sums of the lanes of four vectors of sixteen, as a vector of four."""
-
-    def add_halves(left: Any, right: Any, first: list[int], second: list[int]) -> Any:
-        integer = ir.IntType(32)
-        return builder.fadd(
-            builder.shuffle_vector(left, right, _constants(integer, first)),
-            builder.shuffle_vector(left, right, _constants(integer, second)),
-        )
-
-    def places(width: int, *firsts: int) -> list[int]:
-        return [first + i for first in firsts for i in range(width)]
-
-    low, high = (
-        add_halves(left, right, places(8, 0, 16), places(8, 8, 24)) for left, right in (totals[:2], totals[2:])
-    )
-    fours = add_halves(low, high, places(4, 0, 8, 16, 24), places(4, 4, 12, 20, 28))
-    twos = add_halves(fours, fours, places(2, 0, 4, 8, 12), places(2, 2, 6, 10, 14))
-    return add_halves(twos, twos, places(1, 0, 2, 4, 6), places(1, 1, 3, 5, 7))
-
-
 @intrinsic(prefer_literal=True)
 def score_words(
     typingctx: Any,
@@ -181,7 +157,7 @@ def score_words(
                     chosen = builder.insert_element(chosen, item, ir.Constant(ir.IntType(32), lane))
                 product = builder.fmul(values, chosen, flags=("contract",))
                 builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
-        scores = _sum_rows(builder, [builder.load(total) for total in totals])
+        scores = sum_lanes(builder, [builder.load(total) for total in totals])
         out = builder.bitcast(builder.gep(array(5).data, [args[6]]), scores.type.as_pointer())
         builder.store(scores, out, align=4)
         return context.get_dummy_value()

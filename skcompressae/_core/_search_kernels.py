@@ -22,11 +22,12 @@ from numba import njit
 from skcompressae._core._search_pending import compact, reject_below
 from skcompressae._core._search_vectors import (
     LANES,
+    ROWS_AT_ONCE,
     VECTOR,
     lowest_bit,
     prefetch_item,
-    score_blocks,
     score_row_wide,
+    score_rows,
 )
 
 __all__ = [
@@ -223,6 +224,15 @@ def scan_rows_wide(
 
 
 @njit(cache=True, nogil=True)
+def _are_alike(indptr: Any, row: int, length: int) -> bool:
+    """Return whether `ROWS_AT_ONCE` rows from `row` on all have `length` nonzeros, as the first has."""
+    is_alike = True
+    for i in range(1, ROWS_AT_ONCE):
+        is_alike &= indptr[row + i + 1] - indptr[row + i] == length
+    return is_alike
+
+
+@njit(cache=True, nogil=True)
 def scan_rows_single(
     indptr: Any,
     indices: Any,
@@ -238,26 +248,35 @@ def scan_rows_single(
     pending: Any,
 ) -> int:
     """Do what `scan_rows_wide` does for one query, whose target has the shape (n_components, 1)."""
-    capacity = pending.rows.shape[1]
+    capacity, n_rows = pending.rows.shape[1], indptr.shape[0] - 1
     limit, count = limits[0], pending.counts[0]
-    for row in range(begin, indptr.shape[0] - 1):
-        start, stop = np.intp(indptr[row]), np.intp(indptr[row + 1])
-        n_blocks = (stop - start) // VECTOR
-        approximate = score_blocks(indices, values, start, n_blocks, target)
-        for position in range(np.uint64(start + n_blocks * VECTOR), np.uint64(stop)):
-            approximate += np.float32(values[position]) * target[np.uint64(indices[position]), 0]
-        approximate *= np.float32(scale[row])
-        if approximate >= limit and exclude[0] != first_row + row:
-            pending.rows[0, count] = row
-            pending.scores[0, count] = approximate
+    scores = np.empty(ROWS_AT_ONCE, np.float32)
+    row = begin
+    while row < n_rows:
+        start = np.intp(indptr[row])
+        length = np.intp(indptr[row + 1]) - start
+        if row + ROWS_AT_ONCE <= n_rows and _are_alike(indptr, row, length):
+            reached = score_rows(indices, values, start, length, target, scale, row, limit, scores, ROWS_AT_ONCE)
+            n_scored = ROWS_AT_ONCE
+        else:
+            reached = score_rows(indices, values, start, length, target, scale, row, limit, scores, 1)
+            n_scored = 1
+        while reached:
+            i = lowest_bit(reached)
+            reached &= reached - np.uint64(1)
+            if exclude[0] == first_row + row + i:
+                continue
+            pending.rows[0, count] = row + i
+            pending.scores[0, count] = scores[i]
             count += 1
             if count == capacity:
                 pending.counts[0] = count
                 if compact(pending, 0, n_neighbors, margins[0], limits):
-                    return row + 1
+                    return row + i + 1
                 limit, count = limits[0], pending.counts[0]
+        row += n_scored
     pending.counts[0] = count
-    return indptr.shape[0] - 1
+    return n_rows
 
 
 @njit(cache=True, nogil=True)
