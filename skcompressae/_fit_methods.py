@@ -13,7 +13,15 @@ from sklearn.utils import check_random_state
 
 from skcompressae._checkpoint import FitCheckpoint
 from skcompressae._compat import _fit_context, with_callbacks
-from skcompressae._fitting import BLOCK_ROWS, check_loss_weights, initial_weights, measure_usage, split_rows
+from skcompressae._fitting import (
+    BLOCK_ROWS,
+    check_loss_weights,
+    count_uses,
+    initial_weights,
+    measure_usage,
+    split_rows,
+    usage_factors,
+)
 from skcompressae._model_io import plain_parameter
 from skcompressae._model_weights import weights_digest
 from skcompressae._progress import StepReporter
@@ -34,9 +42,9 @@ _DEAD_SHARE_WARNED = 0.1
 _STREAMED_RATE = 0.5
 # The parameters that decide what training does with the rows: a checkpoint goes on with the same ones only.
 _TRAINING_PARAMETERS = (
-    "n_components", "k", "recipe", "loss_weights", "neighborhood_weight", "nested", "init", "learning_rate",
-    "learning_rate_schedule", "warmup_fraction", "batch_size", "max_iter", "early_stopping", "validation_fraction",
-    "n_iter_no_change", "precision", "random_state",
+    "n_components", "k", "recipe", "loss_weights", "neighborhood_weight", "usage_power", "nested", "init",
+    "learning_rate", "learning_rate_schedule", "warmup_fraction", "batch_size", "max_iter", "early_stopping",
+    "validation_fraction", "n_iter_no_change", "precision", "random_state",
 )  # fmt: skip
 # What the recipe decides beside them, and no parameter sets: a version that trains in another way goes on with no
 # checkpoint of this one.
@@ -51,6 +59,7 @@ class FitMethodsMixin(TransformMethodsMixin):
     n_components: int
     loss_weights: tuple[float, float]
     learning_rate: float | str
+    usage_power: float | str
     nested: bool
     batch_size: int | str
     validation_fraction: float
@@ -154,7 +163,7 @@ class FitMethodsMixin(TransformMethodsMixin):
         self.loss_curve_ = result.loss_curve
         self.validation_loss_curve_ = result.validation_loss_curve
         self.validation_steps_ = result.validation_steps
-        self._finish(rows, training, result, settings, random_state)
+        self._finish(rows, training, result, settings, random_state, scales_by_usage=not is_warm)
         if checkpoint is not None and not result.was_interrupted:
             checkpoint.remove()
         return self
@@ -299,9 +308,10 @@ class FitMethodsMixin(TransformMethodsMixin):
         settings: StepSettings,
         random_state: np.random.RandomState,
         *,
+        scales_by_usage: bool = False,
         is_partial: bool = False,
     ) -> None:
-        """Store the fitted state and measure how the latents are used."""
+        """Store the fitted state, scale the encoder by how the latents are used, and measure that."""
         self.encoder_weights_, self.encoder_bias_, self.components_ = result.weights.arrays
         self.k_ = settings.k
         self.has_mean_latent_ = self.scales_mean_apart_ = settings.keeps_mean_latent
@@ -312,6 +322,8 @@ class FitMethodsMixin(TransformMethodsMixin):
                 stacklevel=3,
             )
         try:
+            if scales_by_usage:
+                self._scale_by_usage(rows, training)
             usage = measure_usage(rows, training, self._encoder(), settings.k, random_state)
         except KeyboardInterrupt:
             warnings.warn(
@@ -341,3 +353,18 @@ class FitMethodsMixin(TransformMethodsMixin):
                 DeadLatentsWarning,
                 stacklevel=3,
             )
+
+    def _scale_by_usage(self, rows: NDArray[Any], training: NDArray[np.intp]) -> None:
+        """Scale encoder rows by a power of their latents' use, so that codes prefer latents that many rows use."""
+        power = self._resolved("usage_power")
+        if self.usage_power == "auto" and self._resolved("coding") == "activations":
+            power = 0.0  # the rows' scale is the values' there
+        if power == 0:
+            return
+        counts = count_uses(rows, training, self._encoder(), self.k_)
+        factors = usage_factors(counts, power, keeps_mean_latent=self.has_mean_latent_)
+        # both at once: an interrupt between them must not leave one scaled
+        self.encoder_weights_, self.encoder_bias_ = (
+            self.encoder_weights_ * factors[:, None],
+            self.encoder_bias_ * factors,
+        )

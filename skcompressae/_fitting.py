@@ -15,10 +15,21 @@ from skcompressae._core._threads import row_blocks
 from skcompressae._encoding import BLOCK_ROWS, Encoder
 from skcompressae._torch._weights import Weights
 
-__all__ = ["BLOCK_ROWS", "LatentUsage", "check_loss_weights", "initial_weights", "measure_usage", "split_rows"]
+__all__ = [
+    "BLOCK_ROWS",
+    "LatentUsage",
+    "check_loss_weights",
+    "count_uses",
+    "initial_weights",
+    "measure_usage",
+    "split_rows",
+    "usage_factors",
+]
 
 # Rows encoded after training for the usage statistics; the standard error of a share p is then below sqrt(p / 1e5).
 _MAX_STATISTICS_ROWS = 100_000
+# Rows encoded before that to scale the encoder by the latents' use, which needs no more than a rank of the uses.
+_MAX_COUNTED_ROWS = 16_384
 _MAX_VALIDATION_ROWS = 4096
 # Numbers in the sample of rows whose mean and members seed the initial latents (8 MB), unless n_components rows hold
 # more: a memory-mapped file must not be read whole to seed a few latents.
@@ -101,6 +112,40 @@ def measure_usage(
         counts += np.bincount(latents[weights != 0], minlength=encoder.n_components)
         squares += np.bincount(latents, weights=weights**2, minlength=encoder.n_components)
     return LatentUsage(counts, np.sqrt(squares / len(picks)), len(picks))
+
+
+def count_uses(rows: NDArray[Any], row_numbers: NDArray[np.intp], encoder: Encoder, k: int) -> NDArray[np.int64]:
+    """Count how often each latent is in the codes of evenly spaced rows, shape (n_components,)."""
+    n_picks = min(len(row_numbers), _MAX_COUNTED_ROWS)
+    picks = row_numbers[np.linspace(0, len(row_numbers) - 1, n_picks).astype(np.intp)]
+    counts = np.zeros(encoder.n_components, dtype=np.int64)
+    for start, stop in row_blocks(n_picks, BLOCK_ROWS):
+        indices, values = encoder.encode(rows[picks[start:stop]], k, norm="unit", dtype=np.float32)
+        counts += np.bincount(indices[values != 0], minlength=encoder.n_components)
+    return counts
+
+
+def usage_factors(counts: NDArray[np.int64], power: float, *, keeps_mean_latent: bool) -> NDArray[np.float32]:
+    """Return by what to scale the encoder row of each latent, so that codes prefer latents that many rows use.
+
+    The factor is ``(1 + u)^power``, u the latent's count of uses relative to the mean, over the median factor. The 1
+    leaves latents of little use alike, so that none is starved. Where latent 0 is the mean's, its factor is 1.
+
+    Parameters
+    ----------
+    counts : array of shape (n_components,)
+    power : float
+    keeps_mean_latent : bool
+
+    Returns
+    -------
+    factors : float32 array of shape (n_components,)
+    """
+    factors = (1 + counts / max(1.0, counts.mean())) ** power
+    factors /= np.median(factors)
+    if keeps_mean_latent:
+        factors[0] = 1
+    return factors.astype(np.float32)
 
 
 def _sample_rows(n_rows: int, n_picks: int, random_state: np.random.RandomState) -> NDArray[np.intp]:

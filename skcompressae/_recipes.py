@@ -22,6 +22,7 @@ class Recipe:
     coding: str
     early_stopping: bool
     neighborhood_weight: float
+    usage_power: float
 
     # Uses of a latent by a batch, on average, from which on the learning rate is the full one; 0: always.
     full_rate_uses: float
@@ -53,6 +54,7 @@ RECIPES = {
         coding="pursuit",
         early_stopping=False,
         neighborhood_weight=1.0,
+        usage_power=0.15,
         full_rate_uses=96.0,
         min_batches_per_epoch=16,
     ),
@@ -70,6 +72,7 @@ RECIPES = {
         coding="activations",
         early_stopping=False,
         neighborhood_weight=0.0,
+        usage_power=0.0,
         full_rate_uses=0.0,
         min_batches_per_epoch=1,
     ),

@@ -66,6 +66,12 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         codes rank rows as cosines of rows do (`docs/recipes.md`), for better recall of code-to-code search. 0 leaves
         it out, as the paper's recipe does.
 
+    usage_power : float or "auto", default="auto"
+        Power of a latent's use by which :meth:`fit` scales its encoder row in the end, so that codes prefer latents
+        which many rows use and close rows agree on (`docs/recipes.md`). Not in the paper: 0 leaves it out, as the
+        paper's recipe does. "auto" is 0.15 in the default recipe, but 0 for ``coding="activations"``, whose values it
+        would distort; up to 0.3 favours code-to-code search. A warm start and :meth:`partial_fit` scale nothing.
+
     nested : bool, default=False
         Train for `k`, `k` / 2, `k` / 4 and `k` / 8 in turn, one of them each step, so that one model serves them all
         (``set_params(k=8)``) nearly as well as models fitted at each. Costs a little recall at `k` itself, most of it
@@ -202,6 +208,7 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         "norm": [StrOptions({"input", "unit"}), None],
         "loss_weights": [tuple, list],
         "neighborhood_weight": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
+        "usage_power": [Interval(Real, 0, 1, closed="both"), StrOptions({"auto"})],
         "nested": ["boolean"],
         "init": [StrOptions({"auto", "data", "kaiming"})],
         "learning_rate": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
@@ -233,6 +240,7 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         norm: str | None = "input",
         loss_weights: tuple[float, float] = (1.0, 0.125),
         neighborhood_weight: float | str = "auto",
+        usage_power: float | str = "auto",
         nested: bool = False,
         init: str = "auto",
         learning_rate: float | str = "auto",
@@ -260,6 +268,7 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         self.norm = norm
         self.loss_weights = loss_weights
         self.neighborhood_weight = neighborhood_weight
+        self.usage_power = usage_power
         self.nested = nested
         self.init = init
         self.learning_rate = learning_rate

@@ -183,7 +183,7 @@ def test_paper_recipe_is_the_papers(embeddings, monkeypatch):
 
 
 def test_data_start_ties_the_encoder_to_the_decoder(embeddings):
-    start = small(init="data", max_iter=1, learning_rate=1e-9).fit(embeddings)
+    start = small(init="data", max_iter=1, learning_rate=1e-9, usage_power=0).fit(embeddings)
     np.testing.assert_allclose(start.encoder_weights_, start.components_, atol=1e-6)
 
 
@@ -308,7 +308,7 @@ def test_early_stopping_keeps_the_best_weights(embeddings, monkeypatch):
         return StepLosses(cosine, cosine, fired=np.zeros(32, dtype=np.int64))
 
     monkeypatch.setattr(CpuEngine, "losses", losses)
-    estimator = small(early_stopping=True, n_iter_no_change=2, max_iter=7).fit(embeddings)
+    estimator = small(early_stopping=True, n_iter_no_change=2, max_iter=7, usage_power=0).fit(embeddings)
     assert estimator.n_iter_ == 5
     assert len(estimator.validation_loss_curve_) == 5
     np.testing.assert_array_equal(estimator.components_, seen[2].decoder)
