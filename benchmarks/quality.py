@@ -99,7 +99,7 @@ def our_coders(data: Split, ks: list[int], seed: int, options: argparse.Namespac
             codes = sp.csr_matrix(model.transform(data.documents))
         yield Coder(
             "ours_once" if is_once else "ours",
-            {"k": k, "k_fit": largest} if is_once else {"k": k},
+            {"k": k, **({"k_fit": largest} if is_once else {}), **options.ours},
             k,
             codes.shape[1],
             codes,

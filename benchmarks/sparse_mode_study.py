@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
     for weight in options.weights:
         model = CompresSAETransformer(
             n_components=options.n_components, k=options.k, max_iter=options.max_iter, early_stopping=False, norm=None,
-            batch_size=options.batch_size, neighborhood_weight=weight, random_state=options.seed,
+            batch_size=options.batch_size, neighborhood_weight=weight, usage_power=0, random_state=options.seed,
         ).fit(data.documents)  # fmt: skip
         for coding in ("activations", "least_squares"):
             model.set_params(coding=coding)

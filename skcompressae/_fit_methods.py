@@ -42,7 +42,7 @@ _DEAD_SHARE_WARNED = 0.1
 _STREAMED_RATE = 0.5
 # The parameters that decide what training does with the rows: a checkpoint goes on with the same ones only.
 _TRAINING_PARAMETERS = (
-    "n_components", "k", "recipe", "loss_weights", "neighborhood_weight", "usage_power", "nested", "init",
+    "n_components", "k", "recipe", "loss_weights", "neighborhood_weight", "nested", "init",
     "learning_rate", "learning_rate_schedule", "warmup_fraction", "batch_size", "max_iter", "early_stopping",
     "validation_fraction", "n_iter_no_change", "precision", "random_state",
 )  # fmt: skip
@@ -163,8 +163,11 @@ class FitMethodsMixin(TransformMethodsMixin):
         self.loss_curve_ = result.loss_curve
         self.validation_loss_curve_ = result.validation_loss_curve
         self.validation_steps_ = result.validation_steps
-        self._finish(rows, training, result, settings, random_state, scales_by_usage=not is_warm)
-        if checkpoint is not None and not result.was_interrupted:
+        self._store(result, settings)
+        # the weights that a warm start continues from were scaled already
+        is_done = is_warm or self._scale_by_usage(rows, training)
+        self._measure(rows, training, result, random_state)
+        if checkpoint is not None and is_done and not result.was_interrupted:
             checkpoint.remove()
         return self
 
@@ -250,7 +253,8 @@ class FitMethodsMixin(TransformMethodsMixin):
         self._moments = (*result.moments.arrays, result.moments.n_steps)
         self.n_iter_ += result.n_iter
         self.loss_curve_ = np.concatenate([self.loss_curve_, result.loss_curve])
-        self._finish(rows, training, result, settings, random_state, is_partial=True)
+        self._store(result, settings)
+        self._measure(rows, training, result, random_state, is_partial=True)
         return self
 
     def _check_width_unchanged(self) -> None:
@@ -300,18 +304,8 @@ class FitMethodsMixin(TransformMethodsMixin):
             is_nested=self.nested,
         )
 
-    def _finish(
-        self,
-        rows: NDArray[Any],
-        training: NDArray[np.intp],
-        result: TrainingResult,
-        settings: StepSettings,
-        random_state: np.random.RandomState,
-        *,
-        scales_by_usage: bool = False,
-        is_partial: bool = False,
-    ) -> None:
-        """Store the fitted state, scale the encoder by how the latents are used, and measure that."""
+    def _store(self, result: TrainingResult, settings: StepSettings) -> None:
+        """Make the trained weights the fitted ones."""
         self.encoder_weights_, self.encoder_bias_, self.components_ = result.weights.arrays
         self.k_ = settings.k
         self.has_mean_latent_ = self.scales_mean_apart_ = settings.keeps_mean_latent
@@ -321,10 +315,50 @@ class FitMethodsMixin(TransformMethodsMixin):
                 UserWarning,
                 stacklevel=3,
             )
+
+    def _scale_by_usage(self, rows: NDArray[Any], training: NDArray[np.intp]) -> bool:
+        """Scale encoder rows by a power of their latents' use, so that codes prefer latents that many rows use.
+
+        Returns
+        -------
+        bool
+            False if an interrupt came before that was done.
+        """
+        power = self._resolved("usage_power")
+        if self.usage_power == "auto" and self._resolved("coding") == "activations":
+            power = 0.0  # the rows' scale is the values' there
+        if power == 0:
+            return True
         try:
-            if scales_by_usage:
-                self._scale_by_usage(rows, training)
-            usage = measure_usage(rows, training, self._encoder(), settings.k, random_state)
+            counts = count_uses(rows, training, self._encoder(), self.k_)
+        except KeyboardInterrupt:
+            warnings.warn(
+                "fit was interrupted while it counted how the latents are used; the encoder is not scaled by that "
+                "(usage_power).",
+                UserWarning,
+                stacklevel=3,
+            )
+            return False
+        factors = usage_factors(counts, power, keeps_mean_latent=self.has_mean_latent_)
+        # both at once: an interrupt between them must not leave one scaled
+        self.encoder_weights_, self.encoder_bias_ = (
+            self.encoder_weights_ * factors[:, None],
+            self.encoder_bias_ * factors,
+        )
+        return True
+
+    def _measure(
+        self,
+        rows: NDArray[Any],
+        training: NDArray[np.intp],
+        result: TrainingResult,
+        random_state: np.random.RandomState,
+        *,
+        is_partial: bool = False,
+    ) -> None:
+        """Measure how the latents are used."""
+        try:
+            usage = measure_usage(rows, training, self._encoder(), self.k_, random_state)
         except KeyboardInterrupt:
             warnings.warn(
                 "fit was interrupted while it measured how the latents are used; the statistics are those of "
@@ -332,7 +366,7 @@ class FitMethodsMixin(TransformMethodsMixin):
                 UserWarning,
                 stacklevel=3,
             )
-            usage = measure_usage(rows, training[:BLOCK_ROWS], self._encoder(), settings.k, random_state)
+            usage = measure_usage(rows, training[:BLOCK_ROWS], self._encoder(), self.k_, random_state)
         self.latent_counts_ = usage.counts
         self.latent_rms_ = usage.rms
         self.n_rows_counted_ = usage.n_rows
@@ -344,7 +378,7 @@ class FitMethodsMixin(TransformMethodsMixin):
             100 * self.dead_latents_fraction_,
         )
         # A block of partial_fit may be too small to tell a dead latent from a rare one.
-        can_tell = not is_partial or settings.k * usage.n_rows >= 10 * self.n_components
+        can_tell = not is_partial or self.k_ * usage.n_rows >= 10 * self.n_components
         if usage.dead_fraction > _DEAD_SHARE_WARNED and can_tell:
             warnings.warn(
                 f"{usage.dead_fraction:.0%} of the {self.n_components} latents are in no code of {usage.n_rows} "
@@ -353,18 +387,3 @@ class FitMethodsMixin(TransformMethodsMixin):
                 DeadLatentsWarning,
                 stacklevel=3,
             )
-
-    def _scale_by_usage(self, rows: NDArray[Any], training: NDArray[np.intp]) -> None:
-        """Scale encoder rows by a power of their latents' use, so that codes prefer latents that many rows use."""
-        power = self._resolved("usage_power")
-        if self.usage_power == "auto" and self._resolved("coding") == "activations":
-            power = 0.0  # the rows' scale is the values' there
-        if power == 0:
-            return
-        counts = count_uses(rows, training, self._encoder(), self.k_)
-        factors = usage_factors(counts, power, keeps_mean_latent=self.has_mean_latent_)
-        # both at once: an interrupt between them must not leave one scaled
-        self.encoder_weights_, self.encoder_bias_ = (
-            self.encoder_weights_ * factors[:, None],
-            self.encoder_bias_ * factors,
-        )

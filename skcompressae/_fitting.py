@@ -28,7 +28,7 @@ __all__ = [
 
 # Rows encoded after training for the usage statistics; the standard error of a share p is then below sqrt(p / 1e5).
 _MAX_STATISTICS_ROWS = 100_000
-# Rows encoded before that to scale the encoder by the latents' use, which needs no more than a rank of the uses.
+# Rows encoded before that to scale the encoder by a low power of the latents' use.
 _MAX_COUNTED_ROWS = 16_384
 _MAX_VALIDATION_ROWS = 4096
 # Numbers in the sample of rows whose mean and members seed the initial latents (8 MB), unless n_components rows hold
@@ -115,11 +115,11 @@ def measure_usage(
 
 
 def count_uses(rows: NDArray[Any], row_numbers: NDArray[np.intp], encoder: Encoder, k: int) -> NDArray[np.int64]:
-    """Count how often each latent is in the codes of evenly spaced rows, shape (n_components,)."""
-    n_picks = min(len(row_numbers), _MAX_COUNTED_ROWS)
-    picks = row_numbers[np.linspace(0, len(row_numbers) - 1, n_picks).astype(np.intp)]
+    """Count how often each latent is in the codes of (a fixed sample of) the rows, shape (n_components,)."""
+    # of its own: with or without this, the fit draws the same numbers
+    picks = row_numbers[_sample_rows(len(row_numbers), _MAX_COUNTED_ROWS, np.random.RandomState(0))]
     counts = np.zeros(encoder.n_components, dtype=np.int64)
-    for start, stop in row_blocks(n_picks, BLOCK_ROWS):
+    for start, stop in row_blocks(len(picks), BLOCK_ROWS):
         indices, values = encoder.encode(rows[picks[start:stop]], k, norm="unit", dtype=np.float32)
         counts += np.bincount(indices[values != 0], minlength=encoder.n_components)
     return counts
@@ -141,6 +141,7 @@ def usage_factors(counts: NDArray[np.int64], power: float, *, keeps_mean_latent:
     -------
     factors : float32 array of shape (n_components,)
     """
+    # few uses in all say little: they are taken relative to one use a latent
     factors = (1 + counts / max(1.0, counts.mean())) ** power
     factors /= np.median(factors)
     if keeps_mean_latent:

@@ -128,8 +128,9 @@ def from_reference_checkpoint(
 def to_reference_checkpoint(model: CompresSAETransformer, path: str | os.PathLike[str]) -> None:
     """Write a fitted model's weights as a checkpoint of the paper's reference implementation, atomically.
 
-    The reference computes the codes of ``coding="activations", norm=None``; `k` is its constructor's to know. Other
-    parameters, statistics and names of features are lost.
+    The reference computes the codes of ``coding="activations", norm=None``; `k` is its constructor's to know. Fit
+    with that coding, or with ``usage_power=0``: activations of an encoder that is scaled by use reconstruct less well.
+    Other parameters, statistics and names of features are lost.
 
     Parameters
     ----------

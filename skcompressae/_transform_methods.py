@@ -361,7 +361,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         return rows
 
     def _check_encoding_parameters(self) -> None:
-        """Validate the parameters that may change after fit; all 25 would take longer than encoding a row."""
+        """Validate the parameters that may change after fit; all would take longer than encoding a row."""
         owner: Any = type(self)
         values = tuple(getattr(self, name) for name in _ENCODING_PARAMETERS)
         try:

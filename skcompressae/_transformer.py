@@ -46,7 +46,8 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
           largest those that explain most of what is left of x, with a share for their magnitude; values refitted.
           Reconstructs best (`docs/recipes.md`).
 
-        "auto" is "pursuit" in the default recipe. May be changed after fitting.
+        "auto" is "pursuit" in the default recipe. May be changed after fitting, but not to "activations" unless
+        `usage_power` was 0: their values would carry the scale of the encoder's rows.
 
     candidate_factor : float, default=2.0
         Entries per nonzero that ``coding="pursuit"`` chooses from, at least 1. More reconstruct better, for more time;
@@ -145,7 +146,7 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
     components_ : ndarray of shape (n_components, n_features), float32
         Decoder D, rows of unit norm.
     encoder_weights_ : ndarray of shape (n_components, n_features), float32
-        Encoder W.
+        Encoder W; after :meth:`fit` scaled by its latents' use, where `usage_power` says so.
     encoder_bias_ : ndarray of shape (n_components,), float32
         Encoder bias b.
     has_mean_latent_ : bool

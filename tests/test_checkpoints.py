@@ -192,8 +192,10 @@ def test_a_version_that_trains_otherwise_does_not_go_on(embeddings, tmp_path, mo
 def test_what_does_not_change_training_may_change(embeddings, tmp_path, monkeypatch):
     cut_off(small(checkpoint_dir=tmp_path), embeddings, monkeypatch, 1)
     others = {"verbose": 1, "sparse_output": False, "norm": "unit", "coding": "pursuit", "checkpoint_interval": 3}
+    others["usage_power"] = 0.3
     resumed = small(**others, checkpoint_dir=str(tmp_path)).fit(embeddings)
     np.testing.assert_array_equal(resumed.components_, small().fit(embeddings).components_)
+    np.testing.assert_array_equal(resumed.encoder_weights_, small(usage_power=0.3).fit(embeddings).encoder_weights_)
 
 
 def test_damaged_and_foreign_checkpoints(embeddings, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Scaling encoder rows by how much their latents are used: the formula, what it changes, when `fit` does it."""
 
 import copy
+import os
 
 import numpy as np
 import pytest
@@ -30,6 +31,8 @@ def test_factors_follow_the_formula():
     held = usage_factors(np.array([100, 3, 6, 15]), 0.5, keeps_mean_latent=True)
     assert held[0] == 1
     assert held[3] > held[2] > held[1]
+    few = usage_factors(np.array([0, 0, 0, 1]), 0.5, keeps_mean_latent=False)
+    np.testing.assert_allclose(few, [1, 1, 1, 2**0.5], rtol=1e-6)  # relative to one use, not to a quarter
     unused = usage_factors(np.zeros(4, dtype=np.int64), 0.5, keeps_mean_latent=False)
     np.testing.assert_array_equal(unused, np.ones(4))
 
@@ -82,14 +85,21 @@ def test_what_auto_is(embeddings, monkeypatch, parameters, expected):
     assert powers == ([expected] if expected else [])
 
 
-def test_uses_are_counted_on_evenly_spaced_rows(embeddings, monkeypatch):
-    model = small(usage_power=0).fit(embeddings)
-    monkeypatch.setattr(_fitting, "_MAX_COUNTED_ROWS", 100)
+def test_uses_are_counted_on_a_sample_of_all_rows(monkeypatch):
+    kinds = make_embeddings(n_rows=4000)
+    kinds[1::2] = kinds[1::2, ::-1]
+    model = small(usage_power=0).fit(kinds)
+    rows = np.arange(len(kinds))
+    everything = count_uses(kinds, rows, model._encoder(), 4)
+    np.testing.assert_array_equal(everything, np.bincount(model.transform(kinds).indices, minlength=32))
+    monkeypatch.setattr(_fitting, "_MAX_COUNTED_ROWS", 2000)
     monkeypatch.setattr(_fitting, "BLOCK_ROWS", 64)
-    rows = np.arange(10, 400)
-    counts = count_uses(embeddings, rows, model._encoder(), 4)
-    picked = embeddings[rows[np.linspace(0, 389, 100).astype(int)]]
-    np.testing.assert_array_equal(counts, np.bincount(model.transform(picked).indices, minlength=32))
+    sample = count_uses(kinds, rows, model._encoder(), 4)
+    assert sample.sum() == 2000 * 4
+    # every other row would be of one kind
+    assert np.corrcoef(sample, everything)[0, 1] > 0.98
+    assert np.corrcoef(count_uses(kinds, rows[::2], model._encoder(), 4), everything)[0, 1] < 0.9
+    np.testing.assert_array_equal(sample, count_uses(kinds, rows, model._encoder(), 4))
 
 
 def test_popular_latents_are_used_more():
@@ -110,14 +120,52 @@ def test_continued_training_scales_nothing(embeddings, method):
     np.testing.assert_array_equal(ends[0].encoder_weights_, ends[1].encoder_weights_)
 
 
-def test_an_interrupt_while_uses_are_counted_scales_nothing(embeddings, monkeypatch):
+def test_the_first_block_of_a_stream_scales_nothing(embeddings):
+    plain, scaled = (small(usage_power=power).partial_fit(embeddings) for power in (0, 0.5))
+    np.testing.assert_array_equal(plain.encoder_weights_, scaled.encoder_weights_)
+
+
+def interrupt(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_an_interrupt_while_uses_are_counted_scales_nothing_and_keeps_the_checkpoint(embeddings, monkeypatch, tmp_path):
     plain = small(usage_power=0).fit(embeddings)
-
-    def interrupt(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(_fit_methods, "count_uses", interrupt)
-    with pytest.warns(UserWarning, match="interrupted while it measured how the latents are used"):
-        model = small(usage_power=0.5).fit(embeddings)
+    model = small(usage_power=0.5, checkpoint_dir=tmp_path, checkpoint_interval=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(_fit_methods, "count_uses", interrupt)
+        with pytest.warns(UserWarning, match="counted how the latents are used; the encoder is not scaled"):
+            model.fit(embeddings)
     np.testing.assert_array_equal(model.encoder_weights_, plain.encoder_weights_)
     assert model.transform(embeddings).shape == (400, 32)
+    assert os.listdir(tmp_path)
+    resumed = model.fit(embeddings)
+    assert not os.listdir(tmp_path)
+    np.testing.assert_array_equal(resumed.encoder_weights_, small(usage_power=0.5).fit(embeddings).encoder_weights_)
+
+
+def test_an_interrupt_while_usage_is_measured_leaves_the_encoder_scaled(embeddings, monkeypatch):
+    expected = small(usage_power=0.5).fit(embeddings)
+    measure, calls = _fit_methods.measure_usage, []
+
+    def fail_once(*arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    monkeypatch.setattr(_fit_methods, "measure_usage", fail_once)
+    with pytest.warns(UserWarning, match="the statistics are those of"):
+        model = small(usage_power=0.5).fit(embeddings)
+    np.testing.assert_array_equal(model.encoder_weights_, expected.encoder_weights_)
+
+
+@pytest.mark.filterwarnings("ignore::skcompressae.exceptions.DeadLatentsWarning")
+def test_early_stopping_scales_the_best_weights(embeddings):
+    parameters = {"early_stopping": True, "learning_rate": 0.3, "max_iter": 100, "n_iter_no_change": 4}
+    plain, scaled = (small(usage_power=power, **parameters).fit(embeddings) for power in (0, 0.4))
+    assert plain.n_iter_ < 100, "this should stop early"
+    np.testing.assert_array_equal(plain.components_, scaled.components_)
+    ratios = scaled.encoder_weights_ / plain.encoder_weights_
+    assert np.ptp(ratios, axis=1).max() < 1e-5
+    assert np.ptp(ratios) > 0.05

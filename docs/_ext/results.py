@@ -211,25 +211,30 @@ def margins_table(studies: list[dict[str, Any]]) -> str:
         "|---|---:|---:|" + "---:|" * (len(MARGINS) + 1),
     ]
     for study in studies:
-        # recall by method, k and mode, then by seed
-        of: dict[tuple[str, int], dict[str, dict[int, float]]] = {}
-        dead: dict[int, list[float]] = {}
+        # recall by k, ours also by whether it is of before encoders were scaled by use; then by mode and seed
+        ours_of: dict[tuple[int, bool], dict[str, dict[int, float]]] = {}
+        paper_of: dict[int, dict[str, dict[int, float]]] = {}
+        dead: dict[tuple[int, bool], list[float]] = {}
         for row in study["results"]:
-            if row["method"] in ("ours", "paper"):
-                modes = of.setdefault((row["method"], row["params"]["k"]), {})
-                modes.setdefault(row["mode"], {})[row["seed"]] = row["recall_at_100"]
-                if row["method"] == "ours":
-                    dead.setdefault(row["params"]["k"], []).append(row["dead_fraction"])
-        for k in sorted(k for method, k in of if method == "ours" and ("paper", k) in of):
+            k = row["params"].get("k")
+            if row["method"] == "paper":
+                paper_of.setdefault(k, {}).setdefault(row["mode"], {})[row["seed"]] = row["recall_at_100"]
+            elif row["method"] == "ours":
+                setting = k, "usage_power" in row["params"]
+                ours_of.setdefault(setting, {}).setdefault(row["mode"], {})[row["seed"]] = row["recall_at_100"]
+                dead.setdefault(setting, []).append(row["dead_fraction"])
+        for k, is_unscaled in sorted(setting for setting in ours_of if setting[0] in paper_of):
+            of = ours_of[k, is_unscaled]
             cells = []
             for _, mode, against in MARGINS:
-                ours, paper = of["ours", k][mode], of["paper", k][against]
+                ours, paper = of[mode], paper_of[k][against]
                 margins = [ours[seed] - paper[seed] for seed in sorted(ours.keys() & paper.keys())]
                 spread = f" ± {stdev(margins):.3f}" if len(margins) > 1 else ""
                 cells.append(f"{fmean(ours.values()):.3f} ({fmean(margins):+.3f}{spread})")
-            n_seeds = len(of["ours", k]["sparse"].keys() & of["paper", k]["sparse"].keys())
+            n_seeds = len(of["sparse"].keys() & paper_of[k]["sparse"].keys())
+            name, label = study["data"]["name"], f"{k}, unscaled" if is_unscaled else str(k)
             lines.append(
-                f"| {study['data']['name']} | {k} | {n_seeds} | " + " | ".join(cells) + f" | {max(dead[k]):.1%} |"
+                f"| {name} | {label} | {n_seeds} | " + " | ".join(cells) + f" | {max(dead[k, is_unscaled]):.1%} |"
             )
     return "\n".join(lines)
 
