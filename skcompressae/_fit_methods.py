@@ -23,12 +23,12 @@ from skcompressae._fitting import (
     usage_factors,
 )
 from skcompressae._model_io import plain_parameter
-from skcompressae._model_weights import weights_digest
+from skcompressae._model_weights import encoder_scale, unscaled_encoder, weights_digest
 from skcompressae._progress import StepReporter
 from skcompressae._recipes import RECIPES
 from skcompressae._torch._devices import resolve_device
 from skcompressae._torch._training import Schedule, TrainingResult, TrainingState, train
-from skcompressae._torch._weights import Moments, StepSettings
+from skcompressae._torch._weights import Moments, StepSettings, Weights
 from skcompressae._transform_methods import TransformMethodsMixin
 from skcompressae.exceptions import DeadLatentsWarning
 
@@ -128,7 +128,7 @@ class FitMethodsMixin(TransformMethodsMixin):
             logger.info("fit goes on after step %d of %d", state.n_steps, self._resolved("max_iter"))
         else:
             if is_warm:
-                weights, has_mean_latent = self._weights().copy(), self.has_mean_latent_
+                weights, has_mean_latent = self._trained_weights(), self.has_mean_latent_
             else:
                 init = self._resolved("init")
                 weights, has_mean_latent = initial_weights(rows, self.n_components, init, random_state)
@@ -164,10 +164,9 @@ class FitMethodsMixin(TransformMethodsMixin):
         self.validation_loss_curve_ = result.validation_loss_curve
         self.validation_steps_ = result.validation_steps
         self._store(result, settings)
-        # the weights that a warm start continues from were scaled already
-        is_done = is_warm or self._scale_by_usage(rows, training)
+        is_scaled = self._scale_by_usage(rows, training)
         self._measure(rows, training, result, random_state)
-        if checkpoint is not None and is_done and not result.was_interrupted:
+        if checkpoint is not None and is_scaled and not result.was_interrupted:
             checkpoint.remove()
         return self
 
@@ -224,7 +223,7 @@ class FitMethodsMixin(TransformMethodsMixin):
             self.validation_steps_ = np.empty(0, dtype=np.int64)
         else:
             self._check_width_unchanged()
-            weights, has_mean_latent = self._weights().copy(), self.has_mean_latent_
+            weights, has_mean_latent = self._trained_weights(), self.has_mean_latent_
         moments = Moments.zeros_like(weights)
         if not is_first and self._moments is not None:
             encoder, bias, decoder, n_steps = self._moments
@@ -253,7 +252,10 @@ class FitMethodsMixin(TransformMethodsMixin):
         self._moments = (*result.moments.arrays, result.moments.n_steps)
         self.n_iter_ += result.n_iter
         self.loss_curve_ = np.concatenate([self.loss_curve_, result.loss_curve])
+        scale = None if is_first else encoder_scale(self)
         self._store(result, settings)
+        if scale is not None:
+            self._scale_encoder(scale)
         self._measure(rows, training, result, random_state, is_partial=True)
         return self
 
@@ -307,6 +309,7 @@ class FitMethodsMixin(TransformMethodsMixin):
     def _store(self, result: TrainingResult, settings: StepSettings) -> None:
         """Make the trained weights the fitted ones."""
         self.encoder_weights_, self.encoder_bias_, self.components_ = result.weights.arrays
+        self.encoder_scale_: NDArray[np.float32] | None = None
         self.k_ = settings.k
         self.has_mean_latent_ = self.scales_mean_apart_ = settings.keeps_mean_latent
         if result.was_interrupted:
@@ -326,7 +329,7 @@ class FitMethodsMixin(TransformMethodsMixin):
         """
         power = self._resolved("usage_power")
         if self.usage_power == "auto" and self._resolved("coding") == "activations":
-            power = 0.0  # the rows' scale is the values' there
+            power = 0.0  # such codes do without, and dividing it out takes time
         if power == 0:
             return True
         try:
@@ -339,13 +342,21 @@ class FitMethodsMixin(TransformMethodsMixin):
                 stacklevel=3,
             )
             return False
-        factors = usage_factors(counts, power, keeps_mean_latent=self.has_mean_latent_)
-        # both at once: an interrupt between them must not leave one scaled
-        self.encoder_weights_, self.encoder_bias_ = (
+        self._scale_encoder(usage_factors(counts, power, keeps_mean_latent=self.has_mean_latent_))
+        return True
+
+    def _scale_encoder(self, factors: NDArray[np.float32]) -> None:
+        # all at once: an interrupt between them must not leave one scaled
+        self.encoder_weights_, self.encoder_bias_, self.encoder_scale_ = (
             self.encoder_weights_ * factors[:, None],
             self.encoder_bias_ * factors,
+            factors,
         )
-        return True
+
+    def _trained_weights(self) -> Weights:
+        """Return a copy of the weights that training continues from: the encoder without its scale."""
+        encoder, bias = unscaled_encoder(self)
+        return Weights(encoder, bias, self.components_).copy()
 
     def _measure(
         self,

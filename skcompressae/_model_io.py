@@ -14,9 +14,11 @@ from sklearn.utils.validation import check_is_fitted
 from skcompressae._model_format import array_digest, check_array, read_model_file, write_model_file
 from skcompressae._model_weights import (
     WEIGHT_NAMES,
+    check_finite,
     code_digest,
-    finite_weights,
+    encoder_scale,
     scales_mean_apart,
+    stored_weights,
     weights_digest,
 )
 from skcompressae._version import __version__
@@ -119,13 +121,17 @@ class ModelFileMixin:
         """
         check_is_fitted(self)
         model: Any = self
-        weights = finite_weights(model)
+        weights = stored_weights(model)
+        check_finite(weights)
         arrays: dict[str, NDArray[Any]] = {
             **weights,
             "latent_counts": model.latent_counts_,
             "latent_rms": model.latent_rms_,
             **{name: getattr(model, attribute) for name, (attribute, _) in _CURVES.items()},
         }
+        scale = encoder_scale(model)
+        if scale is not None:
+            arrays["encoder_scale"] = scale
         moments = model._moments if with_moments else None
         if moments is not None:
             arrays.update(zip(_MOMENTS, moments[:3], strict=True))
@@ -277,7 +283,12 @@ def _build(
         setattr(model, attribute, check_array(path, arrays, name, dtype, (None,), is_finite=False))
     if len(model.validation_steps_) != len(model.validation_loss_curve_):
         raise ModelFormatError(f"{path} is damaged: its validation curves have different lengths.")
-    known = {*WEIGHT_NAMES, *_CURVES, "latent_counts", "latent_rms"}
+    model.encoder_scale_ = None
+    if "encoder_scale" in arrays:
+        model.encoder_scale_ = check_array(path, arrays, "encoder_scale", "float32", (n_components,))
+        if model.encoder_scale_.min() <= 0:
+            raise ModelFormatError(f"{path} is damaged: its encoder's scale is not positive.")
+    known = {*WEIGHT_NAMES, *_CURVES, "latent_counts", "latent_rms", "encoder_scale"}
     model._moments = None
     if training["moments_n_steps"] is not None:
         known.update(_MOMENTS)

@@ -15,39 +15,65 @@ from skcompressae._recipes import RECIPES
 
 __all__ = [
     "WEIGHT_NAMES",
+    "check_finite",
     "code_digest",
     "code_settings",
-    "finite_weights",
+    "coding_weights",
+    "encoder_scale",
     "scales_mean_apart",
     "settings_digest",
+    "stored_weights",
+    "unscaled_encoder",
     "weights_digest",
 ]
 
 WEIGHT_NAMES = {"encoder_weights": "encoder_weights_", "encoder_bias": "encoder_bias_", "components": "components_"}
 
 
-def _weights_of(model: Any) -> dict[str, NDArray[np.float32]]:
+def stored_weights(model: Any) -> dict[str, NDArray[np.float32]]:
+    """Return a fitted model's weights as its attributes hold them, by their names in files."""
     return {name: getattr(model, attribute) for name, attribute in WEIGHT_NAMES.items()}
 
 
-def finite_weights(model: Any) -> dict[str, NDArray[np.float32]]:
-    """Return a fitted model's weights as files name them.
+def unscaled_encoder(model: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the encoder and bias as they were trained, before rows were scaled by their latents' use."""
+    scale = encoder_scale(model)
+    if scale is None:
+        return model.encoder_weights_, model.encoder_bias_
+    return model.encoder_weights_ / scale[:, None], model.encoder_bias_ / scale
 
-    Raises
-    ------
-    ValueError
-        If they are not finite.
+
+def coding_weights(model: Any) -> dict[str, NDArray[np.float32]]:
+    """Return a fitted model's weights as its coding uses them, by their names in files.
+
+    Scaled encoder rows choose latents better; where their products are the values themselves, they are as trained.
     """
-    weights = _weights_of(model)
+    weights = stored_weights(model)
+    if encoder_scale(model) is not None and resolved_coding(model) == "activations":
+        weights["encoder_weights"], weights["encoder_bias"] = unscaled_encoder(model)
+    return weights
+
+
+def check_finite(weights: Mapping[str, NDArray[np.float32]]) -> None:
+    """Raise ValueError if weights, by their names in files, are not finite."""
     for name, array in weights.items():
         if not np.isfinite(array).all():
             raise ValueError(f"The model's {WEIGHT_NAMES[name]} holds NaN or infinity; a broken model is not saved.")
-    return weights
 
 
 def weights_digest(model: Any) -> str:
     """Return the SHA-256 of a fitted model's weights."""
-    return array_digest(_weights_of(model))
+    return array_digest(stored_weights(model))
+
+
+def encoder_scale(model: Any) -> NDArray[np.float32] | None:
+    """Return a fitted model's `encoder_scale_`, which pickles of versions that scaled no encoder lack."""
+    return getattr(model, "encoder_scale_", None)
+
+
+def resolved_coding(model: Any) -> str:
+    """Return the coding of a model, "auto" resolved."""
+    return RECIPES[model.recipe].coding if model.coding == "auto" else model.coding
 
 
 def scales_mean_apart(model: Any) -> bool:
@@ -57,7 +83,7 @@ def scales_mean_apart(model: Any) -> bool:
 
 def code_settings(model: Any) -> dict[str, Any]:
     """Return what decides a fitted model's codes beside its weights, "auto" resolved."""
-    coding = RECIPES[model.recipe].coding if model.coding == "auto" else model.coding
+    coding = resolved_coding(model)
     return {
         "k": int(min(model.k, model.components_.shape[0])),
         "coding": coding,
@@ -69,7 +95,7 @@ def code_settings(model: Any) -> dict[str, Any]:
 
 
 def settings_digest(weights: Mapping[str, NDArray[Any]], settings: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of weights, by the names of `finite_weights`, and of `code_settings`."""
+    """Return the SHA-256 of weights, by the names of `coding_weights`, and of `code_settings`."""
     # false is left out: the hashes of all such models are what they were before there was such a setting
     hashed = {name: value for name, value in settings.items() if name != "keeps_mean" or value}
     return array_digest(weights, "skcompressae codes 1", json.dumps(hashed, sort_keys=True))
@@ -77,4 +103,4 @@ def settings_digest(weights: Mapping[str, NDArray[Any]], settings: Mapping[str, 
 
 def code_digest(model: Any) -> str:
     """Return the SHA-256 of all that decides a fitted model's codes, as `persistence.model_hash` documents it."""
-    return settings_digest(_weights_of(model), code_settings(model))
+    return settings_digest(coding_weights(model), code_settings(model))

@@ -45,7 +45,7 @@ def encoder_model(onnx: Any, weights: Mapping[str, NDArray[np.float32]], setting
     ----------
     onnx : module
     weights : mapping
-        As `finite_weights` gives them.
+        As `coding_weights` gives them.
     settings : mapping
         As `code_settings` gives them; `precision` is not used, the graph computes in float32.
 

@@ -27,6 +27,7 @@ from sklearn.utils import check_scalar
 from skcompressae._checks import check_compressor
 from skcompressae._files import atomic_write
 from skcompressae._fitting import measure_usage
+from skcompressae._model_weights import unscaled_encoder
 from skcompressae._transformer import CompresSAETransformer
 from skcompressae.exceptions import ModelFormatError
 
@@ -108,6 +109,7 @@ def from_reference_checkpoint(
     model.n_features_in_ = n_features
     model.k_ = int(k)
     model.has_mean_latent_ = model.scales_mean_apart_ = False
+    model.encoder_scale_ = None
     model.n_iter_ = 0
     model.loss_curve_ = np.empty(0)
     model.validation_loss_curve_ = np.empty(0)
@@ -128,9 +130,8 @@ def from_reference_checkpoint(
 def to_reference_checkpoint(model: CompresSAETransformer, path: str | os.PathLike[str]) -> None:
     """Write a fitted model's weights as a checkpoint of the paper's reference implementation, atomically.
 
-    The reference computes the codes of ``coding="activations", norm=None``; `k` is its constructor's to know. Fit
-    with that coding, or with ``usage_power=0``: activations of an encoder that is scaled by use reconstruct less well.
-    Other parameters, statistics and names of features are lost.
+    The reference computes the codes of ``coding="activations", norm=None``; `k` is its constructor's to know. Other
+    parameters, statistics, the scale of the encoder (`usage_power`) and names of features are lost.
 
     Parameters
     ----------
@@ -168,7 +169,8 @@ def to_reference_checkpoint(model: CompresSAETransformer, path: str | os.PathLik
     {'encoder_w': (8, 16), 'encoder_b': (16,), 'decoder_w': (16, 8)}
     """
     check_compressor(model)
-    arrays = (model.encoder_weights_.T, model.encoder_bias_, model.components_)
+    encoder, bias = unscaled_encoder(model)  # the reference's values are activations
+    arrays = (encoder.T, bias, model.components_)
     state = {key: torch.tensor(np.ascontiguousarray(array)) for key, array in zip(_KEYS, arrays, strict=True)}
     with atomic_write(path) as stream:
         torch.save(state, stream)

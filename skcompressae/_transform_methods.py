@@ -17,7 +17,7 @@ from sklearn.utils.validation import assert_all_finite, check_array, check_is_fi
 from skcompressae import _encoding
 from skcompressae._compat import align_sparse_interface, validate_parameter_constraints
 from skcompressae._core._threads import effective_n_threads, row_blocks, run_blocks
-from skcompressae._model_weights import scales_mean_apart
+from skcompressae._model_weights import coding_weights, scales_mean_apart
 from skcompressae._plain_rows import are_plain_rows
 from skcompressae._recipes import RECIPES
 from skcompressae._torch._devices import resolve_device
@@ -295,9 +295,10 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         indices = np.empty((len(rows), n_kept), dtype=np.int32)
         values = np.empty((len(rows), n_kept), dtype=dtype)
         importance = np.sqrt(self.latent_rms_).astype(np.float32)
+        weights = self._weights()
         for start, stop in row_blocks(len(rows), _encoding.BLOCK_ROWS):
             indices[start:stop], values[start:stop] = _encoding.expand_queries(
-                rows[start:stop], self._weights(), importance, n_kept
+                rows[start:stop], weights, importance, n_kept
             )
         return align_sparse_interface(_encoding.codes_to_csr(indices, values, self.components_.shape[0]))
 
@@ -387,7 +388,8 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         return int(min(self.k, n_components))
 
     def _weights(self) -> Weights:
-        return Weights(self.encoder_weights_, self.encoder_bias_, self.components_)
+        weights = coding_weights(self)
+        return Weights(weights["encoder_weights"], weights["encoder_bias"], weights["components"])
 
     def _encoder(self, device: Any = None) -> _encoding.Encoder:
         return _encoding.Encoder(

@@ -46,8 +46,7 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
           largest those that explain most of what is left of x, with a share for their magnitude; values refitted.
           Reconstructs best (`docs/recipes.md`).
 
-        "auto" is "pursuit" in the default recipe. May be changed after fitting, but not to "activations" unless
-        `usage_power` was 0: their values would carry the scale of the encoder's rows.
+        "auto" is "pursuit" in the default recipe. May be changed after fitting.
 
     candidate_factor : float, default=2.0
         Entries per nonzero that ``coding="pursuit"`` chooses from, at least 1. More reconstruct better, for more time;
@@ -70,8 +69,8 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
     usage_power : float or "auto", default="auto"
         Power of a latent's use by which :meth:`fit` scales its encoder row in the end, so that codes prefer latents
         which many rows use and close rows agree on (`docs/recipes.md`). Not in the paper: 0 leaves it out, as the
-        paper's recipe does. "auto" is 0.15 in the default recipe, but 0 for ``coding="activations"``, whose values it
-        would distort; up to 0.3 favours code-to-code search. A warm start and :meth:`partial_fit` scale nothing.
+        paper's recipe does. "auto" is 0.15 in the default recipe, but 0 for ``coding="activations"``, which does
+        without; up to 0.3 favours code-to-code search. :meth:`partial_fit` keeps the scale that there is.
 
     nested : bool, default=False
         Train for `k`, `k` / 2, `k` / 4 and `k` / 8 in turn, one of them each step, so that one model serves them all
@@ -148,7 +147,10 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
     encoder_weights_ : ndarray of shape (n_components, n_features), float32
         Encoder W; after :meth:`fit` scaled by its latents' use, where `usage_power` says so.
     encoder_bias_ : ndarray of shape (n_components,), float32
-        Encoder bias b.
+        Encoder bias b, scaled likewise.
+    encoder_scale_ : ndarray of shape (n_components,), float32, or None
+        Positive factors by which encoder rows and biases were scaled. ``coding="activations"`` and further training
+        divide them out. None where nothing was scaled.
     has_mean_latent_ : bool
         Whether the training rows were so anisotropic (mean of the unit rows longer than 0.5) that latent 0 decodes to
         their mean direction and all others are orthogonal to it.

@@ -8,7 +8,7 @@ from typing import Any
 
 from skcompressae._checks import check_compressor
 from skcompressae._files import atomic_write
-from skcompressae._model_weights import code_settings, finite_weights, settings_digest
+from skcompressae._model_weights import check_finite, code_settings, coding_weights, settings_digest
 from skcompressae._onnx_graph import encoder_model
 from skcompressae._onnx_nodes import import_onnx
 from skcompressae._transformer import CompresSAETransformer
@@ -92,7 +92,8 @@ def to_onnx(model: CompresSAETransformer, path: str | os.PathLike[str]) -> None:
     check_compressor(model)
     model._check_encoding_parameters()
     onnx = import_onnx()
-    weights = finite_weights(model)
+    weights = coding_weights(model)
+    check_finite(weights)
     n_bytes = sum(array.nbytes for array in weights.values())
     if n_bytes > _MAX_WEIGHTS_BYTES:
         raise ValueError(

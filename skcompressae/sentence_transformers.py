@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from skcompressae._checks import check_compressor
 from skcompressae._model_format import check_format_version
-from skcompressae._model_weights import code_settings, finite_weights, settings_digest
+from skcompressae._model_weights import check_finite, code_settings, coding_weights, settings_digest
 from skcompressae._torch._codes import encode_batch
 from skcompressae._transformer import CompresSAETransformer
 from skcompressae.exceptions import ModelFormatError
@@ -157,7 +157,9 @@ class CompresSAEModule(Module):
         model._check_encoding_parameters()
         k = model._effective_k(len(model.components_))  # warns like transform
         settings = {**code_settings(model), "k": k}
-        return cls(finite_weights(model), **{name: settings[name] for name in _SETTINGS})
+        weights = coding_weights(model)
+        check_finite(weights)
+        return cls(weights, **{name: settings[name] for name in _SETTINGS})
 
     @property
     def model_hash(self) -> str:

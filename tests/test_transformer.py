@@ -25,7 +25,7 @@ NEAR_TIE = 1e-5
 def compressor(n_features, n_components, k):
     """A barely trained compressor with a bias; never changed, see `variant`."""
     estimator = CompresSAETransformer(
-        n_components=n_components, k=k, max_iter=2, validation_fraction=0, random_state=0, device="cpu"
+        n_components=n_components, k=k, max_iter=2, validation_fraction=0, usage_power=0, random_state=0, device="cpu"
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # dead latents, of course

@@ -1,14 +1,17 @@
 """Scaling encoder rows by how much their latents are used: the formula, what it changes, when `fit` does it."""
 
-import copy
 import os
+import pickle
 
 import numpy as np
 import pytest
+import torch
 from conftest import make_embeddings
 
-from skcompressae import CompresSAETransformer, _fit_methods, _fitting
+from skcompressae import CompresSAETransformer, _fit_methods, _fitting, model_hash
 from skcompressae._fitting import count_uses, usage_factors
+from skcompressae.exceptions import ModelFormatError
+from skcompressae.persistence import to_reference_checkpoint
 
 
 def small(**parameters):
@@ -110,14 +113,72 @@ def test_popular_latents_are_used_more():
     assert concentration(0.5) > 1.1 * concentration(0.0)
 
 
-@pytest.mark.parametrize("method", ["partial_fit", "fit"])
-def test_continued_training_scales_nothing(embeddings, method):
-    start = small(usage_power=0).fit(embeddings).set_params(warm_start=True)
-    ends = []
-    for usage_power in (0, 0.5):
-        model = copy.deepcopy(start).set_params(usage_power=usage_power)
-        ends.append(getattr(model, method)(embeddings))
-    np.testing.assert_array_equal(ends[0].encoder_weights_, ends[1].encoder_weights_)
+def test_partial_fit_keeps_the_scale_and_trains_without(embeddings):
+    plain, scaled = (small(usage_power=power).fit(embeddings) for power in (0, 0.5))
+    scale = scaled.encoder_scale_
+    for _ in range(2):
+        plain.partial_fit(embeddings)
+        scaled.partial_fit(embeddings)
+        np.testing.assert_array_equal(scaled.encoder_scale_, scale)
+        np.testing.assert_allclose(
+            scaled.encoder_weights_, plain.encoder_weights_ * scale[:, None], rtol=1e-3, atol=1e-5
+        )
+    assert plain.encoder_scale_ is None
+
+
+def test_warm_starts_train_without_the_scale_and_scale_anew(embeddings):
+    parameters = {"validation_fraction": 0, "warm_start": True}
+    plain, scaled = (small(usage_power=power, **parameters).fit(embeddings) for power in (0, 0.5))
+    first = scaled.encoder_scale_
+    for _ in range(3):
+        scaled.set_params(max_iter=1, learning_rate=1e-9).fit(embeddings)
+    np.testing.assert_allclose(scaled.encoder_scale_, first, rtol=1e-5)
+    np.testing.assert_allclose(scaled.encoder_weights_, plain.encoder_weights_ * first[:, None], rtol=1e-4, atol=1e-6)
+    scaled.set_params(usage_power=0).fit(embeddings)
+    assert scaled.encoder_scale_ is None
+    np.testing.assert_allclose(scaled.encoder_weights_, plain.encoder_weights_, rtol=1e-4, atol=1e-6)
+
+
+def test_activations_are_those_of_the_encoder_as_trained(embeddings, tmp_path):
+    plain, scaled = (small(usage_power=power).fit(embeddings) for power in (0, 0.5))
+    expected = plain.set_params(coding="activations").transform(embeddings)
+    assert (scaled.transform(embeddings) != plain.set_params(coding="pursuit").transform(embeddings)).nnz
+    scaled.set_params(coding="activations").save(tmp_path / "model.safetensors")
+    again = CompresSAETransformer.load(tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(again.encoder_scale_, scaled.encoder_scale_)
+    for model in (scaled, again, pickle.loads(pickle.dumps(scaled))):
+        codes = model.transform(embeddings)
+        np.testing.assert_array_equal(codes.indices, expected.indices)
+        np.testing.assert_allclose(codes.data, expected.data, rtol=1e-5)
+    to_reference_checkpoint(scaled, tmp_path / "model.pt")
+    state = torch.load(tmp_path / "model.pt", weights_only=True)
+    np.testing.assert_allclose(state["encoder_w"].numpy().T, plain.encoder_weights_, rtol=1e-5)
+    np.testing.assert_allclose(state["encoder_b"].numpy(), plain.encoder_bias_, rtol=1e-5)
+
+
+def test_models_without_a_scale_stay_what_they_were(embeddings, tmp_path):
+    model = small().fit(embeddings)
+    codes, before = model.transform(embeddings), model_hash(model)
+    del model.__dict__["encoder_scale_"]  # as in pickles and files of before
+    model.save(tmp_path / "model.safetensors")
+    again = CompresSAETransformer.load(tmp_path / "model.safetensors")
+    assert again.encoder_scale_ is None
+    assert model_hash(model) == model_hash(again) == before
+    assert (again.transform(embeddings) != codes).nnz == 0
+    model.partial_fit(embeddings)
+
+
+def test_damaged_scales_are_refused(embeddings, tmp_path):
+    model = small().fit(embeddings)
+    for scale, message in (
+        (np.zeros(32), "not positive"),
+        (np.full(32, np.nan), "encoder_scale"),
+        (np.ones(31), "encoder_scale"),
+    ):
+        model.encoder_scale_ = scale.astype(np.float32)
+        model.save(tmp_path / "model.safetensors")
+        with pytest.raises(ModelFormatError, match=message):
+            CompresSAETransformer.load(tmp_path / "model.safetensors")
 
 
 def test_the_first_block_of_a_stream_scales_nothing(embeddings):
