@@ -30,6 +30,8 @@ __all__ = [
 _MAX_STATISTICS_ROWS = 100_000
 # Rows encoded before that to scale the encoder by a low power of the latents' use.
 _MAX_COUNTED_ROWS = 16_384
+# How far rare latents are preferred: 6 saves more of them, and takes 0.002 from cut queries on one set.
+_MAX_RARITY = 4.0
 _MAX_VALIDATION_ROWS = 4096
 # Numbers in the sample of rows whose mean and members seed the initial latents (8 MB), unless n_components rows hold
 # more: a memory-mapped file must not be read whole to seed a few latents.
@@ -128,8 +130,9 @@ def count_uses(rows: NDArray[Any], row_numbers: NDArray[np.intp], encoder: Encod
 def usage_factors(counts: NDArray[np.int64], power: float, *, keeps_mean_latent: bool) -> NDArray[np.float32]:
     """Return by what to scale the encoder row of each latent, so that codes prefer latents that many rows use.
 
-    The factor is ``(1 + u)^power``, u the latent's count of uses relative to the mean, over the median factor. The 1
-    leaves latents of little use alike, so that none is starved. Where latent 0 is the mean's, its factor is 1.
+    The factor is ``max((1 + u) / (1 + v), min(4, v / (2 u)))^power``, u the latent's count of uses relative to the mean
+    and v the median of that. The first part prefers latents of many rows; the second keeps those of fewer than half the
+    median from dying of that. Where latent 0 is the mean's, its factor is 1.
 
     Parameters
     ----------
@@ -142,8 +145,10 @@ def usage_factors(counts: NDArray[np.int64], power: float, *, keeps_mean_latent:
     factors : float32 array of shape (n_components,)
     """
     # few uses in all say little: they are taken relative to one use a latent
-    factors = (1 + counts / max(1.0, counts.mean())) ** power
-    factors /= np.median(factors)
+    uses = counts / max(1.0, counts.mean())
+    median = np.median(uses)
+    rarity = np.minimum(_MAX_RARITY, median / (2 * np.maximum(uses, np.finfo(np.float64).tiny)))
+    factors = np.maximum((1 + uses) / (1 + median), rarity) ** power
     if keeps_mean_latent:
         factors[0] = 1
     return factors.astype(np.float32)

@@ -27,13 +27,14 @@ def popular_rows():
 
 
 def test_factors_follow_the_formula():
-    factors = usage_factors(np.array([0, 3, 6, 15]), 0.5, keeps_mean_latent=False)
-    expected = np.sqrt([1.0, 1.5, 2.0, 3.5])  # counts over their mean, 6, plus 1
-    np.testing.assert_allclose(factors, expected / np.median(expected), rtol=1e-6)
+    # counts over their mean, 10: 0, 0.1, 0.8, 0.8, 0.8, 3.5; the median is 0.8
+    factors = usage_factors(np.array([0, 1, 8, 8, 8, 35]), 0.5, keeps_mean_latent=False)
+    np.testing.assert_allclose(factors, np.sqrt([4.0, 4.0, 1.0, 1.0, 1.0, 4.5 / 1.8]), rtol=1e-6)
     assert factors.dtype == np.float32
+    rare = usage_factors(np.array([2, 8, 8, 8, 14]), 0.5, keeps_mean_latent=False)  # a quarter of the median
+    assert rare[0] == pytest.approx(2**0.5)
     held = usage_factors(np.array([100, 3, 6, 15]), 0.5, keeps_mean_latent=True)
     assert held[0] == 1
-    assert held[3] > held[2] > held[1]
     few = usage_factors(np.array([0, 0, 0, 1]), 0.5, keeps_mean_latent=False)
     np.testing.assert_allclose(few, [1, 1, 1, 2**0.5], rtol=1e-6)  # relative to one use, not to a quarter
     unused = usage_factors(np.zeros(4, dtype=np.int64), 0.5, keeps_mean_latent=False)
