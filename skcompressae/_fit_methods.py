@@ -15,8 +15,8 @@ from skcompressae._checkpoint import FitCheckpoint
 from skcompressae._compat import _fit_context, with_callbacks
 from skcompressae._fitting import (
     BLOCK_ROWS,
+    MAX_SCALING_ROWS,
     check_loss_weights,
-    count_uses,
     initial_weights,
     measure_usage,
     split_rows,
@@ -333,7 +333,10 @@ class FitMethodsMixin(TransformMethodsMixin):
         if power == 0:
             return True
         try:
-            counts = count_uses(rows, training, self._encoder(), self.k_)
+            # random numbers of its own: with or without this, the fit draws the same
+            usage = measure_usage(
+                rows, training, self._encoder(), self.k_, np.random.RandomState(0), max_rows=MAX_SCALING_ROWS
+            )
         except KeyboardInterrupt:
             warnings.warn(
                 "fit was interrupted while it counted how the latents are used; the encoder is not scaled by that "
@@ -342,7 +345,7 @@ class FitMethodsMixin(TransformMethodsMixin):
                 stacklevel=3,
             )
             return False
-        self._scale_encoder(usage_factors(counts, power, keeps_mean_latent=self.has_mean_latent_))
+        self._scale_encoder(usage_factors(usage.counts, power, keeps_mean_latent=self.has_mean_latent_))
         return True
 
     def _scale_encoder(self, factors: NDArray[np.float32]) -> None:

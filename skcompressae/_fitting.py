@@ -17,9 +17,9 @@ from skcompressae._torch._weights import Weights
 
 __all__ = [
     "BLOCK_ROWS",
+    "MAX_SCALING_ROWS",
     "LatentUsage",
     "check_loss_weights",
-    "count_uses",
     "initial_weights",
     "measure_usage",
     "split_rows",
@@ -29,7 +29,7 @@ __all__ = [
 # Rows encoded after training for the usage statistics; the standard error of a share p is then below sqrt(p / 1e5).
 _MAX_STATISTICS_ROWS = 100_000
 # Rows encoded before that to scale the encoder by a low power of the latents' use.
-_MAX_COUNTED_ROWS = 16_384
+MAX_SCALING_ROWS = 16_384
 # How far rare latents are preferred: 6 saves more of them, and takes 0.002 from cut queries on one set.
 _MAX_RARITY = 4.0
 _MAX_VALIDATION_ROWS = 4096
@@ -102,10 +102,16 @@ def initial_weights(
 
 
 def measure_usage(
-    rows: NDArray[Any], row_numbers: NDArray[np.intp], encoder: Encoder, k: int, random_state: np.random.RandomState
+    rows: NDArray[Any],
+    row_numbers: NDArray[np.intp],
+    encoder: Encoder,
+    k: int,
+    random_state: np.random.RandomState,
+    *,
+    max_rows: int = _MAX_STATISTICS_ROWS,
 ) -> LatentUsage:
     """Encode (a sample of) the rows and count how the latents are used, at unit reconstruction norm."""
-    picks = row_numbers[_sample_rows(len(row_numbers), _MAX_STATISTICS_ROWS, random_state)]
+    picks = row_numbers[_sample_rows(len(row_numbers), max_rows, random_state)]
     counts = np.zeros(encoder.n_components, dtype=np.int64)
     squares = np.zeros(encoder.n_components)
     for start, stop in row_blocks(len(picks), BLOCK_ROWS):
@@ -114,17 +120,6 @@ def measure_usage(
         counts += np.bincount(latents[weights != 0], minlength=encoder.n_components)
         squares += np.bincount(latents, weights=weights**2, minlength=encoder.n_components)
     return LatentUsage(counts, np.sqrt(squares / len(picks)), len(picks))
-
-
-def count_uses(rows: NDArray[Any], row_numbers: NDArray[np.intp], encoder: Encoder, k: int) -> NDArray[np.int64]:
-    """Count how often each latent is in the codes of (a fixed sample of) the rows, shape (n_components,)."""
-    # of its own: with or without this, the fit draws the same numbers
-    picks = row_numbers[_sample_rows(len(row_numbers), _MAX_COUNTED_ROWS, np.random.RandomState(0))]
-    counts = np.zeros(encoder.n_components, dtype=np.int64)
-    for start, stop in row_blocks(len(picks), BLOCK_ROWS):
-        indices, values = encoder.encode(rows[picks[start:stop]], k, norm="unit", dtype=np.float32)
-        counts += np.bincount(indices[values != 0], minlength=encoder.n_components)
-    return counts
 
 
 def usage_factors(counts: NDArray[np.int64], power: float, *, keeps_mean_latent: bool) -> NDArray[np.float32]:

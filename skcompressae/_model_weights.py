@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from skcompressae._core._rows import scales_apart
 from skcompressae._model_format import array_digest
-from skcompressae._recipes import RECIPES
 
 __all__ = [
     "WEIGHT_NAMES",
@@ -49,7 +48,7 @@ def coding_weights(model: Any) -> dict[str, NDArray[np.float32]]:
     Scaled encoder rows choose latents better; where their products are the values themselves, they are as trained.
     """
     weights = stored_weights(model)
-    if encoder_scale(model) is not None and resolved_coding(model) == "activations":
+    if encoder_scale(model) is not None and model._resolved("coding") == "activations":
         weights["encoder_weights"], weights["encoder_bias"] = unscaled_encoder(model)
     return weights
 
@@ -71,11 +70,6 @@ def encoder_scale(model: Any) -> NDArray[np.float32] | None:
     return getattr(model, "encoder_scale_", None)
 
 
-def resolved_coding(model: Any) -> str:
-    """Return the coding of a model, "auto" resolved."""
-    return RECIPES[model.recipe].coding if model.coding == "auto" else model.coding
-
-
 def scales_mean_apart(model: Any) -> bool:
     """Return a fitted model's `scales_mean_apart_`, which pickles of versions that scaled all latents alike lack."""
     return bool(getattr(model, "scales_mean_apart_", False))
@@ -83,7 +77,7 @@ def scales_mean_apart(model: Any) -> bool:
 
 def code_settings(model: Any) -> dict[str, Any]:
     """Return what decides a fitted model's codes beside its weights, "auto" resolved."""
-    coding = resolved_coding(model)
+    coding = model._resolved("coding")
     return {
         "k": int(min(model.k, model.components_.shape[0])),
         "coding": coding,

@@ -378,7 +378,7 @@ def test_interrupting_the_usage_statistics_leaves_a_whole_estimator(embeddings, 
         return measure(*arguments)
 
     monkeypatch.setattr(_fit_methods, "measure_usage", interrupted_once)
-    compressor = CompresSAETransformer(n_components=32, k=4, max_iter=20, random_state=0, device="cpu")
+    compressor = CompresSAETransformer(n_components=32, k=4, max_iter=20, usage_power=0, random_state=0, device="cpu")
     with pytest.warns(UserWarning, match="interrupted while it measured how the latents are used"):
         compressor.fit(embeddings)
     assert compressor.transform_query(embeddings[:3], n_nonzero=5).nnz == 15

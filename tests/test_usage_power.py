@@ -9,7 +9,7 @@ import torch
 from conftest import make_embeddings
 
 from skcompressae import CompresSAETransformer, _fit_methods, _fitting, model_hash
-from skcompressae._fitting import count_uses, usage_factors
+from skcompressae._fitting import measure_usage, usage_factors
 from skcompressae.exceptions import ModelFormatError
 from skcompressae.persistence import to_reference_checkpoint
 
@@ -94,16 +94,20 @@ def test_uses_are_counted_on_a_sample_of_all_rows(monkeypatch):
     kinds[1::2] = kinds[1::2, ::-1]
     model = small(usage_power=0).fit(kinds)
     rows = np.arange(len(kinds))
-    everything = count_uses(kinds, rows, model._encoder(), 4)
-    np.testing.assert_array_equal(everything, np.bincount(model.transform(kinds).indices, minlength=32))
-    monkeypatch.setattr(_fitting, "_MAX_COUNTED_ROWS", 2000)
+    everything = np.bincount(model.transform(kinds).indices, minlength=32)
     monkeypatch.setattr(_fitting, "BLOCK_ROWS", 64)
-    sample = count_uses(kinds, rows, model._encoder(), 4)
+
+    def count(row_numbers, max_rows=2000):
+        random_state = np.random.RandomState(0)
+        return measure_usage(kinds, row_numbers, model._encoder(), 4, random_state, max_rows=max_rows).counts
+
+    np.testing.assert_array_equal(count(rows, max_rows=4000), everything)
+    sample = count(rows)
+    np.testing.assert_array_equal(sample, count(rows))
     assert sample.sum() == 2000 * 4
     # every other row would be of one kind
     assert np.corrcoef(sample, everything)[0, 1] > 0.98
-    assert np.corrcoef(count_uses(kinds, rows[::2], model._encoder(), 4), everything)[0, 1] < 0.9
-    np.testing.assert_array_equal(sample, count_uses(kinds, rows, model._encoder(), 4))
+    assert np.corrcoef(count(rows[::2]), everything)[0, 1] < 0.9
 
 
 def test_popular_latents_are_used_more():
@@ -187,15 +191,24 @@ def test_the_first_block_of_a_stream_scales_nothing(embeddings):
     np.testing.assert_array_equal(plain.encoder_weights_, scaled.encoder_weights_)
 
 
-def interrupt(*arguments):
-    raise KeyboardInterrupt
+def interrupt_once(at_call=1):
+    """Stand in for `measure_usage`: an interrupt at one of its calls."""
+    calls = []
+
+    def measure(*arguments, **rest):
+        calls.append(1)
+        if len(calls) == at_call:
+            raise KeyboardInterrupt
+        return measure_usage(*arguments, **rest)
+
+    return measure
 
 
 def test_an_interrupt_while_uses_are_counted_scales_nothing_and_keeps_the_checkpoint(embeddings, monkeypatch, tmp_path):
     plain = small(usage_power=0).fit(embeddings)
     model = small(usage_power=0.5, checkpoint_dir=tmp_path, checkpoint_interval=3)
     with monkeypatch.context() as patch:
-        patch.setattr(_fit_methods, "count_uses", interrupt)
+        patch.setattr(_fit_methods, "measure_usage", interrupt_once())
         with pytest.warns(UserWarning, match="counted how the latents are used; the encoder is not scaled"):
             model.fit(embeddings)
     np.testing.assert_array_equal(model.encoder_weights_, plain.encoder_weights_)
@@ -208,15 +221,7 @@ def test_an_interrupt_while_uses_are_counted_scales_nothing_and_keeps_the_checkp
 
 def test_an_interrupt_while_usage_is_measured_leaves_the_encoder_scaled(embeddings, monkeypatch):
     expected = small(usage_power=0.5).fit(embeddings)
-    measure, calls = _fit_methods.measure_usage, []
-
-    def fail_once(*arguments):
-        calls.append(1)
-        if len(calls) == 1:
-            raise KeyboardInterrupt
-        return measure(*arguments)
-
-    monkeypatch.setattr(_fit_methods, "measure_usage", fail_once)
+    monkeypatch.setattr(_fit_methods, "measure_usage", interrupt_once(at_call=2))
     with pytest.warns(UserWarning, match="the statistics are those of"):
         model = small(usage_power=0.5).fit(embeddings)
     np.testing.assert_array_equal(model.encoder_weights_, expected.encoder_weights_)

@@ -211,20 +211,21 @@ def margins_table(studies: list[dict[str, Any]]) -> str:
         "|---|---:|---:|" + "---:|" * (len(MARGINS) + 1),
     ]
     for study in studies:
-        # recall by k, ours also by whether it is of before encoders were scaled by use; then by mode and seed
-        ours_of: dict[tuple[int, bool], dict[str, dict[int, float]]] = {}
+        # recall by k, ours also by a usage_power that is not the default; then by mode and seed
+        ours_of: dict[tuple[int, float | None], dict[str, dict[int, float]]] = {}
         paper_of: dict[int, dict[str, dict[int, float]]] = {}
-        dead: dict[tuple[int, bool], list[float]] = {}
+        dead: dict[tuple[int, float | None], list[float]] = {}
         for row in study["results"]:
             k = row["params"].get("k")
             if row["method"] == "paper":
                 paper_of.setdefault(k, {}).setdefault(row["mode"], {})[row["seed"]] = row["recall_at_100"]
             elif row["method"] == "ours":
-                setting = k, "usage_power" in row["params"]
+                setting = k, row["params"].get("usage_power")
                 ours_of.setdefault(setting, {}).setdefault(row["mode"], {})[row["seed"]] = row["recall_at_100"]
                 dead.setdefault(setting, []).append(row["dead_fraction"])
-        for k, is_unscaled in sorted(setting for setting in ours_of if setting[0] in paper_of):
-            of = ours_of[k, is_unscaled]
+        measured = (setting for setting in ours_of if setting[0] in paper_of)
+        for k, power in sorted(measured, key=lambda setting: (setting[0], setting[1] is not None, setting[1])):
+            of = ours_of[k, power]
             cells = []
             for _, mode, against in MARGINS:
                 ours, paper = of[mode], paper_of[k][against]
@@ -232,10 +233,8 @@ def margins_table(studies: list[dict[str, Any]]) -> str:
                 spread = f" ± {stdev(margins):.3f}" if len(margins) > 1 else ""
                 cells.append(f"{fmean(ours.values()):.3f} ({fmean(margins):+.3f}{spread})")
             n_seeds = len(of["sparse"].keys() & paper_of[k]["sparse"].keys())
-            name, label = study["data"]["name"], f"{k}, unscaled" if is_unscaled else str(k)
-            lines.append(
-                f"| {name} | {label} | {n_seeds} | " + " | ".join(cells) + f" | {max(dead[k, is_unscaled]):.1%} |"
-            )
+            name, label = study["data"]["name"], str(k) if power is None else f"{k}, usage_power={power:g}"
+            lines.append(f"| {name} | {label} | {n_seeds} | " + " | ".join(cells) + f" | {max(dead[k, power]):.1%} |")
     return "\n".join(lines)
 
 
