@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,8 @@ class Encoder:
     device : torch.device
     scales_mean_apart : bool
         See `skcompressae._core._rows.scales_apart`.
+    divisors : array of shape (n_components,), optional
+        What pre-activations are divided by: where an encoder was scaled, but not for what it is used for here.
     """
 
     def __init__(
@@ -55,8 +58,12 @@ class Encoder:
         precision: str,
         device: torch.device,
         scales_mean_apart: bool,
+        divisors: FloatArray | None = None,
     ) -> None:
+        if divisors is not None:
+            weights = replace(weights, bias=weights.bias / divisors)
         self._weights = weights
+        self._divisors = divisors  # of products: one row would wait for a division of the whole encoder
         self._coding = coding
         self._scales_mean_apart = scales_mean_apart
         self._candidate_factor = candidate_factor
@@ -66,9 +73,11 @@ class Encoder:
         self._margin: float | None = None
         self._unit = np.empty((0, weights.encoder.shape[1]), dtype=np.float32)
         if device.type == "cpu":
-            self._pre_activations = PreActivations(weights.encoder, precision)
+            self._pre_activations = PreActivations(weights.encoder, precision, divisors)
             self._block_rows = self._pre_activations.block_rows
         else:
+            if divisors is not None:
+                weights = replace(weights, encoder=weights.encoder / divisors[:, None])
             self._on_device = DeviceEncoder(weights, device, precision, coding, scales_mean_apart)
 
     @property
@@ -155,6 +164,9 @@ class Encoder:
         """Count the candidates of a row, more than k: the product only proposes, see `_core/_supports.py`."""
         if self._coding == "pursuit":
             return count_candidates(k, self._candidate_factor, self.n_components)
+        return self._n_recomputed(k)
+
+    def _n_recomputed(self, k: int) -> int:
         return min(self.n_components, k + _MARGIN)
 
     def _encode_unit_rows(
@@ -165,30 +177,37 @@ class Encoder:
         All rows pass one stage before any passes the next, so that each stage finds its weights in the cache.
         """
         weights, n_threads = self._weights, self._n_threads
-        x, norms, candidates, proposed = self._candidates(rows, k)
-        if self._coding == "pursuit":
+        n_candidates = self._n_candidates(k)
+        pursues = self._coding == "pursuit" and n_candidates > k
+        if not pursues:  # with nothing to pick it is least squares, whose support a product's rounding must not decide
+            n_candidates = self._n_recomputed(k)
+        x, norms, candidates, proposed = self._candidates(rows, n_candidates)
+        if pursues:
             if not self._has_exact_products:
                 proposed = candidate_activations(x, weights.encoder, weights.bias, candidates, n_threads=n_threads)
             return x, norms, *pursuit_codes(x, weights.decoder, candidates, proposed, k, n_threads=n_threads)
-        if self._coding == "least_squares" and self._has_exact_products and len(rows) >= _MIN_BOUNDED_ROWS:
+        if self._coding != "activations" and self._has_exact_products and len(rows) >= _MIN_BOUNDED_ROWS:
             if self._margin is None:
                 self._margin = rounding_margin(weights.encoder, weights.bias)
             indices = supports(
                 x, weights.encoder, weights.bias, candidates, proposed, self._margin, k, n_threads=n_threads
             )
         else:
-            codes = activation_codes(x, weights.encoder, weights.bias, candidates, k, n_threads=n_threads)
+            codes = activation_codes(
+                x, weights.encoder, weights.bias, candidates, k, n_threads=n_threads, divisors=self._divisors
+            )
             if self._coding == "activations":
                 return x, norms, *codes, decode_norms(weights.decoder, *codes, n_threads=n_threads)
             indices = codes[0]
         return x, norms, indices, *least_squares_codes(x, weights.decoder, indices, n_threads=n_threads)
 
-    def _candidates(self, rows: NDArray[Any], k: int) -> tuple[FloatArray, NDArray[np.float64], IndexArray, FloatArray]:
+    def _candidates(
+        self, rows: NDArray[Any], n_candidates: int
+    ) -> tuple[FloatArray, NDArray[np.float64], IndexArray, FloatArray]:
         """Return unit rows, norms and, for each row, latents that may be in its code and their proposed activations.
 
         The unit rows are valid until the next call.
         """
-        n_candidates = self._n_candidates(k)
         if len(self._unit) < len(rows):
             self._unit = np.empty(rows.shape, dtype=np.float32)
         x = self._unit[: len(rows)]
@@ -217,7 +236,12 @@ def _check_scaled(values: FloatArray, norms: NDArray[np.float64]) -> None:
 
 
 def expand_queries(
-    rows: NDArray[Any], weights: Weights, importance: FloatArray, n_kept: int
+    rows: NDArray[Any],
+    weights: Weights,
+    importance: FloatArray,
+    n_kept: int,
+    *,
+    divisors: FloatArray | None = None,
 ) -> tuple[IndexArray, FloatArray]:
     """Compute ``t = D q / ||q||`` and keep the entries that matter most.
 
@@ -231,6 +255,8 @@ def expand_queries(
     importance : array of shape (n_components,), float32, non-negative
         Weight of each latent in the choice.
     n_kept : int in [1, n_components]
+    divisors : array of shape (n_components,), optional
+        Of p, as in :class:`Encoder`.
 
     Returns
     -------
@@ -239,7 +265,8 @@ def expand_queries(
     n_threads = effective_n_threads()
     indices = np.empty((len(rows), n_kept), dtype=np.int32)
     values = np.empty((len(rows), n_kept), dtype=np.float32)
-    expand, activate = PreActivations(weights.decoder), PreActivations(weights.encoder)
+    bias = weights.bias if divisors is None else weights.bias / divisors
+    expand, activate = PreActivations(weights.decoder), PreActivations(weights.encoder, divisors=divisors)
     for start, stop in row_blocks(len(rows), expand.block_rows):
         queries, _ = unit_rows(rows[start:stop])
         expanded = expand(queries, n_threads)
@@ -247,7 +274,7 @@ def expand_queries(
             indices[start:stop] = np.arange(n_kept, dtype=np.int32)
             values[start:stop] = expanded
             continue
-        magnitudes = np.abs(activate(queries, n_threads) + weights.bias)
+        magnitudes = np.abs(activate(queries, n_threads) + bias)
         weighed = expanded * importance * np.sqrt(np.sqrt(magnitudes))
         chosen, _ = top_k(weighed, n_kept, n_threads=n_threads)
         indices[start:stop] = chosen

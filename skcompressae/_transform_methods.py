@@ -17,7 +17,7 @@ from sklearn.utils.validation import assert_all_finite, check_array, check_is_fi
 from skcompressae import _encoding
 from skcompressae._compat import align_sparse_interface, validate_parameter_constraints
 from skcompressae._core._threads import effective_n_threads, row_blocks, run_blocks
-from skcompressae._model_weights import coding_weights, scales_mean_apart
+from skcompressae._model_weights import encoder_scale, scales_mean_apart
 from skcompressae._plain_rows import are_plain_rows
 from skcompressae._recipes import RECIPES
 from skcompressae._torch._devices import resolve_device
@@ -295,10 +295,10 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         indices = np.empty((len(rows), n_kept), dtype=np.int32)
         values = np.empty((len(rows), n_kept), dtype=dtype)
         importance = np.sqrt(self.latent_rms_).astype(np.float32)
-        weights = self._weights()
+        weights, divisors = self._weights(), self._encoder_divisors()
         for start, stop in row_blocks(len(rows), _encoding.BLOCK_ROWS):
             indices[start:stop], values[start:stop] = _encoding.expand_queries(
-                rows[start:stop], weights, importance, n_kept
+                rows[start:stop], weights, importance, n_kept, divisors=divisors
             )
         return align_sparse_interface(_encoding.codes_to_csr(indices, values, self.components_.shape[0]))
 
@@ -388,8 +388,11 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         return int(min(self.k, n_components))
 
     def _weights(self) -> Weights:
-        weights = coding_weights(self)
-        return Weights(weights["encoder_weights"], weights["encoder_bias"], weights["components"])
+        return Weights(self.encoder_weights_, self.encoder_bias_, self.components_)
+
+    def _encoder_divisors(self) -> NDArray[np.float32] | None:
+        """Return what pre-activations are divided by: the encoder's scale, where they are the values of a code."""
+        return encoder_scale(self) if self._resolved("coding") == "activations" else None
 
     def _encoder(self, device: Any = None) -> _encoding.Encoder:
         return _encoding.Encoder(
@@ -399,4 +402,5 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
             precision=self.precision,
             device=device or resolve_device(self.device),
             scales_mean_apart=scales_mean_apart(self),
+            divisors=self._encoder_divisors(),
         )

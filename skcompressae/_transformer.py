@@ -112,7 +112,8 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
 
     precision : {"float32", "tf32", "bfloat16"}, default="float32"
         Of the encoder's product in training and :meth:`transform`. "bfloat16" is faster where the processor multiplies
-        it natively; values are still fitted in float32. "tf32" has an effect on CUDA only.
+        it natively, elsewhere the same rounded factors are multiplied in float32; values are still fitted in float32.
+        "tf32" has an effect on CUDA only.
 
     sparse_output : bool, default=True
         Give codes as a SciPy CSR matrix (or array, as scikit-learn is configured); else as a dense array.

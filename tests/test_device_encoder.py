@@ -6,7 +6,7 @@ import torch
 from conftest import make_embeddings
 from scipy.sparse import csr_array
 
-from skcompressae import CompresSAETransformer
+from skcompressae import CompresSAETransformer, _encoding
 from skcompressae._core._initialise import data_weights
 from skcompressae._core._pursuit import pursuit_codes
 from skcompressae._core._rows import unit_rows
@@ -36,6 +36,20 @@ def make_encoder(weights, coding, device, precision="float32", scales_mean_apart
         encoder._on_device = DeviceEncoder(weights, torch.device(device), **options)
         encoder._on_device.block_rows = 16
     return encoder
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_a_device_gets_the_encoder_divided(monkeypatch, weights, coding):
+    options = {"coding": coding, "candidate_factor": 3.0, "precision": "float32", "scales_mean_apart": False}
+    divisors = np.linspace(0.5, 2, 60, dtype=np.float32)
+    given = []
+    monkeypatch.setattr(_encoding, "DeviceEncoder", lambda weights, *_: given.append(weights))
+    Encoder(weights, device=torch.device("meta"), divisors=divisors, **options)
+    rows = rows_of(np.float32)
+    found = Encoder(weights, device=torch.device("cpu"), divisors=divisors, **options)
+    expected = Encoder(given[0], device=torch.device("cpu"), **options)
+    assert not np.array_equal(given[0].encoder, weights.encoder)
+    assert_same_codes(*(encoder.encode(rows, 6, norm="unit", dtype=np.float32) for encoder in (found, expected)))
 
 
 def rows_of(dtype, n_rows=70):

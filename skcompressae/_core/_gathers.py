@@ -40,18 +40,20 @@ def add_combination(total, rows, coefficients, picks, n_picks):  # type: ignore[
 
 @njit(cache=True, nogil=True, fastmath=FAST)
 def dots(vector, rows, picks, n_picks, products):  # type: ignore[no-untyped-def]
-    """Write ``rows[picks[p]] . vector`` to ``products[p]``, four rows in flight."""
+    """Write ``rows[picks[p]] . vector`` to ``products[p]``, four rows in flight.
+
+    All in one loop, the last row read again where there are no four left: a loop of its own for those would be compiled
+    to another order of summation on some processors, and a product would depend on its place.
+    """
     n_columns = vector.shape[0]
     kind = vector.dtype.type
-    n_quads = n_picks - n_picks % 4
-    for p in range(0, n_quads, 4):
-        r0, r1, r2, r3 = rows[picks[p]], rows[picks[p + 1]], rows[picks[p + 2]], rows[picks[p + 3]]
+    for p in range(0, n_picks, 4):
+        p1, p2, p3 = min(p + 1, n_picks - 1), min(p + 2, n_picks - 1), min(p + 3, n_picks - 1)
+        r0, r1, r2, r3 = rows[picks[p]], rows[picks[p1]], rows[picks[p2]], rows[picks[p3]]
         t0, t1, t2, t3 = kind(0), kind(0), kind(0), kind(0)
         for j in range(n_columns):
             t0 += r0[j] * vector[j]
             t1 += r1[j] * vector[j]
             t2 += r2[j] * vector[j]
             t3 += r3[j] * vector[j]
-        products[p], products[p + 1], products[p + 2], products[p + 3] = t0, t1, t2, t3
-    for p in range(n_quads, n_picks):
-        products[p] = dot(rows[picks[p]], vector)
+        products[p], products[p1], products[p2], products[p3] = t0, t1, t2, t3

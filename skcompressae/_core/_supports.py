@@ -19,13 +19,18 @@ __all__ = ["activation_codes", "candidate_activations", "rounding_margin", "supp
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _activation_codes(x, encoder, bias, candidates, k, start, stop, indices, values):  # type: ignore[no-untyped-def]
+def _activation_codes(  # type: ignore[no-untyped-def]
+    x, encoder, bias, divisors, candidates, k, start, stop, indices, values
+):
+    is_divided = divisors.shape[0] > 0
     n_candidates = candidates.shape[1]
     activations = np.empty(n_candidates, dtype=x.dtype)
     magnitudes = np.empty(n_candidates, dtype=x.dtype)
     for i in range(start, stop):
         dots(x[i], encoder, candidates[i], n_candidates, activations)
         for c in range(n_candidates):
+            if is_divided:
+                activations[c] /= divisors[candidates[i, c]]
             activations[c] += bias[candidates[i, c]]
             magnitudes[c] = abs(activations[c])
         kth = kth_largest(magnitudes, n_candidates, k)
@@ -43,7 +48,14 @@ def _activation_codes(x, encoder, bias, candidates, k, start, stop, indices, val
 
 
 def activation_codes(
-    x: FloatArray, encoder: FloatArray, bias: FloatArray, candidates: IndexArray, k: int, *, n_threads: int
+    x: FloatArray,
+    encoder: FloatArray,
+    bias: FloatArray,
+    candidates: IndexArray,
+    k: int,
+    *,
+    n_threads: int,
+    divisors: FloatArray | None = None,
 ) -> tuple[IndexArray, FloatArray]:
     """Recompute the pre-activations of each row's candidates, in a fixed order, and keep the k largest magnitudes.
 
@@ -55,6 +67,8 @@ def activation_codes(
     candidates : int32 array of shape (n_rows, n_candidates), ascending in each row
     k : int in [1, n_candidates]
     n_threads : int
+    divisors : array of shape (n_components,), optional
+        What products are divided by before the bias is added.
 
     Returns
     -------
@@ -63,8 +77,9 @@ def activation_codes(
     """
     indices = np.empty((len(x), k), dtype=np.int32)
     values = np.empty((len(x), k), dtype=x.dtype)
+    divided = np.empty(0, dtype=x.dtype) if divisors is None else divisors
     run_blocks(
-        lambda start, stop: _activation_codes(x, encoder, bias, candidates, k, start, stop, indices, values),
+        lambda start, stop: _activation_codes(x, encoder, bias, divided, candidates, k, start, stop, indices, values),
         len(x),
         64,
         n_threads,

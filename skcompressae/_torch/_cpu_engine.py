@@ -1,7 +1,8 @@
 """The sparse autoencoder on the CPU: one product, then kernels over the active latents only.
 
 The float32 product is NumPy's (its BLAS beat torch's on the machine timed by benchmarks/training_speed.py); the
-bfloat16 product, for processors that multiply bfloat16 natively, is torch's.
+bfloat16 product is torch's on processors that multiply bfloat16 natively. On others that takes several times as long as
+float32, so the same rounded factors are multiplied in float32.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from skcompressae._core._adam import apply_adam
 from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._few_products import FEW_VECTORS, multiply_few
 from skcompressae._core._neighborhood import neighborhood_gradients
+from skcompressae._core._processor import MULTIPLIES_BFLOAT16
 from skcompressae._core._rows import unit_rows
 from skcompressae._core._sparse_step import BATCH_ROWS, group_by_latent, reconstruction_gradients, sum_gradients
 from skcompressae._core._threads import effective_n_threads, row_blocks, run_product_blocks
@@ -45,29 +47,27 @@ class PreActivations:
     encoder : array of shape (n_components, n_features), float32 or float64
     precision : {"float32", "tf32", "bfloat16"}
         "bfloat16" rounds both factors to bfloat16 and accumulates in float32; "tf32" is float32 on a CPU.
+    divisors : array of shape (n_components,), optional
+        What products are divided by.
     """
 
-    def __init__(self, encoder: FloatArray, precision: str = "float32") -> None:
+    def __init__(self, encoder: FloatArray, precision: str = "float32", divisors: FloatArray | None = None) -> None:
         self.encoder = encoder
         self.block_rows = max(16, min(1024, _BLOCK_BYTES // (encoder.dtype.itemsize * encoder.shape[0])))
+        self._divisors = divisors
         self._buffers = local()  # one for each thread
         self._is_rounded = precision == "bfloat16"
-        self._torch_encoder: Any = None
+        self._rounded_encoder: Any = None
 
     def round_for(self, n_rows: int) -> None:
         """Round the encoder, if `precision` says so and it pays for this many rows; to be called before products."""
-        if self._is_rounded and self._torch_encoder is None and n_rows >= _MIN_ROUNDED_ROWS:
-            import torch
-
-            # Copied rather than shared: weights that joblib memory-maps are read-only, which torch warns about.
-            self._torch_encoder = torch.tensor(self.encoder, dtype=torch.bfloat16)
+        if self._is_rounded and self._rounded_encoder is None and n_rows >= _MIN_ROUNDED_ROWS:
+            self._rounded_encoder = _rounded(self.encoder)
 
     def refresh(self) -> None:
         """Round the encoder anew after its array has changed."""
-        if self._torch_encoder is not None:
-            import torch
-
-            self._torch_encoder.copy_(torch.from_numpy(self.encoder))
+        if self._rounded_encoder is not None:
+            self._rounded_encoder = _rounded(self.encoder)
 
     def __call__(self, x: FloatArray, n_threads: int) -> FloatArray:
         """Return products of shape (n_rows, n_components), valid until this thread's next call."""
@@ -76,11 +76,11 @@ class PreActivations:
         if buffer is None or len(buffer) < n_rows:
             buffer = self._buffers.block = np.empty((n_rows, self.encoder.shape[0]), dtype=self.encoder.dtype)
         block = buffer[:n_rows]
-        if self._torch_encoder is None and n_rows <= FEW_VECTORS:
+        if self._rounded_encoder is None and n_rows <= FEW_VECTORS:
             # two rows meet the weights at once
             n_useful = -(-n_rows // 2) * self.encoder.size // _PRODUCTS_PER_THREAD
             multiply_few(x, self.encoder, block, min(n_threads, max(1, n_useful)))
-        elif self._torch_encoder is None:
+        elif self._rounded_encoder is None:
             np.dot(x, self.encoder.T, out=block)
         else:
             import torch
@@ -88,11 +88,24 @@ class PreActivations:
             before = torch.get_num_threads()
             torch.set_num_threads(n_threads)  # of this thread
             try:
-                rounded = torch.from_numpy(x).to(torch.bfloat16)
-                torch.from_numpy(block).copy_(torch.mm(rounded, self._torch_encoder.T))
+                if MULTIPLIES_BFLOAT16:
+                    torch.from_numpy(block).copy_(torch.mm(_rounded(x), self._rounded_encoder.T))
+                else:
+                    np.dot(_rounded(x).numpy(), self._rounded_encoder.numpy().T, out=block)
             finally:
                 torch.set_num_threads(before)
+        if self._divisors is not None:
+            block /= self._divisors
         return block
+
+
+def _rounded(array: FloatArray) -> Any:
+    """Return a tensor of the array rounded to bfloat16, in the dtype to multiply it in."""
+    import torch
+
+    # Copied rather than shared: weights that joblib memory-maps are read-only, which torch warns about.
+    rounded = torch.tensor(array, dtype=torch.bfloat16)
+    return rounded if MULTIPLIES_BFLOAT16 else rounded.to(torch.float64 if array.dtype == np.float64 else torch.float32)
 
 
 class CpuEngine:
