@@ -266,6 +266,11 @@ class FitMethodsMixin(TransformMethodsMixin):
                 "model; training can only continue at the same width. Fit a clone for another width."
             )
 
+    def _neighborhood_term_weight(self, k: int) -> float:
+        if self.neighborhood_weight != "auto":
+            return float(self.neighborhood_weight)
+        return RECIPES[self.recipe].neighborhood_weight_for(k)
+
     def _peak_learning_rate(self, settings: StepSettings) -> float:
         if self.learning_rate != "auto":
             return float(self.learning_rate)
@@ -283,6 +288,7 @@ class FitMethodsMixin(TransformMethodsMixin):
         if self.checkpoint_dir is None:
             return None
         parameters = {name: plain_parameter(name, self._resolved(name)) for name in _TRAINING_PARAMETERS}
+        parameters["neighborhood_weight"] = self._neighborhood_term_weight(self.k)
         parameters |= {name: getattr(RECIPES[self.recipe], name) for name in _TRAINING_RULES}
         parameters["device"] = resolve_device(self.device).type
         start = weights_digest(self) if is_warm else None
@@ -300,7 +306,7 @@ class FitMethodsMixin(TransformMethodsMixin):
             batch_size=min(int(batch_size), n_training_rows),
             precision=self.precision,
             keeps_mean_latent=has_mean_latent,
-            neighborhood_weight=float(self._resolved("neighborhood_weight")),
+            neighborhood_weight=self._neighborhood_term_weight(k),
             beta2=RECIPES[self.recipe].beta2,
             rests_idle=RECIPES[self.recipe].rests_idle,
             is_nested=self.nested,

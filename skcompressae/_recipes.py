@@ -21,7 +21,7 @@ class Recipe:
     rests_idle: bool  # whether latents that a batch does not use stay where they are
     coding: str
     early_stopping: bool
-    neighborhood_weight: float
+    neighborhood_weight: float  # for k = 32 or more
     usage_power: float
 
     # Uses of a latent by a batch, on average, from which on the learning rate is the full one; 0: always.
@@ -39,6 +39,14 @@ class Recipe:
         """
         share = n_uses / self.full_rate_uses if self.full_rate_uses else 1.0
         return self.learning_rate * min(1.0, share**0.5)
+
+    def neighborhood_weight_for(self, k: int) -> float:
+        """Return the weight of the neighbourhood term where codes have `k` nonzeros.
+
+        Short codes, which share fewest latents, gain more by a larger one than dense queries lose; at 64 a smaller one
+        gains these nothing.
+        """
+        return self.neighborhood_weight * max(1.0, 32 / k) ** 0.5
 
 
 RECIPES = {

@@ -64,7 +64,8 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
     neighborhood_weight : float or "auto", default="auto"
         Weight, in units of the mean cosine distance, of a training term that is not in the paper: it makes cosines of
         codes rank rows as cosines of rows do (`docs/recipes.md`), for better recall of code-to-code search. 0 leaves
-        it out, as the paper's recipe does.
+        it out, as the paper's recipe does. "auto" is 1 in the default recipe, sqrt(32 / `k`) for `k` below
+        32: short codes gain most by it.
 
     usage_power : float or "auto", default="auto"
         Power of a latent's use by which :meth:`fit` scales its encoder row in the end, so that codes prefer latents

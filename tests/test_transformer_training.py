@@ -395,3 +395,27 @@ def test_packed_codes_decode_as_their_csr(fitted, embeddings):
     np.testing.assert_array_equal(fitted.inverse_transform(packed), fitted.inverse_transform(packed.to_csr()))
     with pytest.raises(TypeError, match="quantizer must be a ValueQuantizer or None; got 'x'"):
         fitted.transform_packed(embeddings[:20], quantizer="x")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({"k": 2}, 4.0),
+        ({"k": 8}, 2.0),
+        ({"k": 32}, 1.0),
+        ({"k": 64}, 1.0),
+        ({"k": 8, "neighborhood_weight": 0.7}, 0.7),
+        ({"k": 8, "recipe": "paper"}, 0.0),
+    ],
+)
+def test_the_neighbourhood_term_weighs_more_for_short_codes(embeddings, monkeypatch, parameters, expected):
+    seen = []
+    original = CpuEngine.__init__
+
+    def record(self, rows, weights, moments, settings, *rest):
+        seen.append(settings.neighborhood_weight)
+        original(self, rows, weights, moments, settings, *rest)
+
+    monkeypatch.setattr(CpuEngine, "__init__", record)
+    small(n_components=64, max_iter=1, **parameters).fit(embeddings)
+    assert seen == [pytest.approx(expected)]
