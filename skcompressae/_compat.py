@@ -16,6 +16,7 @@ __all__ = [
     "StrOptions",
     "_fit_context",
     "align_sparse_interface",
+    "csr_type",
     "validate_parameter_constraints",
     "with_callbacks",
 ]
@@ -32,14 +33,20 @@ except ImportError:
         return method
 
 
-def align_sparse_interface(codes: sp.csr_array) -> sp.csr_array | sp.csr_matrix:
-    """Give sparse output as the array or matrix that scikit-learn's configuration asks for.
+def csr_type() -> type[sp.csr_array] | type[sp.csr_matrix]:
+    """Return the type of sparse output, array or matrix, that scikit-learn's configuration asks for.
 
     Versions without the `sparse_interface` setting return matrices, as their own transformers do.
     """
     from sklearn import get_config
 
-    if get_config().get("sparse_interface", "spmatrix") == "sparray":
+    is_array = get_config().get("sparse_interface", "spmatrix") == "sparray"
+    return sp.csr_array if is_array else sp.csr_matrix
+
+
+def align_sparse_interface(codes: sp.csr_array) -> sp.csr_array | sp.csr_matrix:
+    """Give canonical codes as :func:`csr_type` says, without a copy of their numbers."""
+    if csr_type() is sp.csr_array:
         return codes
     matrix = sp.csr_matrix((codes.data, codes.indices, codes.indptr), shape=codes.shape, copy=False)
     matrix.has_sorted_indices = True

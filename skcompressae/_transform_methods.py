@@ -15,7 +15,7 @@ from sklearn.utils import check_scalar
 from sklearn.utils.validation import assert_all_finite, check_array, check_is_fitted, validate_data
 
 from skcompressae import _encoding
-from skcompressae._compat import align_sparse_interface, validate_parameter_constraints
+from skcompressae._compat import csr_type, validate_parameter_constraints
 from skcompressae._core._threads import effective_n_threads, row_blocks, run_blocks
 from skcompressae._model_weights import encoder_scale, scales_mean_apart
 from skcompressae._plain_rows import are_plain_rows
@@ -120,7 +120,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
                 np.put_along_axis(dense[where], block_indices, block_values, axis=1)
         if not self.sparse_output:
             return dense
-        return align_sparse_interface(_encoding.codes_to_csr(indices, values, encoder.n_components))
+        return _encoding.codes_to_csr(indices, values, encoder.n_components, csr_type())
 
     def transform_packed(
         self, X: ArrayLike, *, value_bits: int = 4, quantizer: ValueQuantizer | None = None
@@ -300,7 +300,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
             indices[start:stop], values[start:stop] = _encoding.expand_queries(
                 rows[start:stop], weights, importance, n_kept, divisors=divisors
             )
-        return align_sparse_interface(_encoding.codes_to_csr(indices, values, self.components_.shape[0]))
+        return _encoding.codes_to_csr(indices, values, self.components_.shape[0], csr_type())
 
     def score(self, X: ArrayLike, y: Any = None) -> float:
         """Return the mean cosine similarity of the rows of X and their reconstructions.

@@ -6,6 +6,8 @@ all zero and has norm 0. Codes travel as pairs of (n_rows, k) arrays and become 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import scipy.sparse as sp
 from numba import njit
@@ -157,17 +159,21 @@ def scale_codes(
             np.multiply(share, wanted, out=out[:, 0], where=is_stretched, casting="same_kind")
 
 
-def codes_to_csr(indices: NDArray[np.integer], values: FloatArray, n_components: int) -> sp.csr_array:
+def codes_to_csr(
+    indices: NDArray[np.integer], values: FloatArray, n_components: int, csr_type: Any = sp.csr_array
+) -> Any:
     """Assemble canonical CSR from rows of k ascending indices; entries whose value is zero are not stored.
 
     Parameters
     ----------
     indices, values : arrays of shape (n_rows, k)
     n_components : int
+    csr_type : csr_array or csr_matrix
+        Made at once: one made of the other would be checked a second time.
 
     Returns
     -------
-    codes : csr_array of shape (n_rows, n_components), dtype of `values`, int32 indices where they suffice
+    codes : `csr_type` of shape (n_rows, n_components), dtype of `values`, int32 indices where they suffice
     """
     n_rows, k = values.shape
     index_dtype = np.int32 if max(n_rows * k, n_components) <= np.iinfo(np.int32).max else np.int64
@@ -179,9 +185,7 @@ def codes_to_csr(indices: NDArray[np.integer], values: FloatArray, n_components:
         indptr = np.zeros(n_rows + 1, dtype=index_dtype)
         np.cumsum(is_stored.sum(axis=1), out=indptr[1:])
         flat_indices, flat_values = indices[is_stored], values[is_stored]
-    codes = sp.csr_array(
-        (flat_values, flat_indices.astype(index_dtype, copy=False), indptr), shape=(n_rows, n_components)
-    )
+    codes = csr_type((flat_values, flat_indices.astype(index_dtype, copy=False), indptr), shape=(n_rows, n_components))
     codes.has_sorted_indices = True
     codes.has_canonical_format = True
     return codes
