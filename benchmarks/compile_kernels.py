@@ -92,7 +92,7 @@ def launches(n_rows: int, n_features: int, n_components: int, k: int) -> dict[st
     calls = {
         "unit_rows": lambda: unit_rows_triton(x),
         "gathered_dots": lambda: gathered_dots_triton(x, matrix, indices),
-        "decoded_norms": lambda: decoded_norms_triton(values, matrix, indices),
+        "decoded_norms": lambda: decoded_norms_triton(x, values, matrix, indices),
         "refit": lambda: pursue_triton(grams, candidates.float(), candidates, candidates.float(), k),
         "pursue": lambda: pursue_triton(grams, values, indices, values, k),
         "gathered_gradients": lambda: gathered_gradients_triton(x, matrix, indices, values, k, (0.5, 0.25)),

@@ -124,7 +124,7 @@ def stage_times(
                 "correlations": lambda u=unit, s=support: gathered_dots(u, decoder, s),
                 "correlations_and_refit": lambda u=unit, f=fitted: pursuit_codes_torch(u, grams, *f, k),
                 "correlations_and_pursuit": lambda u=unit, p=pursued: pursuit_codes_torch(u, grams, *p, k),
-                "decoded_norms": lambda v=values, s=support: decoded_norms(v, decoder, s),
+                "decoded_norms": lambda u=unit, v=values, s=support: decoded_norms(u, v, decoder, s),
             }
             name = "kernels" if has_kernels else "plain"
             found[name] = {

@@ -1,10 +1,10 @@
-"""Run all that needs a GPU in one go, within ten minutes: the tests on the device, then both benchmarks.
+"""Run all that needs a GPU in one go, within ten minutes: the tests on the device, then the benchmarks.
 
     python benchmarks/gpu_suite.py --out results
 
-Writes into the folder what each part printed, gpu_training.json, gpu_encoding.json, and suite.json, which says what
-ran, how it ended and how long it took. What would run past the limit is stopped; the benchmarks keep what they had by
-then.
+Writes into the folder what each part printed, the benchmarks' results, gpu_training.json, gpu_encoding.json and
+gpu_search.json, and suite.json, which says what ran, how it ended and how long it took. What would run past the limit
+is stopped; the benchmarks keep what they had by then.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ TINY = {
     "gpu_encoding": [
         "--n-samples", "600", "--n-on-device", "300", "--n-checked", "100", "--n-features", "16",
         "--n-components", "64", "--k", "4", "--n-repeats", "1", "--n-calls", "1",
+    ],
+    "gpu_search": [
+        "--n-documents", "300", "--batches", "1", "7", "--n-features", "16", "--n-components", "64", "--k", "4",
+        "--top", "5", "--n-repeats", "1",
     ],
 }  # fmt: skip
 
@@ -68,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         out = ["--device", options.device, "--out", str(options.out / f"{name}.json")]
         parts[name] = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *out, *(tiny if options.tiny else [])]
     # Shares of the time that is left: what ends early leaves the rest to the others.
-    shares = {"tests": 0.35, "gpu_training": 0.6, "gpu_encoding": 1.0}
+    shares = {"tests": 0.35, "gpu_training": 0.6, "gpu_encoding": 0.7, "gpu_search": 1.0}
     record: dict[str, dict[str, object]] = {}
     for name, command in parts.items():
         left = 60 * options.minutes - (time.perf_counter() - start)

@@ -93,17 +93,18 @@ def step_times(X: np.ndarray, options: argparse.Namespace) -> list[dict[str, Any
         for precision in PRECISIONS:
             with kernels(has_kernels):
                 record = {"who": "ours", "precision": precision, "kernels": has_kernels}
-                measure(our_step(X, options, precision), **record)
+                measure(our_step(X, options, precision, captures=False), **record)
                 if has_kernels:
                     is_gathering = precision == "float32"
-                    measure(
-                        our_step(X, options, precision, gathers=not is_gathering), **record, gathers=not is_gathering
-                    )
+                    step = our_step(X, options, precision, captures=False, gathers=not is_gathering)
+                    measure(step, **record, gathers=not is_gathering)
                     measure(our_step(X, options, precision, captures=True), **record, is_graph=True)
     for n_bytes in options.block_bytes:
         before, _torch_engine._BLOCK_BYTES = _torch_engine._BLOCK_BYTES, n_bytes
         try:
-            measure(our_step(X, options, "bfloat16"), who="ours", precision="bfloat16", block_bytes=n_bytes)
+            measure(
+                our_step(X, options, "bfloat16", captures=False), who="ours", precision="bfloat16", block_bytes=n_bytes
+            )
         finally:
             _torch_engine._BLOCK_BYTES = before
     return found
@@ -112,12 +113,13 @@ def step_times(X: np.ndarray, options: argparse.Namespace) -> list[dict[str, Any
 def small_batch_times(X: np.ndarray, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Time our steps at the default recipe's batch, where the host's launches count, with and without a graph."""
     device = resolve_device(options.device)
-    small = argparse.Namespace(**{**vars(options), "batch_size": min(2048, options.batch_size)})
+    small = argparse.Namespace(**{**vars(options), "batch_size": min(1024, options.batch_size)})
     found = []
     for is_graph in (False, True) if device.type == "cuda" else (False,):
         step = our_step(X, small, "bfloat16", captures=is_graph)
         seconds = queued_seconds(step, device, options.n_repeats, 20)
         found.append({"batch_size": small.batch_size, "is_graph": is_graph, "step_s": seconds})
+        print(found[-1], flush=True)
     return found
 
 
@@ -175,20 +177,26 @@ def stage_times(X: np.ndarray, options: argparse.Namespace) -> dict[str, dict[st
     return found
 
 
-def paper_fit(X: np.ndarray, options: argparse.Namespace) -> dict[str, Any]:
-    """Time a whole fit of the paper's recipe, the rows' way to the device and the statistics afterwards included."""
+def whole_fits(X: np.ndarray, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time whole fits of both recipes, the rows' way to the device and the statistics afterwards included."""
     device = resolve_device(options.device)
-    compressor = CompresSAETransformer(
-        options.n_components, k=options.k, recipe="paper", max_iter=options.n_steps, batch_size=options.batch_size,
-        precision="bfloat16", device=options.device, random_state=options.seed, validation_fraction=0.0,
-    )  # fmt: skip
-    wait(device)
-    start = time.perf_counter()
-    compressor.fit(X)
-    seconds = time.perf_counter() - start
-    record = {"fit_s": seconds, "n_steps": options.n_steps, "score": compressor.score(X[:10_000])}
-    print("paper's recipe", record, flush=True)
-    return record
+    found = []
+    paper = {"batch_size": options.batch_size, "max_iter": options.n_steps}
+    recipes: dict[str, dict[str, int]] = {"paper": paper, "default": {"max_iter": 4 * options.n_steps}}
+    for recipe, parameters in recipes.items():
+        for precision in PRECISIONS:
+            compressor = CompresSAETransformer(
+                options.n_components, k=options.k, recipe=recipe, precision=precision, device=options.device,
+                random_state=options.seed, validation_fraction=0.0, **parameters,
+            )  # fmt: skip
+            wait(device)
+            start = time.perf_counter()
+            compressor.fit(X)
+            seconds = time.perf_counter() - start
+            record = {"recipe": recipe, "precision": precision, "n_rows": len(X), "fit_s": seconds}
+            found.append({**record, "n_steps": compressor.n_iter_, "score": compressor.score(X[:10_000])})
+            print("fit", found[-1], flush=True)
+    return found
 
 
 def recall_by_precision(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -227,7 +235,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--block-bytes", type=int, nargs="*", default=[2**26, 2**28, 2**30], help="sizes of blocks to try"
     )
     parser.add_argument("--n-recall-rows", type=int, default=60_000)
-    parser.add_argument("--n-recall-steps", type=int, default=500)
+    parser.add_argument("--n-recall-steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
@@ -251,7 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
         warnings.simplefilter("ignore")  # of latents left unused by fits on noise
         for name, measure in (
             ("steps", lambda: step_times(X, options)),
-            ("paper_fit", lambda: paper_fit(X, options)),
+            ("fits", lambda: whole_fits(X, options)),
             ("small_batches", lambda: small_batch_times(X, options)),
             ("recall", lambda: recall_by_precision(options)),
             ("stages", lambda: stage_times(X, options)),

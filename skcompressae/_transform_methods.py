@@ -16,7 +16,7 @@ from sklearn.utils.validation import assert_all_finite, check_array, check_is_fi
 
 from skcompressae import _encoding
 from skcompressae._compat import csr_type, validate_parameter_constraints
-from skcompressae._core._threads import effective_n_threads, row_blocks, run_blocks
+from skcompressae._core._threads import copy_rows, effective_n_threads, row_blocks, run_blocks
 from skcompressae._model_weights import encoder_scale, scales_mean_apart
 from skcompressae._plain_rows import are_plain_rows
 from skcompressae._recipes import RECIPES
@@ -115,7 +115,8 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         values = np.empty((indices.shape[0], k), dtype=dtype)
         for where, block_indices, block_values in encoder.encode_blocks(rows, k, norm=self.norm, dtype=dtype):
             if self.sparse_output:
-                indices[where], values[where] = block_indices, block_values
+                copy_rows(indices[where], block_indices)
+                copy_rows(values[where], block_values)
             else:
                 np.put_along_axis(dense[where], block_indices, block_values, axis=1)
         if not self.sparse_output:

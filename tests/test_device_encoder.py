@@ -225,6 +225,7 @@ def test_gathers_are_cut_into_bounded_blocks(device, monkeypatch):
     tensors = [torch.from_numpy(array).to(device) for array in (x, matrix, picks, values)]
     dots = gathered_dots(*tensors[:3])
     np.testing.assert_allclose(dots.cpu(), np.einsum("ij,iaj->ia", x, matrix[picks]), rtol=1e-4, atol=1e-5)
-    norms = decoded_norms(tensors[3], tensors[1], tensors[2])
+    norms, overlaps = decoded_norms(tensors[0], tensors[3], tensors[1], tensors[2])
     decoded = np.einsum("ia,iaj->ij", values, matrix[picks])
     np.testing.assert_allclose(norms.cpu(), np.linalg.norm(decoded, axis=1), rtol=1e-4)
+    np.testing.assert_allclose(overlaps.cpu(), np.einsum("ij,ij->i", decoded, x), rtol=1e-4, atol=1e-4)

@@ -42,11 +42,13 @@ def with_or_without_kernels(request, monkeypatch):
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
 @pytest.mark.parametrize("is_resident", [True, False])
-def test_a_step_asks_the_device_for_nothing(monkeypatch, with_or_without_kernels, precision, is_resident):
+@pytest.mark.parametrize("captures", [True, False])
+def test_a_step_asks_the_device_for_nothing(monkeypatch, with_or_without_kernels, precision, is_resident, captures):
     if not is_resident:
         monkeypatch.setattr(_torch_engine, "_RESIDENT_SHARE", 0.0)
     rows = make_embeddings(n_rows=500)
-    engine = make_engine(rows, replace(SETTINGS, precision=precision, neighborhood_weight=0.1, neighborhood_rows=50))
+    settings = replace(SETTINGS, precision=precision, neighborhood_weight=0.1, neighborhood_rows=50)
+    engine = make_engine(rows, settings, captures=captures)
     take_steps(engine, 500, 2)
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -63,7 +63,7 @@ def log(monkeypatch):
     monkeypatch.setattr(
         torch, "empty", lambda *shape, device=None, pin_memory=False, **kinds: original(*shape, **kinds)
     )
-    monkeypatch.setattr("skcompressae._torch._staging._COPY_ROWS", 4)
+    monkeypatch.setattr("skcompressae._core._threads._COPY_ROWS", (4, 4))
     return calls
 
 

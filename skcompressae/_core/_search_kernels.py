@@ -449,9 +449,16 @@ def collect_rows(
 
 
 @njit(cache=True, nogil=True)
-def score_pairs(indptr: Any, indices: Any, values: Any, scale: Any, rows: Any, target: Any, scores: Any) -> None:
-    """Write the float64 scores of the listed `rows` against one query."""
-    for i in range(rows.shape[0]):
-        row = rows[i]
-        start, stop = np.intp(indptr[row]), np.intp(indptr[row + 1])
-        scores[i] = exact_score(indices, values, start, stop, target) * scale[row]
+def score_pairs(
+    indptr: Any, indices: Any, values: Any, scale: Any, rows: Any, targets: Any, first: int, last: int, scores: Any
+) -> None:
+    """Write the float64 scores of each query's own rows, for the queries ``first:last``; those of rows below 0 stay.
+
+    `rows` and `scores` are of shape (n_queries, n_rows), `targets` of shape (n_queries, n_components).
+    """
+    for query in range(first, last):
+        for i in range(rows.shape[1]):
+            row = rows[query, i]
+            if row >= 0:
+                start, stop = np.intp(indptr[row]), np.intp(indptr[row + 1])
+                scores[query, i] = exact_score(indices, values, start, stop, targets[query]) * scale[row]

@@ -11,9 +11,12 @@ from functools import lru_cache
 from threading import Lock
 from typing import Any
 
+from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 __all__ = [
+    "copy_blocks",
+    "copy_rows",
     "effective_n_threads",
     "exactly_n_threads",
     "row_blocks",
@@ -26,6 +29,10 @@ __all__ = [
 # time on rearranging the other factor.
 _MIN_ROWS_PER_THREAD = 96
 
+
+# The most and the fewest rows that one thread copies at a time. With 64 of 768 columns, 200 KB, for all, 16 threads
+# stood in each other's way in the interpreter and copied at half the speed.
+_COPY_ROWS = 64, 1024
 
 # Per thread, so that tasks that run at the same time do not see one another's choice.
 _chosen: ContextVar[int | None] = ContextVar("skcompressae_n_threads", default=None)
@@ -146,6 +153,25 @@ def run_blocks(work: Callable[[int, int], None], n_rows: int, block_size: int, n
     for helper in helpers:
         if not helper.cancelled():
             helper.result()
+
+
+def copy_blocks(work: Callable[[int, int], None], n_rows: int) -> None:
+    """Call ``work(start, stop)``, which copies rows, for every block of rows, on as many threads as may be used."""
+    fewest, most = _COPY_ROWS
+    if n_rows <= fewest:
+        work(0, n_rows)
+        return
+    n_threads = effective_n_threads()
+    run_blocks(work, n_rows, max(fewest, min(most, -(-n_rows // n_threads))), n_threads)
+
+
+def copy_rows(target: NDArray[Any], source: NDArray[Any]) -> None:
+    """Copy rows on several threads: where `target` is new memory, mapping it takes longer than the copy."""
+
+    def work(start: int, stop: int) -> None:
+        target[start:stop] = source[start:stop]
+
+    copy_blocks(work, len(source))
 
 
 def run_product_blocks(work: Callable[[int, int, int], None], n_rows: int, block_size: int, n_threads: int) -> None:

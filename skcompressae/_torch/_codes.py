@@ -65,15 +65,16 @@ def encode_unit_rows(
         Indices, integers, of shape (n_rows, k), ascending in each row; values of the same shape; norms and overlaps of
         shape (n_rows,). All but the indices float32.
     """
+    if coding == "pursuit" and n_candidates == k:
+        # With nothing to pick it is least squares, whose support a product's rounding must not decide.
+        coding, n_candidates = "least_squares", min(len(bias), k + _MARGIN)
     candidates, _ = select(proposals, bias, n_candidates)
     activations = gathered_dots(x, encoder, candidates) + bias[candidates.long()]
     if coding != "pursuit":
         chosen, values = select(activations, bias.new_zeros(n_candidates), k)
         candidates, activations = candidates.gather(1, chosen.long()), values
         if coding == "activations":
-            norms = decoded_norms(values, grams.decoder, candidates)
-            overlaps = (values * gathered_dots(x, grams.decoder, candidates)).sum(dim=1)
-            return Codes(candidates, values, norms, overlaps)
+            return Codes(candidates, values, *decoded_norms(x, values, grams.decoder, candidates))
     return Codes(*pursuit_codes_torch(x, grams, candidates, activations, k))
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._rows import scales_apart
-from skcompressae._core._threads import row_blocks
+from skcompressae._core._threads import copy_rows, row_blocks
 from skcompressae._torch import _devices
 from skcompressae._torch._codes import Codes, encode_unit_rows, scale_factors
 from skcompressae._torch._products import Products
@@ -119,14 +119,15 @@ class DeviceEncoder:
 
         def work() -> Iterator[tuple[slice, tuple[torch.Tensor, ...]]]:
             for start, stop in row_blocks(n_rows, self.block_rows):
-                block = codes[start:stop]
-                if isinstance(block, np.ndarray):
-                    dense = torch.from_numpy(block).to(self._device)
+                if isinstance(codes, np.ndarray):
+                    dense = torch.from_numpy(codes[start:stop]).to(self._device)
                 else:
-                    # Only what is stored travels.
-                    lengths = torch.from_numpy(np.diff(block.indptr).astype(np.int64)).to(self._device)
-                    columns = torch.from_numpy(block.indices.astype(np.int64)).to(self._device)
-                    values = torch.tensor(block.data, device=self._device)
+                    # Only what is stored travels. Slices of its arrays: one of the matrix would be a copy.
+                    low, high = int(codes.indptr[start]), int(codes.indptr[stop])
+                    lengths = torch.from_numpy(np.diff(codes.indptr[start : stop + 1]).astype(np.int64))
+                    lengths = lengths.to(self._device)
+                    columns = torch.from_numpy(codes.indices[low:high].astype(np.int64)).to(self._device)
+                    values = torch.tensor(codes.data[low:high], device=self._device)
                     numbers = torch.arange(stop - start, device=self._device)
                     of_row = torch.repeat_interleave(numbers, lengths, output_size=len(columns))
                     dense = values.new_zeros((stop - start, n_components))
@@ -135,7 +136,7 @@ class DeviceEncoder:
                     yield slice(start, stop), (dense @ self._decoder.to(dense.dtype),)
 
         for where, (decoded,) in download_blocks(work(), self._device):
-            x_hat[where] = decoded
+            copy_rows(x_hat[where], decoded)
         return x_hat
 
     def _fetch(self, rows: NDArray[Any]) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:

@@ -66,17 +66,23 @@ def gathered_dots(x: torch.Tensor, matrix: torch.Tensor, picks: torch.Tensor) ->
     return dots
 
 
-def decoded_norms(values: torch.Tensor, matrix: torch.Tensor, picks: torch.Tensor) -> torch.Tensor:
-    """Return the L2 norm of each row's ``values @ matrix[picks]``, float32, shape (n_rows,)."""
+def decoded_norms(
+    x: torch.Tensor, values: torch.Tensor, matrix: torch.Tensor, picks: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the L2 norm of each row's ``values @ matrix[picks]`` and its inner product with the row of `x`.
+
+    Both float32, of shape (n_rows,); `values` and `picks` of shape (n_rows, n_picks), `x` (n_rows, n_features).
+    """
     if _devices.uses_triton(values):
         from skcompressae._torch._triton_rows import decoded_norms_triton
 
-        return decoded_norms_triton(values, matrix, picks)
-    norms = values.new_empty(len(values), dtype=torch.float32)
+        return decoded_norms_triton(x, values, matrix, picks)
+    norms, overlaps = values.new_empty((2, len(values)), dtype=torch.float32)
     for start, stop in _bounded_blocks(picks, matrix.shape[1]):
         decoded = (matrix[picks[start:stop].long()] * values[start:stop, :, None]).sum(dim=1)
         norms[start:stop] = decoded.norm(dim=1)
-    return norms
+        overlaps[start:stop] = (decoded * x[start:stop]).sum(dim=1)
+    return norms, overlaps
 
 
 def _bounded_blocks(picks: torch.Tensor, n_features: int) -> list[tuple[int, int]]:

@@ -16,14 +16,19 @@ from numpy.typing import NDArray
 
 from skcompressae._core._search import rounding_margins, scan_units, search
 from skcompressae._core._search_kernels import score_pairs
-from skcompressae._core._search_store import BLOCK_ROWS, Chunk
-from skcompressae._core._threads import row_blocks
+from skcompressae._core._search_store import Chunk, CsrBlock, PackedStore
+from skcompressae._core._threads import row_blocks, run_blocks
 
 __all__ = ["DeviceIndex"]
 
 # Rows kept beyond n_neighbors: with random scores one or two fall within the float32 margin; 32 leave room
 # for ties.
 _SPARE = 32
+# Rows of a block on the device: few enough for the scores of 1,024 queries (1 GB, held twice), many enough that one
+# query is not all launches.
+_BLOCK_ROWS = 2**18
+# Queries whose final scores one thread computes at a time.
+_QUERIES_PER_TASK = 16
 
 
 class DeviceIndex:
@@ -44,7 +49,7 @@ class DeviceIndex:
         self._blocks: list[tuple[torch.Tensor, torch.Tensor, int]] = []
         first_row = 0
         for chunk in self.chunks:
-            for start, stop in row_blocks(chunk.store.n_rows, BLOCK_ROWS):
+            for start, stop in row_blocks(chunk.store.n_rows, _BLOCK_ROWS):
                 self._blocks.append((*self._upload(chunk, start, stop), first_row + start))
             first_row += chunk.store.n_rows
 
@@ -59,25 +64,28 @@ class DeviceIndex:
         shape = (stop - start, chunk.store.n_components)
         matrix = torch.sparse_csr_tensor(*parts, size=shape, check_invariants=False)
         scale = torch.as_tensor(chunk.scale[start:stop].astype(np.float32), device=self.device)
-        return matrix, scale[:, None]
+        return matrix, scale
 
     def _candidates(
-        self, targets: torch.Tensor, n_kept: int, exclude: torch.Tensor
+        self, targets: torch.Tensor, n_kept: int, exclude: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the `n_kept` best float32 scores and their rows, both of shape (n_kept, n_queries)."""
+        """Return the `n_kept` best float32 scores of each query and their rows, both of shape (n_queries, n_kept)."""
         n_queries = targets.shape[1]
-        best = torch.empty((0, n_queries), device=self.device)
-        rows = torch.empty((0, n_queries), dtype=torch.int64, device=self.device)
+        best = torch.empty((n_queries, 0), device=self.device)
+        rows = torch.empty((n_queries, 0), dtype=torch.int64, device=self.device)
         for matrix, scale, first_row in self._blocks:
-            scores = (matrix @ targets).mul_(scale)
-            skip = exclude - first_row
-            inside = (skip >= 0) & (skip < scores.shape[0])
-            scores[skip[inside], inside.nonzero().flatten()] = -torch.inf
-            top, top_rows = torch.topk(scores, min(n_kept, scores.shape[0]), dim=0)
-            best = torch.cat([best, top])
-            rows = torch.cat([rows, top_rows + first_row])
-            best, order = torch.topk(best, min(n_kept, best.shape[0]), dim=0)
-            rows = torch.gather(rows, 0, order)
+            # a query's scores side by side, as top-k wants them
+            scores = torch.empty((n_queries, len(scale)), device=self.device)
+            torch.mul((matrix @ targets).T, scale, out=scores)
+            if exclude is not None:
+                skip = exclude - first_row
+                inside = (skip >= 0) & (skip < len(scale))
+                scores[inside.nonzero().flatten(), skip[inside]] = -torch.inf
+            found = torch.topk(scores, min(n_kept, len(scale)), dim=1)
+            best, rows = torch.cat([best, found.values], dim=1), torch.cat([rows, found.indices + first_row], dim=1)
+            if best.shape[1] > found.values.shape[1]:  # not the first block
+                best, order = torch.topk(best, min(n_kept, best.shape[1]), dim=1)
+                rows = torch.gather(rows, 1, order)
         return best, rows
 
     def search(
@@ -108,52 +116,73 @@ class DeviceIndex:
             Best first; equal scores by ascending row.
         """
         n_queries = targets.shape[1]
-        scores = np.empty((n_queries, n_neighbors))
-        rows = np.empty((n_queries, n_neighbors), np.int64)
         if exclude is None:
             exclude = np.full(n_queries, -1, np.int64)
         n_kept = min(n_neighbors + _SPARE, self.n_rows)
         to_scan_unit = scan_units(targets)
         scan = np.empty(targets.shape, np.float32)
-        np.multiply(targets, to_scan_unit, out=scan, casting="same_kind")
-        norms = np.sqrt(np.einsum("ij,ij->j", scan, scan, dtype=np.float64))
+        of_query = np.empty(targets.shape[::-1], targets.dtype)
+        norms = np.empty(n_queries)
+
+        def prepare(first: int, last: int) -> None:
+            part = slice(first, last)
+            np.multiply(targets[:, part], to_scan_unit[part], out=scan[:, part], casting="same_kind")
+            of_query[part] = targets[:, part].T
+            norms[part] = np.sqrt(np.einsum("ij,ij->j", scan[:, part], scan[:, part], dtype=np.float64))
+
+        run_blocks(prepare, n_queries, _QUERIES_PER_TASK, n_threads)
         found = self._candidates(
             torch.as_tensor(scan, device=self.device),
             n_kept,
-            torch.as_tensor(exclude, device=self.device),
+            torch.as_tensor(exclude, device=self.device) if exclude.max(initial=-1) >= 0 else None,
         )
-        approximate, candidates = (part.T.cpu().numpy() for part in found)
-        unsettled = []
+        approximate, candidates = (part.cpu().numpy() for part in found)
+        # by ascending row first, which a stable sort keeps among equal scores
+        order = np.argsort(candidates, axis=1)
+        approximate_last = approximate[:, -1].astype(np.float64)
+        approximate, candidates = (np.take_along_axis(part, order, axis=1) for part in (approximate, candidates))
+        exact = self._exact(np.where(np.isfinite(approximate), candidates, -1), of_query, n_threads)
+        order = np.argsort(-exact, axis=1, kind="stable")[:, :n_neighbors]
+        scores, rows = (np.take_along_axis(part, order, axis=1) for part in (exact, candidates))
+        # a row left out has a float32 score of at most the last one kept
         margins = np.max([rounding_margins(chunk, norms) for chunk in self.chunks], axis=0)
-        exact_targets = np.ascontiguousarray(targets.T)
-        for query in range(n_queries):
-            kept = candidates[query][np.isfinite(approximate[query])]
-            exact = self._exact(kept, exact_targets[query])
-            order = np.lexsort((kept, -exact))[:n_neighbors]
-            rows[query], scores[query] = kept[order], exact[order]
-            # a row left out has a float32 score of at most the last one kept
-            ceiling = (approximate[query, -1] + margins[query]) / to_scan_unit[query]
-            if n_kept < self.n_rows and scores[query, -1] <= ceiling:
-                unsettled.append(query)
-        if unsettled:
+        ceilings = (approximate_last + margins) / to_scan_unit
+        unsettled = np.flatnonzero(scores[:, -1] <= ceilings) if n_kept < self.n_rows else np.empty(0, np.intp)
+        if len(unsettled):
             part = np.ascontiguousarray(targets[:, unsettled])
             scores[unsettled], rows[unsettled] = search(
                 self.chunks, part, n_neighbors, exclude=exclude[unsettled], n_threads=n_threads
             )
         return scores, rows
 
-    def _exact(self, rows: NDArray[np.int64], target: NDArray[Any]) -> NDArray[np.float64]:
-        scores = np.empty(len(rows))
+    def _exact(self, rows: NDArray[np.int64], of_query: NDArray[Any], n_threads: int) -> NDArray[np.float64]:
+        """Return the float64 scores of each query's rows, minus infinity for rows below 0.
+
+        `of_query` holds the target of each query, shape (n_queries, n_components).
+        """
+        scores = np.full(rows.shape, -np.inf)
         first_row = 0
         for chunk in self.chunks:
-            last_row = first_row + chunk.store.n_rows
-            for start, stop in row_blocks(chunk.store.n_rows, BLOCK_ROWS):
-                inside = (rows >= first_row + start) & (rows < first_row + stop)
-                if inside.any():
-                    part = np.empty(int(inside.sum()))
-                    block = chunk.store.block(start, stop)
-                    local = rows[inside] - (first_row + start)
-                    score_pairs(*block, chunk.scale[start:stop], local, target, part)
-                    scores[inside] = part
-            first_row = last_row
+            local = rows - first_row
+            local[(local < 0) | (local >= chunk.store.n_rows) | (rows < 0)] = -1
+            block, scale, local = _csr_of(chunk, local)
+
+            def work(
+                first: int, last: int, block: CsrBlock = block, scale: Any = scale, local: NDArray[np.int64] = local
+            ) -> None:
+                score_pairs(*block, scale, local, of_query, first, last, scores)
+
+            run_blocks(work, len(rows), _QUERIES_PER_TASK, n_threads)
+            first_row += chunk.store.n_rows
         return scores
+
+
+def _csr_of(chunk: Chunk, rows: NDArray[np.int64]) -> tuple[CsrBlock, NDArray[Any], NDArray[np.int64]]:
+    """Return a chunk's codes as CSR with their factors, and where `rows` are there; of packed codes only those rows."""
+    if not isinstance(chunk.store, PackedStore):
+        return chunk.store.block(0, chunk.store.n_rows), chunk.scale, rows
+    needed, places = np.unique(rows[rows >= 0], return_inverse=True)
+    codes = chunk.store.packed.take(needed).to_csr()
+    local = np.full(rows.shape, -1)
+    local[rows >= 0] = places
+    return CsrBlock(codes.indptr, codes.indices, codes.data), chunk.scale[needed], local

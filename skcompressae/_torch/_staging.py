@@ -16,16 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from skcompressae._core._rows import unit_rows
-from skcompressae._core._threads import effective_n_threads, run_blocks
+from skcompressae._core._threads import copy_blocks
 from skcompressae._torch._devices import has_float64
 from skcompressae._torch._row_ops import unit_rows_torch
 
 __all__ = ["RowStream", "download_blocks", "recorded_event", "upload"]
 
 Key = TypeVar("Key")
-
-# Rows that one host thread copies at a time: some 200 KB of float32 at 768 columns.
-_COPY_ROWS = 64
 
 
 def upload(array: NDArray[Any], device: torch.device) -> torch.Tensor:
@@ -127,7 +124,7 @@ class RowStream:
                 # "clip" because "raise" goes through a buffer; the row numbers are ours and in range
                 np.take(rows, picks[start:stop], axis=0, out=target[start:stop], mode="clip")
 
-        run_blocks(work, n_rows, _COPY_ROWS, effective_n_threads())
+        copy_blocks(work, n_rows)
         return n_rows
 
 

@@ -64,6 +64,7 @@ class StepGraphs:
     ) -> _StepGraph:
         """Record the step, which does not take it."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # "thread_local": other threads of a search over parameters may use the device meanwhile
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             cosines, fired = self._take_step(x, n_rows, rates, settings, share)
         return _StepGraph(graph, x, rates, cosines, fired)

@@ -1,4 +1,9 @@
-"""A Triton kernel that eliminates each row's small system in registers; see `_pursuit.py` for the algorithm."""
+"""A Triton kernel that eliminates each row's small system in registers; see `_pursuit.py` for the algorithm.
+
+The elimination is the symmetric one of stepwise regression ("sweep", Goodnight 1979): the matrix stays symmetric, so a
+picked row is its column too and is read once, down the registers of each thread. What the diagonal holds of the picked
+is of no use.
+"""
 
 # No `from __future__ import annotations`: Triton reads the annotations of its kernels.
 import torch
@@ -13,7 +18,8 @@ __all__ = ["can_pursue", "pursue_triton"]
 
 # A system of 128 x 128 float32 takes 64 KB, a quarter of a multiprocessor's registers.
 _MAX_WIDTH = 128
-_ENTRIES_PER_WARP = 1024
+# So one warp holds 64 x 64, and waits for no other.
+_ENTRIES_PER_WARP = 4096
 
 
 @triton.jit(do_not_specialize=["n_candidates", "k", "n_first", "n_per_round"])
@@ -27,21 +33,26 @@ def _pursue(  # type: ignore[no-untyped-def]
     inside = entries < n_candidates
     candidate = tl.load(candidates + program * n_candidates + entries, mask=inside, other=0)
     correlation = tl.load(correlations + program * n_candidates + entries, mask=inside, other=0.0)
-    both = inside[:, None] & inside[None, :]
+    # One-dimensional, then folded: so the threads lie along the rows in every version of Triton.
+    entry = tl.arange(0, WIDTH * WIDTH)
+    first, second = entry // WIDTH, entry % WIDTH
+    both = (first < n_candidates) & (second < n_candidates)
     if HAS_TABLE:
         # Of the two places of a product the one below the diagonal, so that half the table serves all.
-        one, other = candidate[:, None].to(tl.int64), candidate[None, :].to(tl.int64)
+        one = tl.load(candidates + program * n_candidates + first, mask=both, other=0).to(tl.int64)
+        other = tl.load(candidates + program * n_candidates + second, mask=both, other=0).to(tl.int64)
         place = tl.maximum(one, other) * n_components + tl.minimum(one, other)
     else:
-        place = (program * n_candidates + entries[:, None]) * n_candidates + entries[None, :]
+        place = program * n_candidates * n_candidates + first * n_candidates + second
     system = tl.load(grams + place, mask=both, other=0.0)
-    system = tl.where(entries[:, None] == entries[None, :], system + ridge, system)
+    system = tl.reshape(tl.where(first == second, system + ridge, system), (WIDTH, WIDTH))
     right = correlation
-    pivots = tl.full((WIDTH,), 1.0, tl.float32)
     is_open = inside
-    magnitude = tl.abs(tl.load(activations + program * n_candidates + entries, mask=inside, other=0.0))
-    guidance = magnitude * tl.load(scales + program)
-    score = magnitude
+    score = tl.zeros((WIDTH,), tl.float32)
+    guidance = score
+    if not IS_FIXED:
+        score = tl.abs(tl.load(activations + program * n_candidates + entries, mask=inside, other=0.0))
+        guidance = score * tl.load(scales + program)
     for step in range(k):
         pick = step
         if not IS_FIXED:
@@ -50,15 +61,15 @@ def _pursue(  # type: ignore[no-untyped-def]
             pick = tl.argmax(tl.where(is_open, score, -1.0), axis=0)
         is_pick = entries == pick
         row = tl.sum(tl.where(is_pick[:, None], system, 0.0), axis=0)
-        column = tl.sum(tl.where(is_pick[None, :], system, 0.0), axis=1)
-        pivot = tl.maximum(tl.sum(tl.where(is_pick, column, 0.0), axis=0), ridge)
-        factor = tl.where(is_pick, 0.0, column / pivot)
+        pivot = tl.maximum(tl.sum(tl.where(is_pick, row, 0.0), axis=0), ridge)
+        # With pivot - 1 in place of the pivot one update serves all: it divides the picked row by the pivot.
+        row = tl.where(is_pick, pivot - 1.0, row)
+        factor = row / pivot
         system -= factor[:, None] * row[None, :]
         right -= factor * tl.sum(tl.where(is_pick, right, 0.0), axis=0)
-        pivots = tl.where(is_pick, pivot, pivots)
         is_open = is_open & (entries != pick)
     is_picked = inside & (is_open == 0)
-    value = tl.where(is_picked, right / pivots, 0.0)
+    value = tl.where(is_picked, right, 0.0)
     squares = tl.sum(value * (correlation - ridge * value), axis=0)
     tl.store(norms + program, tl.sqrt(tl.maximum(squares, 0.0)))
     tl.store(overlaps + program, tl.sum(value * correlation, axis=0))
@@ -78,9 +89,10 @@ def pursue_triton(
     """Do what :func:`skcompressae._torch._pursuit.pursuit_codes_torch` does, from the correlations on."""
     n_rows, n_candidates = candidates.shape
     candidates, correlations = candidates.to(torch.int32).contiguous(), correlations.contiguous()
-    activations = activations.contiguous()
-    kth = activations.abs().topk(k, dim=1).values[:, -1]
-    scales = torch.where(kth > 0, GUIDANCE / kth, 0.0)
+    activations = scales = activations.contiguous()
+    if n_candidates > k:
+        kth = activations.abs().topk(k, dim=1).values[:, -1]
+        scales = torch.where(kth > 0, GUIDANCE / kth, 0.0)
     indices = torch.empty((n_rows, k), dtype=torch.int32, device=candidates.device)
     values = torch.empty((n_rows, k), dtype=torch.float32, device=candidates.device)
     norms, overlaps = torch.empty((2, n_rows), dtype=torch.float32, device=candidates.device)

@@ -1,7 +1,7 @@
 """Triton kernels over rows and the few latents of each: norms, inner products with gathered rows, decoded norms.
 
 One program a row. Rows of a weight matrix of a few thousand latents stay in an H100's second-level cache, so gathers
-read that, not memory; tiles of 16 gathered rows keep enough loads in flight.
+read that, not memory; tiles of 8 gathered rows keep enough loads in flight.
 """
 
 # No `from __future__ import annotations`: Triton reads the annotations of its kernels.
@@ -18,8 +18,9 @@ __all__ = ["OPTIONS", "decoded_norms_triton", "gathered_dots_triton", "launching
 OPTIONS = {"enable_fp_fusion": True}
 
 # Gathered rows and columns of a tile: a warp reads 128 float32 columns, 512 bytes, of a row at a time.
-_TILE_ROWS = 16
+_TILE_ROWS = 8
 _TILE_COLUMNS = 128
+_N_WARPS = 1
 
 
 def launching_on(tensor: torch.Tensor) -> AbstractContextManager[object]:
@@ -79,12 +80,13 @@ def _gathered_dots(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["n_picks"])
 def _decoded_norms(  # type: ignore[no-untyped-def]
-    values, matrix, picks, norms, n_columns, n_picks, TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr
+    x, values, matrix, picks, norms, overlaps, n_columns, n_picks, TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
     entries = tl.arange(0, TILE_ROWS)
     columns = tl.arange(0, TILE_COLUMNS)
     squares = tl.zeros((TILE_COLUMNS,), tl.float32)
+    products = tl.zeros((TILE_COLUMNS,), tl.float32)
     for first in range(0, n_columns, TILE_COLUMNS):
         inside = first + columns < n_columns
         decoded = tl.zeros((TILE_ROWS, TILE_COLUMNS), tl.float32)
@@ -101,7 +103,9 @@ def _decoded_norms(  # type: ignore[no-untyped-def]
             decoded += tile.to(tl.float32) * value[:, None]
         part = tl.sum(decoded, axis=0)
         squares += part * part
+        products += part * tl.load(x + row * n_columns + first + columns, mask=inside, other=0.0)
     tl.store(norms + row, tl.sqrt(tl.sum(squares, axis=0)))
+    tl.store(overlaps + row, tl.sum(products, axis=0))
 
 
 def unit_rows_triton(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -129,16 +133,21 @@ def gathered_dots_triton(x: torch.Tensor, matrix: torch.Tensor, picks: torch.Ten
     dots = torch.empty(picks.shape, dtype=torch.float32, device=x.device)
     arguments = x.contiguous(), matrix.contiguous(), picks.contiguous(), dots, x.shape[1], picks.shape[1]
     with launching_on(x):
-        _gathered_dots[(len(x),)](*arguments, TILE_ROWS=_TILE_ROWS, TILE_COLUMNS=_TILE_COLUMNS, num_warps=4, **OPTIONS)
+        _gathered_dots[(len(x),)](
+            *arguments, TILE_ROWS=_TILE_ROWS, TILE_COLUMNS=_TILE_COLUMNS, num_warps=_N_WARPS, **OPTIONS
+        )
     return dots
 
 
-def decoded_norms_triton(values: torch.Tensor, matrix: torch.Tensor, picks: torch.Tensor) -> torch.Tensor:
+def decoded_norms_triton(
+    x: torch.Tensor, values: torch.Tensor, matrix: torch.Tensor, picks: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Do what :func:`skcompressae._torch._row_ops.decoded_norms` does."""
-    norms = torch.empty(len(values), dtype=torch.float32, device=values.device)
-    arguments = values.contiguous(), matrix.contiguous(), picks.contiguous(), norms, matrix.shape[1], picks.shape[1]
+    norms, overlaps = torch.empty((2, len(values)), dtype=torch.float32, device=values.device)
+    inputs = x.contiguous(), values.contiguous(), matrix.contiguous(), picks.contiguous()
     with launching_on(values):
         _decoded_norms[(len(values),)](
-            *arguments, TILE_ROWS=_TILE_ROWS, TILE_COLUMNS=_TILE_COLUMNS, num_warps=4, **OPTIONS
-        )
-    return norms
+            *inputs, norms, overlaps, matrix.shape[1], picks.shape[1],
+            TILE_ROWS=_TILE_ROWS, TILE_COLUMNS=_TILE_COLUMNS, num_warps=_N_WARPS, **OPTIONS,
+        )  # fmt: skip
+    return norms, overlaps

@@ -19,7 +19,8 @@ __all__ = ["can_select", "can_select_dense", "select_triton", "spread_triton"]
 
 # Columns that one program holds: 8 a thread at the 1,024 threads of 32 warps.
 _MAX_WIDTH = 8192
-_COLUMNS_PER_WARP = 256
+_COLUMNS_PER_WARP = 1024
+_PART_PER_WARP = 128
 # Registers of a thread: left alone the compiler takes up to 168, and then a multiprocessor holds too few programs to
 # work through one's waits with another. At 64 nothing is spilled (benchmarks/compile_kernels.py).
 _MAX_REGISTERS = 64
@@ -30,69 +31,129 @@ _MAX_COMPONENTS = 2**17
 
 
 @triton.jit
-def _bound(magnitudes, columns, n_kept, WIDTH: tl.constexpr, GUESS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Return `low` and `last`: the `n_kept` largest are those above `low`, and those equal to it up to column `last`.
+def _narrow(low, n_low, high, threshold, n_reached, n_kept):  # type: ignore[no-untyped-def]
+    """Narrow an interval by the count at a threshold, which may lie outside; see `_bounds`."""
+    is_lower = (n_reached >= n_kept) & (threshold > low)
+    is_upper = (n_reached < n_kept) & (threshold < high)
+    return (
+        tl.where(is_lower, threshold, low),
+        tl.where(is_lower, n_reached, n_low),
+        tl.where(is_upper, threshold, high),
+    )
 
-    Invariant: at least `n_kept` magnitudes are `low` or more, fewer are `high` or more. The first threshold tried is
-    GUESS below the largest magnitude; 2**23 of it halve the number.
+
+@triton.jit
+def _bounds(magnitudes, n_kept, n_leading, WIDTH: tl.constexpr, IS_SPLIT: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Return, for the `n_kept` and for the `n_leading` largest, what the last of them is and how many reach it.
+
+    Two thresholds are counted in one sum, 16 bits each, and both counts serve both searches. Invariant: at least as
+    many as are looked for are `low` or more, fewer are `high` or more. The first thresholds are an eighth and a half
+    of the largest magnitude: 2**23 halves a number.
     """
     low = tl.zeros((), tl.int32)
     n_low = tl.zeros((), tl.int32) + WIDTH
     high = tl.max(magnitudes, axis=0) + 1
-    middle = tl.maximum(high - GUESS, high // 2)
-    while (high - low > 1) & (n_low != n_kept):
-        n_middle = tl.sum((magnitudes >= middle).to(tl.int32), axis=0)
-        is_reached = n_middle >= n_kept
-        low = tl.where(is_reached, middle, low)
-        n_low = tl.where(is_reached, n_middle, n_low)
-        high = tl.where(is_reached, high, middle)
-        middle = low + (high - low) // 2
+    low_leading, n_low_leading, high_leading = low, n_low, high
+    one, other = tl.maximum(high - (3 << 23), high // 3), tl.maximum(high - (1 << 23), high - high // 3)
+    is_open = (high - low > 1) & (n_low != n_kept)
+    is_open_leading = IS_SPLIT & (high - low > 1) & (n_low != n_leading)
+    while is_open | is_open_leading:
+        # the sign bit of the difference says that a magnitude is below
+        below = (magnitudes - one).to(tl.uint32, bitcast=True) >> 31
+        below += ((magnitudes - other).to(tl.uint32, bitcast=True) >> 31) << 16
+        n_below = tl.sum(below.to(tl.int32, bitcast=True), axis=0)
+        n_one, n_other = WIDTH - (n_below & 0xFFFF), WIDTH - (n_below >> 16)
+        low, n_low, high = _narrow(low, n_low, high, one, n_one, n_kept)
+        low, n_low, high = _narrow(low, n_low, high, other, n_other, n_kept)
+        is_open = (high - low > 1) & (n_low != n_kept)
+        start, width = low, high - low
+        start_other, width_other = low, high - low
+        if IS_SPLIT:
+            low_leading, n_low_leading, high_leading = _narrow(
+                low_leading, n_low_leading, high_leading, one, n_one, n_leading
+            )
+            low_leading, n_low_leading, high_leading = _narrow(
+                low_leading, n_low_leading, high_leading, other, n_other, n_leading
+            )
+            is_open_leading = (high_leading - low_leading > 1) & (n_low_leading != n_leading)
+            # both thresholds for one search where the other is done
+            start = tl.where(is_open, low, low_leading)
+            width = tl.where(is_open, high, high_leading) - start
+            start_other = tl.where(is_open_leading, low_leading, low)
+            width_other = tl.where(is_open_leading, high_leading, high) - start_other
+        is_shared = (start == start_other) & (width == width_other)
+        third = tl.maximum(width // 3, 1)
+        one = start + tl.where(is_shared, third, width // 2)
+        other = tl.where(is_shared, start + width - third, start_other + width_other // 2)
+    return low, n_low, low_leading, n_low_leading
+
+
+@triton.jit
+def _last_tie(magnitudes, columns, low, n_low, n_kept, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Return the last column whose magnitude, where it equals `low`, is among the `n_kept` largest."""
     last = tl.zeros((), tl.int32) + (WIDTH - 1)
-    first = tl.where(n_low == n_kept, last - 1, -1)  # nothing to bisect without ties
-    n_ties = n_kept - tl.sum((magnitudes > low).to(tl.int32), axis=0)
-    while last - first > 1:
-        middle = first + (last - first) // 2
-        is_reached = tl.sum(((magnitudes == low) & (columns <= middle)).to(tl.int32), axis=0) >= n_ties
-        last = tl.where(is_reached, middle, last)
-        first = tl.where(is_reached, first, middle)
-    return low, last
+    if n_low != n_kept:
+        first = tl.zeros((), tl.int32) - 1
+        n_ties = n_kept - tl.sum((magnitudes > low).to(tl.int32), axis=0)
+        while last - first > 1:
+            middle = first + (last - first) // 2
+            is_reached = tl.sum(((magnitudes == low) & (columns <= middle)).to(tl.int32), axis=0) >= n_ties
+            last = tl.where(is_reached, middle, last)
+            first = tl.where(is_reached, first, middle)
+    return last
+
+
+@triton.jit
+def _load(block, bias, start, columns, inside, HAS_BIAS: tl.constexpr):  # type: ignore[no-untyped-def]
+    value = tl.load(block + start + columns, mask=inside, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        value += tl.load(bias + columns, mask=inside, other=0.0)
+    # Columns beyond the row count as zeros of higher index than any inside: none is taken in place of one inside, and
+    # those that fill up a last chunk of fewer than n_active columns lose in the second round.
+    return value, value.to(tl.int32, bitcast=True) & 0x7FFFFFFF
 
 
 @triton.jit(do_not_specialize=["chunk", "k", "n_active"])
 def _select(  # type: ignore[no-untyped-def]
     block, bias, indices, values, leading, others, fired,
     n_columns, chunk, n_chunks, k, n_active,
-    WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr, IS_DENSE: tl.constexpr,
+    WIDTH: tl.constexpr, PART: tl.constexpr, HAS_BIAS: tl.constexpr, IS_SPLIT: tl.constexpr, IS_DENSE: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
-    row = program // n_chunks
     first_column = (program % n_chunks).to(tl.int32) * chunk
-    columns = tl.arange(0, WIDTH)
-    inside = columns < tl.minimum(chunk, n_columns - first_column)
-    start = row * n_columns + first_column
-    value = tl.load(block + start + columns, mask=inside, other=0.0).to(tl.float32)
-    if HAS_BIAS:
-        value += tl.load(bias + first_column + columns, mask=inside, other=0.0)
-    # Columns beyond the row count as zeros of higher index than any inside: none is taken in place of one inside, and
-    # those that fill up a last chunk of fewer than n_active columns lose in the second round.
-    magnitudes = value.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-    low, last = _bound(magnitudes, columns, n_active, WIDTH, 3 << 23)
-    is_active = (magnitudes > low) | ((magnitudes == low) & (columns <= last))
-    is_leading = is_active
-    if k < n_active:
-        low, last = _bound(tl.where(is_active, magnitudes, 0), columns, k, WIDTH, 1 << 23)
-        is_leading = is_active & ((magnitudes > low) | ((magnitudes == low) & (columns <= last)))
-    counts = tl.cumsum(tl.where(is_leading, 1 << 16, tl.where(is_active, 1, 0)), axis=0)
-    place = tl.where(is_leading, counts >> 16, k + (counts & 0xFFFF)) - 1
-    tl.store(indices + program * n_active + place, first_column + columns, mask=is_active)
-    tl.store(values + program * n_active + place, value, mask=is_active)
-    if IS_DENSE:
-        one = tl.full((WIDTH,), 1, tl.int64)
-        tl.atomic_add(fired + columns, one, mask=is_leading, sem="relaxed")
-        kind = leading.dtype.element_ty
-        rest = tl.where(is_leading, 0.0, tl.where(is_active, value, 0.0))
-        tl.store(leading + start + columns, tl.where(is_leading, value, 0.0).to(kind), mask=inside)
-        tl.store(others + start + columns, rest.to(kind), mask=inside)
+    n_inside = tl.minimum(chunk, n_columns - first_column)
+    start = program // n_chunks * n_columns + first_column
+    bias += first_column
+    all_columns = tl.arange(0, WIDTH)
+    _, all_magnitudes = _load(block, bias, start, all_columns, all_columns < n_inside, HAS_BIAS)
+    low, n_low, low_leading, n_low_leading = _bounds(all_magnitudes, n_active, k, WIDTH, IS_SPLIT)
+    last = _last_tie(all_magnitudes, all_columns, low, n_low, n_active, WIDTH)
+    last_leading = last
+    if IS_SPLIT:
+        last_leading = _last_tie(all_magnitudes, all_columns, low_leading, n_low_leading, k, WIDTH)
+    # The row once more, from the cache, part by part: what the stores need would not fit the registers at once.
+    n_before = tl.zeros((), tl.int32)
+    for first in range(0, WIDTH, PART):
+        columns = first + tl.arange(0, PART)
+        inside = columns < n_inside
+        value, magnitudes = _load(block, bias, start, columns, inside, HAS_BIAS)
+        is_active = (magnitudes > low) | ((magnitudes == low) & (columns <= last))
+        is_leading = is_active
+        if IS_SPLIT:
+            is_leading = (magnitudes > low_leading) | ((magnitudes == low_leading) & (columns <= last_leading))
+        entries = tl.where(is_leading, 1 << 16, tl.where(is_active, 1, 0))
+        counts = n_before + tl.cumsum(entries, axis=0)
+        n_before += tl.sum(entries, axis=0)
+        place = tl.where(is_leading, counts >> 16, k + (counts & 0xFFFF)) - 1
+        tl.store(indices + program * n_active + place, first_column + columns, mask=is_active)
+        tl.store(values + program * n_active + place, value, mask=is_active)
+        if IS_DENSE:
+            one = tl.full((PART,), 1, tl.int64)
+            tl.atomic_add(fired + columns, one, mask=is_leading, sem="relaxed")
+            kind = leading.dtype.element_ty
+            rest = tl.where(is_leading, 0.0, tl.where(is_active, value, 0.0))
+            tl.store(leading + start + columns, tl.where(is_leading, value, 0.0).to(kind), mask=inside)
+            tl.store(others + start + columns, rest.to(kind), mask=inside)
 
 
 def can_select_dense(n_components: int) -> bool:
@@ -115,12 +176,14 @@ def _launch(
     indices = torch.empty((n_rows, n_chunks * n_active), dtype=torch.int32, device=block.device)
     values = torch.empty((n_rows, n_chunks * n_active), dtype=torch.float32, device=block.device)
     width = max(32, triton.next_power_of_2(chunk))
+    n_warps = max(1, width // _COLUMNS_PER_WARP)
     with launching_on(block):
         _select[(n_rows * n_chunks,)](
             block.contiguous(), block if bias is None else bias, indices, values, *(dense or [values] * 3),
             n_columns, chunk, n_chunks, k, n_active,
-            WIDTH=width, HAS_BIAS=bias is not None, IS_DENSE=bool(dense),
-            num_warps=max(1, width // _COLUMNS_PER_WARP), maxnreg=_MAX_REGISTERS, **OPTIONS,
+            WIDTH=width, PART=min(width, n_warps * _PART_PER_WARP),
+            HAS_BIAS=bias is not None, IS_SPLIT=k < n_active, IS_DENSE=bool(dense),
+            num_warps=n_warps, maxnreg=_MAX_REGISTERS, **OPTIONS,
         )  # fmt: skip
     return indices, values
 
