@@ -18,7 +18,7 @@ from skcompressae._core._supports import activation_codes, candidate_activations
 from skcompressae._core._threads import effective_n_threads, row_blocks, run_product_blocks
 from skcompressae._core._topk import top_k
 from skcompressae._torch._cpu_engine import PreActivations
-from skcompressae._torch._device_encoder import DeviceEncoder
+from skcompressae._torch._device_encoder import DeviceEncoder, kept_device_encoder
 from skcompressae._torch._weights import Weights
 
 __all__ = ["BLOCK_ROWS", "Encoder", "codes_to_csr", "expand_queries"]
@@ -46,7 +46,8 @@ class Encoder:
     scales_mean_apart : bool
         See `skcompressae._core._rows.scales_apart`.
     divisors : array of shape (n_components,), optional
-        What pre-activations are divided by: where an encoder was scaled, but not for what it is used for here.
+        What pre-activations are divided by: where an encoder was scaled to choose by, and `coding` is "activations",
+        whose values they are.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Encoder:
         scales_mean_apart: bool,
         divisors: FloatArray | None = None,
     ) -> None:
+        given = weights
         if divisors is not None:
             weights = replace(weights, bias=weights.bias / divisors)
         self._weights = weights
@@ -76,9 +78,7 @@ class Encoder:
             self._pre_activations = PreActivations(weights.encoder, precision, divisors)
             self._block_rows = self._pre_activations.block_rows
         else:
-            if divisors is not None:
-                weights = replace(weights, encoder=weights.encoder / divisors[:, None])
-            self._on_device = DeviceEncoder(weights, device, precision, coding, scales_mean_apart)
+            self._on_device = kept_device_encoder(given, device, precision, coding, scales_mean_apart, divisors)
 
     @property
     def n_components(self) -> int:

@@ -6,13 +6,13 @@ import torch
 from conftest import make_embeddings
 from scipy.sparse import csr_array
 
-from skcompressae import CompresSAETransformer, _encoding
+from skcompressae import CompresSAETransformer
 from skcompressae._core._initialise import data_weights
 from skcompressae._core._pursuit import pursuit_codes
 from skcompressae._core._rows import unit_rows
 from skcompressae._encoding import Encoder
-from skcompressae._torch import _pursuit, _row_ops
-from skcompressae._torch._device_encoder import DeviceEncoder
+from skcompressae._torch import _device_encoder, _pursuit, _row_ops
+from skcompressae._torch._device_encoder import DeviceEncoder, kept_device_encoder
 from skcompressae._torch._pursuit import GramTable, pursuit_codes_torch
 from skcompressae._torch._row_ops import decoded_norms, gathered_dots, unit_rows_torch
 from skcompressae._torch._weights import Weights
@@ -38,18 +38,56 @@ def make_encoder(weights, coding, device, precision="float32", scales_mean_apart
     return encoder
 
 
-@pytest.mark.parametrize("coding", CODINGS)
-def test_a_device_gets_the_encoder_divided(monkeypatch, weights, coding):
-    options = {"coding": coding, "candidate_factor": 3.0, "precision": "float32", "scales_mean_apart": False}
+def test_a_device_gets_the_encoder_divided(monkeypatch, weights):
+    options = {
+        "coding": "activations", "candidate_factor": 3.0, "precision": "float32", "scales_mean_apart": False,
+    }  # fmt: skip
     divisors = np.linspace(0.5, 2, 60, dtype=np.float32)
     given = []
-    monkeypatch.setattr(_encoding, "DeviceEncoder", lambda weights, *_: given.append(weights))
+    monkeypatch.setattr(_device_encoder, "DeviceEncoder", lambda weights, *_: given.append(weights))
     Encoder(weights, device=torch.device("meta"), divisors=divisors, **options)
     rows = rows_of(np.float32)
     found = Encoder(weights, device=torch.device("cpu"), divisors=divisors, **options)
     expected = Encoder(given[0], device=torch.device("cpu"), **options)
     assert not np.array_equal(given[0].encoder, weights.encoder)
     assert_same_codes(*(encoder.encode(rows, 6, norm="unit", dtype=np.float32) for encoder in (found, expected)))
+
+
+def test_an_encoder_stays_on_its_device_while_its_weights_are_there(monkeypatch, weights):
+    monkeypatch.setattr(_device_encoder, "_kept", [])
+    mine, cpu = weights.copy(), torch.device("cpu")
+
+    def kept(coding="pursuit", divisors=None):
+        return kept_device_encoder(mine, cpu, "float32", coding, False, divisors)
+
+    first = kept()
+    assert kept() is first
+    assert kept("activations") is not first
+    divided = kept("activations", np.full(60, 2, dtype=np.float32))
+    assert kept("activations", np.full(60, 2, dtype=np.float32)) is divided
+    assert kept("activations", np.full(60, 3, dtype=np.float32)) is not divided
+    assert kept() is first
+    mine.decoder *= 1.5
+    changed = kept()
+    assert changed is not first
+    np.testing.assert_array_equal(changed._decoder.numpy(), mine.decoder)
+    for _ in range(2 * _device_encoder._N_KEPT):
+        other = weights.copy()
+        kept_device_encoder(other, cpu, "float32", "pursuit", False)
+        assert len(_device_encoder._kept) <= _device_encoder._N_KEPT
+    del mine.decoder, other
+    assert _device_encoder._kept == []
+
+
+def test_nothing_to_pick_is_least_squares(weights, device):
+    rows, k = rows_of(np.float32), 6
+    found = make_encoder(weights, "pursuit", device)._on_device
+    expected = make_encoder(weights, "least_squares", device)._on_device
+    given = {"norm": "unit", "dtype": np.float32}
+    pairs = zip(found.encode_blocks(rows, k, k, **given), expected.encode_blocks(rows, k, k + 8, **given), strict=True)
+    for ours, theirs in pairs:
+        np.testing.assert_array_equal(ours[1], theirs[1])
+        np.testing.assert_array_equal(ours[2], theirs[2])
 
 
 def rows_of(dtype, n_rows=70):

@@ -155,7 +155,8 @@ def test_steps_are_recorded_once_and_replayed(monkeypatch):
                 work()
 
     class Recording(nullcontext):
-        def __init__(self, graph):
+        def __init__(self, graph, capture_error_mode):
+            assert capture_error_mode == "thread_local"
             self.graph = graph
             super().__init__()
 

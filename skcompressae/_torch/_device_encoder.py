@@ -6,8 +6,10 @@ decide, the fitted values, the scale.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,15 +22,20 @@ from skcompressae._torch import _devices
 from skcompressae._torch._codes import Codes, encode_unit_rows, scale_factors
 from skcompressae._torch._products import Products
 from skcompressae._torch._pursuit import GramTable
-from skcompressae._torch._row_ops import gathered_dots
+from skcompressae._torch._row_ops import gathered_dots, unit_rows_torch
 from skcompressae._torch._staging import RowStream, download_blocks
 from skcompressae._torch._weights import Weights
 
-__all__ = ["DeviceEncoder"]
+__all__ = ["DeviceEncoder", "kept_device_encoder"]
 
 # Bytes of one dense (block, n_components) array: small beside any device, large enough for a product at full speed.
 _BLOCK_BYTES = 256 * 2**20
 _MIN_BLOCK_ROWS, _MAX_BLOCK_ROWS = 256, 16384
+# Up to so many rows travel without pinned buffers and a second stream, which would take longer than the rows.
+_FEW_ROWS = 512
+# Encoders that stay on their devices, and entries of an array that tell whether it was written to meanwhile.
+_N_KEPT = 4
+_N_SAMPLED = 1024
 
 
 class DeviceEncoder:
@@ -140,6 +147,9 @@ class DeviceEncoder:
         return x_hat
 
     def _fetch(self, rows: NDArray[Any]) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+        if len(rows) <= min(_FEW_ROWS, self.block_rows) and _devices.has_float64(self._device):
+            yield slice(0, len(rows)), *unit_rows_torch(torch.tensor(np.asarray(rows), device=self._device))
+            return
         stream = RowStream(rows, self._device, self.block_rows)
         for start, stop in row_blocks(len(rows), self.block_rows):
             yield slice(start, stop), *stream.fetch(slice(start, stop))
@@ -163,3 +173,59 @@ class DeviceEncoder:
         is_kept = scales_apart(self._scales_mean_apart, self._coding, norm)
         factors = scale_factors(indices, values, decoded[:, None].to(torch.float64), keeps_mean=is_kept)
         return values * factors * (norms if norm == "input" else is_nonzero)[:, None]
+
+
+class _Kept(NamedTuple):
+    settings: tuple[Any, ...]
+    sources: list[weakref.ref[Any]]
+    sampled: list[NDArray[Any]]
+    encoder: DeviceEncoder
+
+
+_kept: list[_Kept] = []
+
+
+def _sample(array: NDArray[Any]) -> NDArray[Any]:
+    flat = array.reshape(-1)
+    return flat[:: max(1, flat.size // _N_SAMPLED)].copy()
+
+
+def kept_device_encoder(
+    weights: Weights,
+    device: torch.device,
+    precision: str,
+    coding: str,
+    scales_mean_apart: bool,
+    divisors: FloatArray | None = None,
+) -> DeviceEncoder:
+    """Return an encoder of these arrays, the one of an earlier call where there was one.
+
+    Bringing the weights to the device, and the products of all decoder rows, take many times as long as a few rows. An
+    encoder leaves the device with its arrays, or as the oldest of five. An array that was written to is a new
+    one.
+
+    Parameters
+    ----------
+    weights, device, precision, coding, scales_mean_apart
+        As :class:`DeviceEncoder` takes them.
+    divisors : array of shape (n_components,), optional
+        What the rows of the encoder and its bias are divided by; for activations, as they are the values of a code.
+    """
+    settings = device, precision, coding, scales_mean_apart
+    sampled = [_sample(array) for array in weights.arrays]
+    sampled.append(np.empty(0) if divisors is None else divisors.copy())
+    for kept in list(_kept):
+        is_same = all(source() is array for source, array in zip(kept.sources, weights.arrays, strict=True))
+        if is_same and kept.settings == settings and all(map(np.array_equal, kept.sampled, sampled)):
+            return kept.encoder
+    scaled = weights
+    if divisors is not None:
+        scaled = replace(weights, encoder=weights.encoder / divisors[:, None], bias=weights.bias / divisors)
+    encoder = DeviceEncoder(scaled, *settings)
+
+    def forget(source: weakref.ref[Any]) -> None:
+        _kept[:] = [kept for kept in _kept if all(source is not other for other in kept.sources)]
+
+    sources = [weakref.ref(array, forget) for array in weights.arrays]
+    _kept[:] = [*_kept[1 - _N_KEPT :], _Kept(settings, sources, sampled, encoder)]
+    return encoder
