@@ -173,6 +173,30 @@ def transform_rates(
     return found
 
 
+def small_batch_times(
+    compressor: CompresSAETransformer, X: np.ndarray, options: argparse.Namespace, device: torch.device
+) -> list[dict[str, Any]]:
+    """Time single calls of transform on few rows, after as many as a service would have made before."""
+    encoder, bias = (
+        torch.from_numpy(array).to(device) for array in (compressor.encoder_weights_, compressor.encoder_bias_)
+    )
+    compressor.set_params(device=options.device, precision="float32")
+    found = []
+    for n_rows in (1, 16, 256, 1024):
+        rows = X[:n_rows]
+        calls = {"plain": lambda rows=rows: plain_transform(rows, encoder, bias, options.k, len(rows))}
+        for coding in CODINGS:
+            calls[coding] = lambda rows=rows, coding=coding: compressor.set_params(coding=coding).transform(rows)
+        record: dict[str, Any] = {"n_rows": n_rows}
+        for name, call in calls.items():
+            for _ in range(12):
+                call()
+            record[f"{name}_s"] = median_seconds(call, 10 * options.n_repeats)
+        found.append(record)
+        print(record, flush=True)
+    return found
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -208,6 +232,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name, measure in (
         ("on_device", lambda: on_device_rates(x, weights, options, device)),
         ("transform", lambda: transform_rates(compressor, X, options, device)),
+        ("small_batches", lambda: small_batch_times(compressor, X, options, device)),
         ("stages_s_per_million_rows", lambda: stage_times(x, weights, options, device)),
     ):
         result[name] = measure()

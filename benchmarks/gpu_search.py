@@ -4,7 +4,8 @@
 
 Codes are synthetic: k distinct latents a row, drawn with log-normal popularity, random values. Originals are what they
 decode to. Dense search is one product with all originals and torch's top-k. Times are medians, from NumPy queries to
-NumPy neighbours, the last results of both devices are compared, and the stages of a device search are timed apart.
+NumPy neighbours, on all of the host's threads; the last results of both devices are compared, and the stages of a
+device search are timed apart.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def search_rows(n_documents: int, options: argparse.Namespace, device: torch.dev
         print(found[-1], flush=True)
 
     indexes = {
-        kind: CodeNearestNeighbors(options.top, compressor=decoder, device=kind).fit(codes)
+        kind: CodeNearestNeighbors(options.top, compressor=decoder, device=kind, n_jobs=-1).fit(codes)
         for kind in ("cpu", options.device)
     }
     for batch in options.batches:

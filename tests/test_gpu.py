@@ -92,3 +92,17 @@ def test_wide_rows_and_many_latents_agree_with_the_cpu():
         difference = abs(on_device - model.set_params(device="cpu").transform(X))
         rows = np.asarray(difference.max(axis=1).todense()).ravel()
         assert np.mean(rows < 1e-4 * abs(on_device).max()) > 0.99
+
+
+@pytest.mark.parametrize("coding", ["activations", "least_squares", "pursuit"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_few_rows_have_the_codes_of_many(coding, dtype):
+    X = make_embeddings(n_rows=2000, n_features=64).astype(dtype)
+    model = CompresSAETransformer(300, k=8, max_iter=20, random_state=0, device="cuda", coding=coding).fit(X)
+    expected = model.transform(X)
+    for n_rows in (1, 5, 1000):
+        for call in range(12):  # as they are, and then by a graph
+            these = slice(10 * call, 10 * call + n_rows)
+            found, wanted = model.transform(X[these]), expected[these]
+            assert (found.indices == wanted.indices).mean() > 0.999
+            np.testing.assert_allclose(found.toarray(), wanted.toarray(), atol=1e-4 * abs(expected).max())

@@ -20,6 +20,7 @@ from skcompressae._core._rows import scales_apart
 from skcompressae._core._threads import copy_rows, row_blocks
 from skcompressae._torch import _devices
 from skcompressae._torch._codes import Codes, encode_unit_rows, scale_factors
+from skcompressae._torch._encode_graph import EncodeGraphs
 from skcompressae._torch._products import Products
 from skcompressae._torch._pursuit import GramTable
 from skcompressae._torch._row_ops import gathered_dots, unit_rows_torch
@@ -31,8 +32,8 @@ __all__ = ["DeviceEncoder", "kept_device_encoder"]
 # Bytes of one dense (block, n_components) array: small beside any device, large enough for a product at full speed.
 _BLOCK_BYTES = 256 * 2**20
 _MIN_BLOCK_ROWS, _MAX_BLOCK_ROWS = 256, 16384
-# Up to so many rows travel without pinned buffers and a second stream, which would take longer than the rows.
-_FEW_ROWS = 512
+# Up to so many rows are encoded by CUDA graphs, without pinned buffers and a second stream: those would take longer.
+_FEW_ROWS = 1024
 # Encoders that stay on their devices, and entries of an array that tell whether it was written to meanwhile.
 _N_KEPT = 4
 _N_SAMPLED = 1024
@@ -63,6 +64,7 @@ class DeviceEncoder:
         self._products = Products(precision, device)
         self._factor = self._encoder.to(self._products.dtype)
         self._grams: GramTable | None = None  # of the decoder, once values are fitted
+        self._graphs = EncodeGraphs(device)
         n_rows = _BLOCK_BYTES // (4 * weights.n_components)
         self.block_rows = max(_MIN_BLOCK_ROWS, min(_MAX_BLOCK_ROWS, n_rows))
 
@@ -90,14 +92,20 @@ class DeviceEncoder:
             Of the rows.
         """
 
-        def work() -> Iterator[tuple[slice, tuple[torch.Tensor, ...]]]:
-            for where, x, norms in self._fetch(rows):
-                codes = self._encode(x, k, n_candidates)
-                kind = torch.float64 if dtype == np.float64 else torch.float32
-                scaled = self._scale(codes, norms, norm).to(kind)
-                yield where, (codes.indices.to(torch.int32), scaled, norms)
+        def encode(x: torch.Tensor, norms: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            codes = self._encode(x, k, n_candidates)
+            kind = torch.float64 if dtype == np.float64 else torch.float32
+            return codes.indices.to(torch.int32), self._scale(codes, norms, norm).to(kind), norms
 
-        for where, (indices, values, norms) in download_blocks(work(), self._device):
+        if 0 < len(rows) <= _FEW_ROWS and self._is_recorded(n_candidates):
+            asked = k, n_candidates, norm, dtype
+            indices, values, norms = self._graphs(
+                np.asarray(rows), asked, lambda given: encode(*unit_rows_torch(given))
+            )
+            yield slice(0, len(rows)), indices, values, norms
+            return
+        blocks = ((where, encode(x, norms)) for where, x, norms in self._fetch(rows))
+        for where, (indices, values, norms) in download_blocks(blocks, self._device):
             yield where, indices, values, norms
 
     def cosines(self, rows: NDArray[Any], k: int, n_candidates: int, *, norm: str | None) -> NDArray[np.float64]:
@@ -147,12 +155,18 @@ class DeviceEncoder:
         return x_hat
 
     def _fetch(self, rows: NDArray[Any]) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-        if len(rows) <= min(_FEW_ROWS, self.block_rows) and _devices.has_float64(self._device):
-            yield slice(0, len(rows)), *unit_rows_torch(torch.tensor(np.asarray(rows), device=self._device))
-            return
         stream = RowStream(rows, self._device, self.block_rows)
         for start, stop in row_blocks(len(rows), self.block_rows):
             yield slice(start, stop), *stream.fetch(slice(start, stop))
+
+    def _is_recorded(self, n_candidates: int) -> bool:
+        """Tell whether few rows may be encoded by a graph: where kernels do all, and so ask the device for nothing."""
+        if not _devices.uses_triton(self._encoder):
+            return False
+        from skcompressae._torch._triton_pursuit import can_pursue
+        from skcompressae._torch._triton_selection import can_select
+
+        return can_pursue(n_candidates) and can_select(len(self._encoder), n_candidates)
 
     def _encode(self, x: torch.Tensor, k: int, n_candidates: int) -> Codes:
         """Encode unit rows."""
