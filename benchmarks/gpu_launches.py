@@ -46,15 +46,14 @@ def launches(options: argparse.Namespace, device: torch.device) -> list[tuple[st
     pursued, pursued_values = select(block, bias, n_pursued, n_pursued)
     support, values = select(block, bias, k, k)
     narrow = block.bfloat16()
-    per_warp = [{"_COLUMNS_PER_WARP": n} for n in (128, 512, 1024)]
-    selections = [*per_warp, {"_MAX_REGISTERS": 128}, {"_COLUMNS_PER_WARP": 512, "_MAX_REGISTERS": 128},
-                  {"_COLUMNS_PER_WARP": 1024, "_MAX_REGISTERS": 128}]  # fmt: skip
-    tiles = [{"_N_WARPS": 1}, {"_N_WARPS": 2}, {"_N_WARPS": 8}, {"_TILE_ROWS": 8}, {"_TILE_ROWS": 8, "_N_WARPS": 2},
-             {"_TILE_ROWS": 8, "_N_WARPS": 1}, {"_TILE_ROWS": 4, "_N_WARPS": 1}, {"_TILE_COLUMNS": 256},
-             {"_TILE_ROWS": 8, "_TILE_COLUMNS": 256}]  # fmt: skip
-    entries = [{"_ENTRIES_PER_WARP": n} for n in (256, 512, 2048, 4096)]
-    gathers = [{"_TILE_ROWS": 4}, {"_TILE_ROWS": 16}, {"_COLUMNS_PER_WARP": 256}, {"_COLUMNS_PER_WARP": 64},
-               {"_TILE_ROWS": 4, "_COLUMNS_PER_WARP": 256}]  # fmt: skip
+    selections = [{"_COLUMNS_PER_WARP": 256}, {"_COLUMNS_PER_WARP": 512}, {"_COLUMNS_PER_WARP": 2048},
+                  {"_COLUMNS_PER_WARP": 2048, "_MAX_REGISTERS": 128}, {"_MAX_REGISTERS": 96}, {"_PART_PER_WARP": 64},
+                  {"_PART_PER_WARP": 256}]  # fmt: skip
+    tiles = [{"_N_WARPS": 2}, {"_N_WARPS": 4}, {"_TILE_ROWS": 4}, {"_TILE_ROWS": 16}, {"_TILE_ROWS": 16, "_N_WARPS": 4},
+             {"_TILE_COLUMNS": 256}]  # fmt: skip
+    entries = [{"_ENTRIES_PER_WARP": 1024}, {"_ENTRIES_PER_WARP": 2048}, {"_MAX_REGISTERS": 128},
+               {"_MAX_REGISTERS": 255}]  # fmt: skip
+    gathers = [{"_TILE_ROWS": 4}, {"_TILE_ROWS": 16}, {"_COLUMNS_PER_WARP": 64}, {"_COLUMNS_PER_WARP": 256}]
     pursue = _triton_pursuit.pursue_triton
     correlations = rows(x, decoder, pursued)
     fit = rows(x, decoder, support)
