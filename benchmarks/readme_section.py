@@ -166,10 +166,30 @@ def speed_lines() -> list[str]:
         f"{step['plain_pytorch_step_s']:.2f} s; `transform` of {n_samples:,} rows "
         f"{encode['transform_pursuit_float32_s']:.2f} s against {encode['plain_pytorch_s']:.2f} s, of a single "
         f"row {1e3 * encode['single_row_pursuit_float32_s']:.1f} ms ({step['n_threads']} threads of an "
-        f"{record['cpu'].split(' (')[0]}, float32, no GPU; GPU speed is not measured).",
+        f"{record['cpu'].split(' (')[0]}, float32, no GPU). {gpu_sentence()}",
         "",
         *search_lines(),
     ]
+
+
+def gpu_sentence() -> str:
+    """Return the figures of a GPU in words."""
+    training, encoding = read("gpu_training"), read("gpu_encoding")
+    (fit,) = (row for row in training["fits"] if (row["recipe"], row["precision"]) == ("paper", "bfloat16"))
+    steps = {row["precision"]: row["step_s"] for row in training["steps"] if row["who"] == "plain"}
+    rates = {
+        row["coding"]: row["rows_per_s"] / 1e6
+        for row in encoding["on_device"]
+        if row["who"] == "ours" and row["kernels"] and row["precision"] == "bfloat16"
+    }
+    settings = training["settings"]
+    return (
+        f"On one {training['device']['name'].removeprefix('NVIDIA ')}, {fit['n_steps']} steps of "
+        f"{settings['batch_size']:,} rows take {fit['fit_s']:.1f} s in bfloat16 (plain PyTorch's steps: "
+        f"{fit['n_steps'] * steps['bfloat16']:.0f} s, in float32 {fit['n_steps'] * steps['float32']:.0f} s), and "
+        f"{rates['pursuit']:.1f} million rows a second are encoded there ({rates['activations']:.1f} million without "
+        "fitted values)."
+    )
 
 
 def search_lines() -> list[str]:

@@ -97,7 +97,7 @@ class DeviceEncoder:
             kind = torch.float64 if dtype == np.float64 else torch.float32
             return codes.indices.to(torch.int32), self._scale(codes, norms, norm).to(kind), norms
 
-        if 0 < len(rows) <= _FEW_ROWS and self._is_recorded(n_candidates):
+        if 0 < len(rows) <= min(_FEW_ROWS, self.block_rows) and self._is_recorded(n_candidates):
             asked = k, n_candidates, norm, dtype
             indices, values, norms = self._graphs(
                 np.asarray(rows), asked, lambda given: encode(*unit_rows_torch(given))

@@ -1,9 +1,10 @@
 """A Triton kernel that selects a row's entries of largest magnitude, reading the block of pre-activations once.
 
-One program holds a row in registers and bisects on the bits of its magnitudes, which order as the numbers do: about ten
-counts over registers settle the k-th largest. Ties go to the lowest index, by a second bisection over the columns that
-only rows with ties enter. The entries' places in the output are running counts over the row, so that they come out in
-ascending order; the same pass writes the dense rows that training's products read.
+One program holds a row's magnitudes in registers and searches by thresholds on their bits, which order as the numbers
+do: half a dozen counts over registers, of two thresholds each, settle the k-th largest. Ties go to the lowest index, by
+a second bisection over the columns that only rows with ties enter. The entries' places in the output are running counts
+over the row, so that they come out in ascending order; the same pass writes the dense rows that training's products
+read.
 
 A row wider than the registers hold is selected from in two rounds: from each chunk its largest, then from those.
 """
@@ -17,12 +18,13 @@ from skcompressae._torch._triton_rows import OPTIONS, launching_on
 
 __all__ = ["can_select", "can_select_dense", "select_triton", "spread_triton"]
 
-# Columns that one program holds: 8 a thread at the 1,024 threads of 32 warps.
+# Columns that one program holds: 32 a thread at the 256 threads of 8 warps.
 _MAX_WIDTH = 8192
 _COLUMNS_PER_WARP = 1024
+# Columns of a part of the last pass.
 _PART_PER_WARP = 128
-# Registers of a thread: left alone the compiler takes up to 168, and then a multiprocessor holds too few programs to
-# work through one's waits with another. At 64 nothing is spilled (benchmarks/compile_kernels.py).
+# Registers of a thread. More would spill less and hold fewer programs to a multiprocessor, which work through one's
+# waits with another: slower (benchmarks/gpu_launches.py).
 _MAX_REGISTERS = 64
 # Running counts of the leading and the other entries share one integer, 16 bits each.
 _MAX_ACTIVE = 2**15
