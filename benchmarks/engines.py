@@ -163,7 +163,9 @@ ENGINES = {"qdrant": qdrant, "postgres": postgres, "milvus": milvus, "lucene": l
 def fitted_model(name: str, documents: np.ndarray, options: argparse.Namespace) -> CompresSAETransformer:
     """Return the compressor of these documents, fitted once and kept in the cache."""
     # a model of another recipe, or of other steps, is another model
-    training = hashlib.sha256(f"{RECIPES['default']} {options.steps}".encode()).hexdigest()[:8]
+    recipe = RECIPES["default"]
+    decided = f"{recipe} {recipe.neighborhood_weight_for(options.k)} {options.steps}"
+    training = hashlib.sha256(decided.encode()).hexdigest()[:8]
     size = f"{options.n_components}-{options.k}-{options.seed}"
     path = options.cache_dir / f"model-{name}-{_data.checksum(documents)}-{size}-{training}.joblib"
     if not path.exists():

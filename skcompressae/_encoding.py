@@ -161,7 +161,7 @@ class Encoder:
         return x_hat
 
     def _n_candidates(self, k: int) -> int:
-        """Count the candidates of a row, more than k: the product only proposes, see `_core/_supports.py`."""
+        """Count the candidates of a row, at least k: the product only proposes, see `_core/_supports.py`."""
         if self._coding == "pursuit":
             return count_candidates(k, self._candidate_factor, self.n_components)
         return self._n_recomputed(k)

@@ -42,7 +42,7 @@ _DEAD_SHARE_WARNED = 0.1
 _STREAMED_RATE = 0.5
 # The parameters that decide what training does with the rows: a checkpoint goes on with the same ones only.
 _TRAINING_PARAMETERS = (
-    "n_components", "k", "recipe", "loss_weights", "neighborhood_weight", "nested", "init",
+    "n_components", "k", "recipe", "loss_weights", "nested", "init",
     "learning_rate", "learning_rate_schedule", "warmup_fraction", "batch_size", "max_iter", "early_stopping",
     "validation_fraction", "n_iter_no_change", "precision", "random_state",
 )  # fmt: skip
@@ -288,7 +288,7 @@ class FitMethodsMixin(TransformMethodsMixin):
         if self.checkpoint_dir is None:
             return None
         parameters = {name: plain_parameter(name, self._resolved(name)) for name in _TRAINING_PARAMETERS}
-        parameters["neighborhood_weight"] = self._neighborhood_term_weight(self.k)
+        parameters["neighborhood_weight"] = self._neighborhood_term_weight(min(self.k, self.n_components))
         parameters |= {name: getattr(RECIPES[self.recipe], name) for name in _TRAINING_RULES}
         parameters["device"] = resolve_device(self.device).type
         start = weights_digest(self) if is_warm else None

@@ -21,7 +21,7 @@ class Recipe:
     rests_idle: bool  # whether latents that a batch does not use stay where they are
     coding: str
     early_stopping: bool
-    neighborhood_weight: float  # for k = 32 or more
+    neighborhood_weight_at_32: float  # nonzeros or more
     usage_power: float
 
     # Uses of a latent by a batch, on average, from which on the learning rate is the full one; 0: always.
@@ -46,7 +46,7 @@ class Recipe:
         Short codes, which share fewest latents, gain more by a larger one than dense queries lose; at 64 a smaller one
         gains these nothing.
         """
-        return self.neighborhood_weight * max(1.0, 32 / k) ** 0.5
+        return self.neighborhood_weight_at_32 * max(1.0, 32 / k) ** 0.5
 
 
 RECIPES = {
@@ -61,7 +61,7 @@ RECIPES = {
         rests_idle=True,
         coding="pursuit",
         early_stopping=False,
-        neighborhood_weight=1.0,
+        neighborhood_weight_at_32=1.0,
         usage_power=0.15,
         full_rate_uses=96.0,
         min_batches_per_epoch=16,
@@ -79,7 +79,7 @@ RECIPES = {
         rests_idle=False,
         coding="activations",
         early_stopping=False,
-        neighborhood_weight=0.0,
+        neighborhood_weight_at_32=0.0,
         usage_power=0.0,
         full_rate_uses=0.0,
         min_batches_per_epoch=1,

@@ -13,7 +13,7 @@ import pytest
 from skcompressae import CompresSAETransformer, load_model
 from skcompressae._checkpoint import CHECKPOINT_NAME, FitCheckpoint
 from skcompressae._files import atomic_write
-from skcompressae._recipes import RECIPES
+from skcompressae._recipes import RECIPES, Recipe
 from skcompressae.exceptions import ModelFormatError
 
 # Some fits here are cut short, or stop early; how well they use their latents is not the question.
@@ -187,6 +187,14 @@ def test_a_version_that_trains_otherwise_does_not_go_on(embeddings, tmp_path, mo
         cut_off(small(**parameters), embeddings, monkeypatch, 1)
     with pytest.raises(ValueError, match=r"another fit, .*: beta2=0.999 there, 0.99 here; rests_idle=False there"):
         small(**parameters).fit(embeddings)
+
+
+def test_a_version_that_weighs_the_neighborhood_term_otherwise_does_not_go_on(embeddings, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Recipe, "neighborhood_weight_for", lambda self, k: self.neighborhood_weight_at_32)
+        cut_off(small(checkpoint_dir=tmp_path), embeddings, monkeypatch, 1)
+    with pytest.raises(ValueError, match=r"another fit, .*: neighborhood_weight=1.0 there, 3.26"):
+        small(checkpoint_dir=tmp_path).fit(embeddings)
 
 
 def test_what_does_not_change_training_may_change(embeddings, tmp_path, monkeypatch):

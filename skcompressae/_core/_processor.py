@@ -1,4 +1,4 @@
-"""What the processor at hand can do that decides which of two equivalent ways is the faster one."""
+"""What the processor at hand can do that decides which of two ways to the same result is the faster one."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import llvmlite.binding as llvm
 
 __all__ = ["MULTIPLIES_BFLOAT16"]
 
-# LLVM's names of the instruction sets that multiply bfloat16: x86 without and with matrix tiles, Arm.
-_BFLOAT16_FEATURES = ("avx512bf16", "amx-bf16", "bf16")
+# LLVM's names of the instruction sets of x86 that multiply bfloat16, without and with matrix tiles. Of an Arm processor
+# LLVM does not tell everywhere, so there products of rounded factors run in float32.
+_BFLOAT16_FEATURES = ("avx512bf16", "amx-bf16")
 
 _features = llvm.get_host_cpu_features()
 

@@ -60,7 +60,7 @@ class PreActivations:
         self._rounded_encoder: Any = None
 
     def round_for(self, n_rows: int) -> None:
-        """Round the encoder, if `precision` says so and it pays for this many rows; to be called before products."""
+        """Round the encoder, where `precision` says so and the rows are many enough; to be called before products."""
         if self._is_rounded and self._rounded_encoder is None and n_rows >= _MIN_ROUNDED_ROWS:
             self._rounded_encoder = _rounded(self.encoder)
 
@@ -103,8 +103,8 @@ def _rounded(array: FloatArray) -> Any:
     """Return a tensor of the array rounded to bfloat16, in the dtype to multiply it in."""
     import torch
 
-    # Copied rather than shared: weights that joblib memory-maps are read-only, which torch warns about.
-    rounded = torch.tensor(array, dtype=torch.bfloat16)
+    # torch warns about arrays that are read-only, as weights are that joblib memory-maps
+    rounded = (torch.from_numpy(array) if array.flags.writeable else torch.tensor(array)).to(torch.bfloat16)
     return rounded if MULTIPLIES_BFLOAT16 else rounded.to(torch.float64 if array.dtype == np.float64 else torch.float32)
 
 
