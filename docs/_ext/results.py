@@ -51,6 +51,8 @@ MODES = {
     "sparse": "sparse",
     "sparse_query128": "sparse, query of 128 nonzeros",
 }
+# Parameters of ours that rows name where they are not the default.
+OTHERS = ("usage_power", "neighborhood_weight")
 # A mode of ours, and the mode of the paper's recipe that its margin is over.
 MARGINS = (
     ("sparse", "sparse", "sparse"),
@@ -211,21 +213,22 @@ def margins_table(studies: list[dict[str, Any]]) -> str:
         "|---|---:|---:|" + "---:|" * (len(MARGINS) + 1),
     ]
     for study in studies:
-        # recall by k, ours also by a usage_power that is not the default; then by mode and seed
-        ours_of: dict[tuple[int, float | None], dict[str, dict[int, float]]] = {}
+        # recall by k, ours also by what is not the default; then by mode and seed
+        ours_of: dict[tuple[int, str], dict[str, dict[int, float]]] = {}
         paper_of: dict[int, dict[str, dict[int, float]]] = {}
-        dead: dict[tuple[int, float | None], list[float]] = {}
+        dead: dict[tuple[int, str], list[float]] = {}
         for row in study["results"]:
             k = row["params"].get("k")
             if row["method"] == "paper":
                 paper_of.setdefault(k, {}).setdefault(row["mode"], {})[row["seed"]] = row["recall_at_100"]
             elif row["method"] == "ours":
-                setting = k, row["params"].get("usage_power")
+                others = (f", {name}={row['params'][name]:g}" for name in OTHERS if name in row["params"])
+                setting = k, "".join(others)
                 ours_of.setdefault(setting, {}).setdefault(row["mode"], {})[row["seed"]] = row["recall_at_100"]
                 dead.setdefault(setting, []).append(row["dead_fraction"])
         measured = (setting for setting in ours_of if setting[0] in paper_of)
-        for k, power in sorted(measured, key=lambda setting: (setting[0], setting[1] is not None, setting[1])):
-            of = ours_of[k, power]
+        for k, others in sorted(measured):
+            of = ours_of[k, others]
             cells = []
             for _, mode, against in MARGINS:
                 ours, paper = of[mode], paper_of[k][against]
@@ -233,8 +236,8 @@ def margins_table(studies: list[dict[str, Any]]) -> str:
                 spread = f" ± {stdev(margins):.3f}" if len(margins) > 1 else ""
                 cells.append(f"{fmean(ours.values()):.3f} ({fmean(margins):+.3f}{spread})")
             n_seeds = len(of["sparse"].keys() & paper_of[k]["sparse"].keys())
-            name, label = study["data"]["name"], str(k) if power is None else f"{k}, usage_power={power:g}"
-            lines.append(f"| {name} | {label} | {n_seeds} | " + " | ".join(cells) + f" | {max(dead[k, power]):.1%} |")
+            name, dead_share = study["data"]["name"], max(dead[k, others])
+            lines.append(f"| {name} | {k}{others} | {n_seeds} | " + " | ".join(cells) + f" | {dead_share:.1%} |")
     return "\n".join(lines)
 
 
