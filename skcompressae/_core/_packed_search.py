@@ -26,7 +26,7 @@ from skcompressae._core._packed_vectors import (
     score_words,
     score_words_wide,
 )
-from skcompressae._core._search_kernels import first_limits, note_down, offer, replace_worst
+from skcompressae._core._search_kernels import first_limits, make_room, note_down, offer, replace_worst
 from skcompressae._core._search_pending import compact, reject_below
 from skcompressae._core._search_vectors import LANES, ROWS_AT_ONCE, VECTOR
 from skcompressae._core._topk import kth_largest
@@ -294,16 +294,18 @@ def _settle(
     """Offer the rows noted down to the heaps, in float64, and empty the lists."""
     rows, k, levels = words.rows, words.k, words.levels
     _, exact, to_scan_unit, margins = queries
+    row_scales, row_bytes = words.row_scales, words.row_bytes
+    noted_rows, noted, counts = pending.rows, pending.scores, pending.counts
     for lane in range(scores.shape[0]):
         compact(pending, lane, scores.shape[1], margins[lane], limits)
-        for i in range(pending.counts[lane]):
-            if pending.scores[lane, i] >= limits[lane]:
-                row = np.intp(pending.rows[lane, i])
-                row_scale = _scale_of(words.row_scales, row, is_short)
-                first = row * words.row_bytes
-                score = _exact_score(rows, first, k, row_scale, levels, exact[lane], word_bits, value_bits)
+        target = exact[lane]
+        for i in range(counts[lane]):
+            if noted[lane, i] >= limits[lane]:
+                row = np.intp(noted_rows[lane, i])
+                row_scale = _scale_of(row_scales, row, is_short)
+                score = _exact_score(rows, row * row_bytes, k, row_scale, levels, target, word_bits, value_bits)
                 offer(lane, score * scale[row], first_row + row, to_scan_unit, margins, limits, scores, numbers)
-        pending.counts[lane] = 0
+        counts[lane] = 0
 
 
 # ---------------------------------------------------------------------------- scans, compiled for each layout
@@ -368,20 +370,22 @@ def packed_kernels(word_bits: int, value_bits: int, n_terms: int, row_scale_type
         words: Words, scale: Any, first_row: int, queries: Any, exclude: Any, pending: Any, scores: Any, numbers: Any
     ) -> None:
         rows, row_bytes, k, levels = words.rows, words.row_bytes, words.k, words.levels
+        codebook, row_scales, ragged, offset = words.codebook, words.row_scales, words.ragged, words.offset
+        noted_rows, noted, counts = pending.rows, pending.scores, pending.counts
         pairs, exact, to_scan_unit, margins = queries
         limits = first_limits(scores, to_scan_unit, margins)
         found = np.empty(LANES, np.float32)
         n_safe = _safe_rows(rows, row_bytes)
         for row in range(scale.shape[0]):
             first = row * row_bytes
-            row_scale = _scale_of(words.row_scales, row, is_short)
+            row_scale = _scale_of(row_scales, row, is_short)
             if row < n_safe:
                 n = k
-                if words.ragged[(words.offset + row) // RAGGED_ROWS]:
+                if ragged[(offset + row) // RAGGED_ROWS]:
                     n = _row_length(rows, first, k, word_bits)
                 factor = np.float32(row_scale * scale[row])
                 reached = score_words_wide(
-                    rows, first, n, words.codebook, pairs, factor, limits, found, word_bits, value_bits
+                    rows, first, n, codebook, pairs, factor, limits, found, word_bits, value_bits
                 )
             else:
                 reached = np.uint64(0)
@@ -389,9 +393,8 @@ def packed_kernels(word_bits: int, value_bits: int, n_terms: int, row_scale_type
                     score = _exact_score(rows, first, k, row_scale, levels, exact[lane], word_bits, value_bits)
                     found[lane] = np.float32(score * scale[row] * to_scan_unit[lane])
                     reached |= np.uint64(found[lane] >= limits[lane]) << np.uint64(lane)
-            if reached and note_down(
-                reached, row, first_row, found, margins, exclude, scores.shape[1], limits, pending
-            ):
+            full = note_down(reached, row, first_row + row, found, exclude, noted_rows, noted, counts)
+            if full and make_room(full, scores.shape[1], margins, limits, pending):
                 _settle(
                     words,
                     scale,

@@ -34,6 +34,7 @@ __all__ = [
     "collect_rows",
     "exact_score",
     "first_limits",
+    "make_room",
     "merge_heaps",
     "note_down",
     "offer",
@@ -163,35 +164,36 @@ def pair_targets(targets: Any, first: int, to_scan_unit: Any, exact: Any, pairs:
                     errors[2 * block + VECTOR + lane] += error * error
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, inline="always")
 def note_down(
-    reached: Any,
-    row: int,
-    first_row: int,
-    scores: Any,
-    margins: Any,
-    exclude: Any,
-    n_neighbors: int,
-    limits: Any,
-    pending: Any,
-) -> bool:
-    """Note a row, number ``first_row + row`` of the index, for each query whose bit is set in `reached`.
+    reached: Any, row: int, number: int, scores: Any, exclude: Any, rows: Any, noted: Any, counts: Any
+) -> Any:
+    """Note a row, `number` in the whole index, for each query whose bit is set in `reached`.
 
-    Returns whether a list is crowded.
+    The last three arrays are those of `Pending`, one by one, and nothing is called here: Numba would count references
+    at every row noted, which takes five times as long. Returns a bit for each list that is full; see `make_room`.
     """
-    is_crowded = False
-    capacity = pending.rows.shape[1]
+    full = np.uint64(0)
     while reached:
         lane = lowest_bit(reached)
         reached &= reached - np.uint64(1)
-        if exclude[lane] == first_row + row:
-            continue
-        count = pending.counts[lane]
-        pending.rows[lane, count] = row
-        pending.scores[lane, count] = scores[lane]
-        pending.counts[lane] = count + 1
-        if count + 1 == capacity:
-            is_crowded |= compact(pending, lane, n_neighbors, margins[lane], limits)
+        if exclude[lane] != number:
+            count = counts[lane]
+            rows[lane, count] = row
+            noted[lane, count] = scores[lane]
+            counts[lane] = count + 1
+            full |= np.uint64(count + 1 == rows.shape[1]) << np.uint64(lane)
+    return full
+
+
+@njit(cache=True, nogil=True)
+def make_room(full: Any, n_neighbors: int, margins: Any, limits: Any, pending: Any) -> bool:
+    """Raise the limits of the full lists and drop what lies below; return whether one stays crowded."""
+    is_crowded = False
+    while full:
+        lane = lowest_bit(full)
+        full &= full - np.uint64(1)
+        is_crowded |= compact(pending, lane, n_neighbors, margins[lane], limits)
     return is_crowded
 
 
@@ -215,10 +217,12 @@ def scan_rows_wide(
     Returns the row to go on with, and whether a list is crowded: it must be settled first.
     """
     scores = np.empty(LANES, np.float32)
+    rows, noted, counts = pending.rows, pending.scores, pending.counts
     for row in range(begin, indptr.shape[0] - 1):
         start, stop = np.intp(indptr[row]), np.intp(indptr[row + 1])
         reached = score_row_wide(indices, values, start, stop, pairs, np.float32(scale[row]), limits, scores)
-        if reached and note_down(reached, row, first_row, scores, margins, exclude, n_neighbors, limits, pending):
+        full = note_down(reached, row, first_row + row, scores, exclude, rows, noted, counts)
+        if full and make_room(full, n_neighbors, margins, limits, pending):
             return row + 1, True
     return indptr.shape[0] - 1, False
 
@@ -312,11 +316,13 @@ def settle_rows(
     heap_rows: Any,
 ) -> None:
     """Offer the rows noted down to the heaps, in float64, and empty the lists."""
+    rows, noted, counts = pending.rows, pending.scores, pending.counts
     for lane in range(heap_scores.shape[0]):
         compact(pending, lane, heap_scores.shape[1], margins[lane], limits)
-        for i in range(-_ROWS_AHEAD, pending.counts[lane]):
-            if i + _ROWS_AHEAD < pending.counts[lane]:
-                row = pending.rows[lane, i + _ROWS_AHEAD]
+        target, count = exact_targets[lane], counts[lane]
+        for i in range(-_ROWS_AHEAD, count):
+            if i + _ROWS_AHEAD < count:
+                row = rows[lane, i + _ROWS_AHEAD]
                 start, stop = np.intp(indptr[row]), np.intp(indptr[row + 1])
                 for position in range(start, stop, 32):
                     prefetch_item(indices, position)
@@ -324,11 +330,11 @@ def settle_rows(
                     prefetch_item(values, position + 16)
             if i < 0:
                 continue
-            if pending.scores[lane, i] >= limits[lane]:
-                row = pending.rows[lane, i]
-                score = exact_score(indices, values, indptr[row], indptr[row + 1], exact_targets[lane])
+            if noted[lane, i] >= limits[lane]:
+                row = rows[lane, i]
+                score = exact_score(indices, values, indptr[row], indptr[row + 1], target)
                 offer(lane, score * scale[row], first_row + row, to_scan_unit, margins, limits, heap_scores, heap_rows)
-        pending.counts[lane] = 0
+        counts[lane] = 0
 
 
 @njit(cache=True, nogil=True)

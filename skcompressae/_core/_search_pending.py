@@ -50,12 +50,12 @@ def reject_below(worst: float, to_scan_unit: float, margin: float) -> np.float32
 @njit(cache=True, nogil=True)
 def compact(pending: Pending, query: int, n_neighbors: int, margin: float, limits: Any) -> bool:
     """Raise the limit of a query by what its list says and drop the rows below; return whether it stays crowded."""
-    rows, scores = pending.rows[query], pending.scores[query]
+    rows, scores, scratch = pending.rows[query], pending.scores[query], pending.scratch
     count = pending.counts[query]
     if count >= n_neighbors:
         for i in range(count):
-            pending.scratch[i] = scores[i]
-        nth_best = np.float64(kth_largest(pending.scratch, count, n_neighbors))
+            scratch[i] = scores[i]
+        nth_best = np.float64(kth_largest(scratch, count, n_neighbors))
         limits[query] = max(limits[query], reject_below(nth_best, 1.0, 2.0 * margin))
     limit = limits[query]
     kept = 0
