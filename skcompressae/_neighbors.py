@@ -82,7 +82,7 @@ class CodeNearestNeighbors(
         `radius_neighbors`.
     batch_size : int, default=256
         Queries searched at once; bounds the memory of a search to about ``16 * n_components * batch_size``
-        bytes beside the codes and the result.
+        bytes beside the codes and the result. A GPU takes 2 MB a query besides.
     rerank : int or None, default=None
         Candidates that the codes propose for the residual codes to order; at least `n_neighbors` are taken. Needs
         packed documents with residual codes (see `PackedCodes.with_residual_of`), which stand for

@@ -71,18 +71,25 @@ def test_an_encoder_stays_on_its_device_while_its_weights_are_there(monkeypatch,
     changed = kept()
     assert changed is not first
     np.testing.assert_array_equal(changed._decoder.numpy(), mine.decoder)
+    for array in mine.arrays:  # a latent at a time
+        for latent in range(60):
+            before = kept()
+            array[latent] += 0.5
+            assert kept() is not before
+            assert kept() is kept()
     for _ in range(2 * _device_encoder._N_KEPT):
         other = weights.copy()
         kept_device_encoder(other, cpu, "float32", "pursuit", False)
         assert len(_device_encoder._kept) <= _device_encoder._N_KEPT
-    del mine.decoder, other
+    del mine.decoder, other, array
     assert _device_encoder._kept == []
 
 
 def test_nothing_to_pick_is_least_squares(weights, device):
-    rows, k = rows_of(np.float32), 6
-    found = make_encoder(weights, "pursuit", device)._on_device
-    expected = make_encoder(weights, "least_squares", device)._on_device
+    """Whose support does not depend on the rounding of a product: of k candidates alone some would be wrong."""
+    rows, k = rows_of(np.float32, n_rows=400), 6
+    found = make_encoder(weights, "pursuit", device, "bfloat16")._on_device
+    expected = make_encoder(weights, "least_squares", device, "bfloat16")._on_device
     given = {"norm": "unit", "dtype": np.float32}
     pairs = zip(found.encode_blocks(rows, k, k, **given), expected.encode_blocks(rows, k, k + 8, **given), strict=True)
     for ours, theirs in pairs:

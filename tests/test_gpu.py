@@ -1,5 +1,8 @@
 """What only a CUDA device can show: that steps are only queued, graphs, and rows that stay on the host."""
 
+import gc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +14,7 @@ from test_training_step import SETTINGS
 from skcompressae import CompresSAETransformer
 from skcompressae._core._initialise import data_weights
 from skcompressae._core._rows import unit_rows
-from skcompressae._torch import _devices, _torch_engine
+from skcompressae._torch import _devices, _step_graph, _torch_engine
 from skcompressae._torch._torch_engine import TorchEngine
 from skcompressae._torch._weights import Moments, Weights
 
@@ -34,6 +37,12 @@ def assert_alike(one, other, tolerance=1e-5):
         assert np.abs(ours - theirs).mean() < tolerance
 
 
+@pytest.fixture
+def recorded_at_once(monkeypatch):
+    """The second step of a kind is a graph's."""
+    monkeypatch.setattr(_step_graph, "N_PLAIN", 1)
+
+
 @pytest.fixture(params=[True, False], ids=["kernels", "plain"])
 def with_or_without_kernels(request, monkeypatch):
     if not request.param:
@@ -43,7 +52,9 @@ def with_or_without_kernels(request, monkeypatch):
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
 @pytest.mark.parametrize("is_resident", [True, False])
 @pytest.mark.parametrize("captures", [True, False])
-def test_a_step_asks_the_device_for_nothing(monkeypatch, with_or_without_kernels, precision, is_resident, captures):
+def test_a_step_asks_the_device_for_nothing(
+    monkeypatch, recorded_at_once, with_or_without_kernels, precision, is_resident, captures
+):
     if not is_resident:
         monkeypatch.setattr(_torch_engine, "_RESIDENT_SHARE", 0.0)
     rows = make_embeddings(n_rows=500)
@@ -59,7 +70,7 @@ def test_a_step_asks_the_device_for_nothing(monkeypatch, with_or_without_kernels
 
 
 @pytest.mark.parametrize("is_nested", [True, False])
-def test_graphs_take_the_steps_that_launches_do(with_or_without_kernels, is_nested):
+def test_graphs_take_the_steps_that_launches_do(recorded_at_once, with_or_without_kernels, is_nested):
     rows = make_embeddings(n_rows=500)
     settings = replace(SETTINGS, neighborhood_weight=0.1, neighborhood_rows=50, is_nested=is_nested)
     engines = [make_engine(rows, settings, captures=captures) for captures in (False, True)]
@@ -106,3 +117,33 @@ def test_few_rows_have_the_codes_of_many(coding, dtype):
             found, wanted = model.transform(X[these]), expected[these]
             assert (found.indices == wanted.indices).mean() > 0.999
             np.testing.assert_allclose(found.toarray(), wanted.toarray(), atol=1e-4 * abs(expected).max())
+
+
+def test_an_engine_leaves_the_device_with_its_last_reference(recorded_at_once):
+    engine = make_engine(make_embeddings(n_rows=500), captures=True)
+    take_steps(engine, 500)
+    gone = weakref.ref(engine)
+    gc.disable()
+    try:
+        del engine
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.filterwarnings("error")
+def test_threads_record_graphs_beside_each_other():
+    X = make_embeddings(n_rows=600, n_features=64)
+    models = [CompresSAETransformer(200, k=8, max_iter=1, random_state=seed, device="cuda").fit(X) for seed in range(3)]
+    expected = [model.transform(X[:200]).toarray() for model in models]
+
+    def work(number):
+        model, wanted = models[number % 3], expected[number % 3]
+        if number % 4 == 0:
+            CompresSAETransformer(64, k=4, max_iter=30, batch_size=128, random_state=0, device="cuda").fit(X)
+        for n_rows in (1, 5, 30, 120):
+            for _ in range(12):
+                np.testing.assert_allclose(model.transform(X[:n_rows]).toarray(), wanted[:n_rows], atol=1e-3)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(12)))

@@ -112,6 +112,17 @@ def test_selection_at_real_widths(kind, n_components, k, n_active):
     np.testing.assert_array_equal(values.cpu(), np.take_along_axis(block + bias, places, axis=1))
 
 
+@pytest.mark.parametrize("n_active", [3, 8, 20])
+def test_what_is_no_number_is_selected_first(n_active):
+    """The largest bits of a magnitude: one more of them must not overflow."""
+    block = np.random.RandomState(0).standard_normal((3, 20)).astype(np.float32)
+    block[1, 7] = np.nan
+    block.view(np.uint32)[2, 3:9] = 0x7FFFFFFF
+    indices, _ = selection.select_triton(*tensors(block, np.zeros(20, "f")), min(3, n_active), n_active)
+    places = naive_selection(np.where(np.isnan(block), np.inf, block), min(3, n_active), n_active)
+    np.testing.assert_array_equal(indices.cpu(), places)
+
+
 def test_what_the_selection_takes():
     assert all(selection.can_select(width, 128) for width in (1, 4096, 8192, 2**17))
     assert not selection.can_select(2**17, 1000)  # too many candidates for a second round
@@ -199,6 +210,21 @@ def test_elimination(with_kernels, n_candidates, k, has_table):
 
     for plain, kernel in both(with_kernels, work):
         np.testing.assert_allclose(kernel, plain, rtol=1e-4, atol=2e-5)
+
+
+def test_elimination_picks_k_of_what_is_no_number(with_kernels):
+    random_state = np.random.RandomState(1)
+    arrays = unit_rows(random_state.standard_normal((60, 48)))[0], unit_rows(random_state.standard_normal((4, 48)))[0]
+    candidates = np.tile(np.arange(0, 40, 2), (4, 1))
+    activations = random_state.standard_normal((4, 20)).astype(np.float32)
+    activations[1, 3] = activations[2] = np.nan
+    activations[3, 5] = np.inf
+    decoder, x, candidates, activations = tensors(*arrays, candidates, activations)
+    for found in both(with_kernels, lambda: pursuit_codes_torch(x, GramTable(decoder), candidates, activations, 6)):
+        if not found[0].is_floating_point():
+            for indices in found:
+                assert (indices.diff(dim=1) > 0).all()
+                assert np.isin(indices, np.arange(0, 40, 2)).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,9 +35,8 @@ _BLOCK_BYTES = 256 * 2**20
 _MIN_BLOCK_ROWS, _MAX_BLOCK_ROWS = 256, 16384
 # Up to so many rows are encoded by CUDA graphs, without pinned buffers and a second stream: those would take longer.
 _FEW_ROWS = 1024
-# Encoders that stay on their devices, and entries of an array that tell whether it was written to meanwhile.
+# Encoders that stay on their devices.
 _N_KEPT = 4
-_N_SAMPLED = 1024
 
 
 class DeviceEncoder:
@@ -64,6 +64,7 @@ class DeviceEncoder:
         self._products = Products(precision, device)
         self._factor = self._encoder.to(self._products.dtype)
         self._grams: GramTable | None = None  # of the decoder, once values are fitted
+        self._filling = Lock()
         self._graphs = EncodeGraphs(device)
         n_rows = _BLOCK_BYTES // (4 * weights.n_components)
         self.block_rows = max(_MIN_BLOCK_ROWS, min(_MAX_BLOCK_ROWS, n_rows))
@@ -171,8 +172,9 @@ class DeviceEncoder:
     def _encode(self, x: torch.Tensor, k: int, n_candidates: int) -> Codes:
         """Encode unit rows."""
         proposals = self._products.multiply(x, self._factor.T)
-        if self._grams is None:
-            self._grams = GramTable(self._decoder, is_kept=self._coding != "activations")
+        with self._filling:
+            if self._grams is None:
+                self._grams = GramTable(self._decoder, is_kept=self._coding != "activations")
         return encode_unit_rows(x, proposals, self._encoder, self._bias, self._grams, k, n_candidates, self._coding)
 
     def _scale(self, codes: Codes, norms: torch.Tensor, norm: str | None) -> torch.Tensor:
@@ -200,8 +202,8 @@ _kept: list[_Kept] = []
 
 
 def _sample(array: NDArray[Any]) -> NDArray[Any]:
-    flat = array.reshape(-1)
-    return flat[:: max(1, flat.size // _N_SAMPLED)].copy()
+    """Copy an entry or two of each row, of one column after another; of a vector all."""
+    return array.reshape(-1)[:: max(1, array.shape[-1] - 1) if array.ndim > 1 else 1].copy()
 
 
 def kept_device_encoder(
@@ -215,8 +217,8 @@ def kept_device_encoder(
     """Return an encoder of these arrays, the one of an earlier call where there was one.
 
     Bringing the weights to the device, and the products of all decoder rows, take many times as long as a few rows. An
-    encoder leaves the device with its arrays, or as the oldest of five. An array that was written to is a new
-    one.
+    encoder leaves the device with its arrays, or as the oldest of five. Arrays that were written to are new ones
+    where the bias or a whole row of the encoder or decoder changed; finer changes need a new array to be seen.
 
     Parameters
     ----------
@@ -225,7 +227,7 @@ def kept_device_encoder(
     divisors : array of shape (n_components,), optional
         What the rows of the encoder and its bias are divided by; for activations, as they are the values of a code.
     """
-    settings = device, precision, coding, scales_mean_apart
+    settings = _devices.with_index(device), precision, coding, scales_mean_apart
     sampled = [_sample(array) for array in weights.arrays]
     sampled.append(np.empty(0) if divisors is None else divisors.copy())
     for kept in list(_kept):

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import torch
 
-__all__ = ["has_float64", "matmul_precision", "resolve_device", "uses_triton"]
+__all__ = ["has_float64", "matmul_precision", "resolve_device", "uses_triton", "with_index"]
 
 # The oldest Triton that the kernels were compiled and interpreted with; it came with torch 2.7.
 _MIN_TRITON = (3, 3)
@@ -51,6 +51,13 @@ def resolve_device(device: str) -> torch.device:
     elif resolved.type != "cpu":
         raise ValueError(f"device must be 'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'; got {device!r}.")
     return resolved
+
+
+def with_index(device: torch.device) -> torch.device:
+    """Return the device that "cuda" without a number means now."""
+    return (
+        torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" and device.index is None else device
+    )
 
 
 @lru_cache(maxsize=1)

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from skcompressae._torch._graph_recorder import N_PLAIN, GraphRecorder
+
 __all__ = ["EncodeGraphs"]
 
-# Calls of a kind that run as they are. Recording takes as long as several, and keeps memory.
-_N_PLAIN = 8
 # Kinds that are recorded: rows, their dtype and what is asked of the codes.
 _MAX_GRAPHS = 16
 
@@ -41,6 +41,7 @@ class EncodeGraphs:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._lock = Lock()
+        self._recorder = GraphRecorder(device)
         self._n_calls: dict[tuple[Any, ...], int] = {}
         self._graphs: dict[tuple[Any, ...], _Graph] = {}
 
@@ -62,30 +63,19 @@ class EncodeGraphs:
         with self._lock:
             n_calls = self._n_calls[key] = self._n_calls.get(key, 0) + 1
             recorded = self._graphs.get(key)
-            if recorded is None and n_calls > _N_PLAIN and len(self._graphs) < _MAX_GRAPHS:
-                recorded = self._graphs[key] = self._record(n_recorded, rows, work)
+            if recorded is None and n_calls > N_PLAIN and len(self._graphs) < _MAX_GRAPHS:
+                given = torch.zeros((n_recorded, rows.shape[1]), dtype=_tensor(rows[:0]).dtype, device=self._device)
+                made = self._recorder.record(lambda: work(given), runs_first=True)
+                if made is not None:
+                    recorded = self._graphs[key] = _Graph(made[0], given, made[1])
             if recorded is not None:
                 recorded.rows[:n_rows].copy_(_tensor(rows))
                 recorded.graph.replay()
                 return tuple(part[:n_rows].cpu().numpy() for part in recorded.found)
         return tuple(part.cpu().numpy() for part in work(_tensor(rows).to(self._device)))
 
-    def _record(self, n_rows: int, rows: NDArray[Any], work: Work) -> _Graph:
-        on_device = torch.zeros((n_rows, rows.shape[1]), dtype=_tensor(rows).dtype, device=self._device)
-        now, stream = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(now)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self._device), torch.cuda.stream(stream):
-            work(on_device)  # so that all that is made once, for this stream too, is there
-            graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                found = work(on_device)
-            finally:
-                graph.capture_end()
-        now.wait_stream(stream)
-        return _Graph(graph, on_device, found)
-
 
 def _tensor(rows: NDArray[Any]) -> torch.Tensor:
-    # torch warns about arrays that are read-only, as memory-mapped ones are
-    return torch.from_numpy(rows if rows.flags.writeable else np.array(rows))
+    # torch takes no negative strides, and warns about arrays that are read-only, as memory-mapped ones are
+    rows = np.ascontiguousarray(rows)
+    return torch.from_numpy(rows if rows.flags.writeable else rows.copy())

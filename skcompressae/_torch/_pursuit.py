@@ -106,13 +106,13 @@ def _pursue(
     n_first, n_per_round = pursuit_rounds(k)
     kth = magnitudes.topk(k, dim=1).values[:, -1:]
     guidance = GUIDANCE * magnitudes / torch.where(kth > 0, kth, torch.ones_like(kth))
-    scores = magnitudes
+    scores = magnitudes.nan_to_num(nan=0.0)  # so that k are picked of what is no number too
     for step in range(k):
         if n_candidates == k:
             pick = candidates.new_full((len(candidates), 1), step, dtype=torch.int64)
         else:
             if step >= n_first and (step - n_first) % n_per_round == 0:
-                scores = right.abs() + guidance
+                scores = (right.abs() + guidance).nan_to_num(nan=0.0)
             pick = scores.masked_fill(is_picked, -1.0).argmax(dim=1, keepdim=True)
         is_picked.scatter_(1, pick, True)
         row = system.gather(1, pick[:, :, None].expand(-1, -1, n_candidates))[:, 0]

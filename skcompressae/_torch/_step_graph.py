@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from skcompressae._torch._graph_recorder import N_PLAIN, GraphRecorder
 from skcompressae._torch._weights import StepSettings
 
 __all__ = ["StepGraphs"]
@@ -25,46 +26,54 @@ class _StepGraph(NamedTuple):
 
 
 class StepGraphs:
-    """Take steps by replaying graphs, one for each size of a batch and k.
-
-    The first step of a kind runs as it is, so that kernels are compiled and libraries loaded; the second is recorded.
+    """Take steps by replaying graphs, one for each size of a batch and k, once a few were taken as they are.
 
     Parameters
     ----------
-    take_step : callable
-        ``take_step(blocks, n_rows, rates, settings, share)`` returns mean cosines and counts of use. It must ask the
-        device for nothing, and do the same work for the same shapes and settings.
+    device : torch.device
+        A CUDA device.
     """
 
-    def __init__(self, take_step: TakeStep) -> None:
-        self._take_step = take_step
-        self._graphs: dict[tuple[int, int], _StepGraph | None] = {}
+    def __init__(self, device: torch.device) -> None:
+        self._recorder = GraphRecorder(device)
+        self._n_steps: dict[tuple[int, int], int] = {}
+        self._graphs: dict[tuple[int, int], _StepGraph] = {}
 
+    # The callable is not kept: the bound method of an engine that keeps this object would keep the engine.
     def __call__(
-        self, blocks: Iterable[torch.Tensor], n_rows: int, rates: torch.Tensor, settings: StepSettings, share: float
+        self,
+        take_step: TakeStep,
+        blocks: Iterable[torch.Tensor],
+        n_rows: int,
+        rates: torch.Tensor,
+        settings: StepSettings,
+        share: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take one step."""
+        """Take one step.
+
+        Parameters
+        ----------
+        take_step : callable
+            ``take_step(blocks, n_rows, rates, settings, share)`` returns mean cosines and counts of use. It must ask
+            the device for nothing, and do the same work for the same shapes and settings.
+        blocks, n_rows, rates, settings, share
+            What it takes.
+        """
         key = n_rows, settings.k
-        if key not in self._graphs:
-            self._graphs[key] = None
-            return self._take_step(blocks, n_rows, rates, settings, share)
-        recorded = self._graphs[key]
-        if recorded is None:
-            # The tensors of this batch are the graph's from here on.
-            recorded = self._graphs[key] = self._record(list(blocks), n_rows, rates, settings, share)
-        else:
+        n_steps = self._n_steps[key] = self._n_steps.get(key, 0) + 1
+        recorded = self._graphs.get(key)
+        if recorded is not None:
             for target, block in zip(recorded.x, blocks, strict=True):
                 target.copy_(block)
             recorded.rates.copy_(rates)
+        elif n_steps > N_PLAIN:
+            # The tensors of this batch are the graph's from here on.
+            blocks = x = list(blocks)
+            made = self._recorder.record(lambda: take_step(x, n_rows, rates, settings, share))
+            if made is not None:
+                recorded = self._graphs[key] = _StepGraph(made[0], x, rates, *made[1])
+        if recorded is None:
+            return take_step(blocks, n_rows, rates, settings, share)
         recorded.graph.replay()
-        return recorded.cosines, recorded.fired.clone()
-
-    def _record(
-        self, x: list[torch.Tensor], n_rows: int, rates: torch.Tensor, settings: StepSettings, share: float
-    ) -> _StepGraph:
-        """Record the step, which does not take it."""
-        graph = torch.cuda.CUDAGraph()
-        # "thread_local": other threads of a search over parameters may use the device meanwhile
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            cosines, fired = self._take_step(x, n_rows, rates, settings, share)
-        return _StepGraph(graph, x, rates, cosines, fired)
+        # copies, as the next replay of any graph may write there
+        return recorded.cosines.clone(), recorded.fired.clone()

@@ -138,7 +138,7 @@ class TorchEngine:
         self._gathers = settings.precision == "float32" and self._can_gather()
         if captures is None:
             captures = settings.batch_size <= _GRAPH_ROWS
-        self._graphs = StepGraphs(self._take_step) if captures and ranks is None and device.type == "cuda" else None
+        self._graphs = StepGraphs(device) if captures and ranks is None and device.type == "cuda" else None
         self._resident: torch.Tensor | None = None
         if device.type == "cuda" and 4 * rows.size <= _RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
             self._resident = torch.empty(rows.shape, dtype=torch.float32, device=device)
@@ -154,8 +154,8 @@ class TorchEngine:
         correction = 1 - settings.beta1 ** (self._n_steps + 1), 1 - settings.beta2 ** (self._n_steps + 1)
         rates = upload(np.array([learning_rate / correction[0], correction[1] ** -0.5], np.float32), self._device)
         share = len(mine) / len(row_indices)
-        take = self._take_step if self._graphs is None else self._graphs
-        cosines, fired = take(self._blocks(mine), len(mine), rates, settings, share)
+        given = self._blocks(mine), len(mine), rates, settings, share
+        cosines, fired = self._take_step(*given) if self._graphs is None else self._graphs(self._take_step, *given)
         self._n_steps += 1
         return DeviceLosses(cosines, fired)
 

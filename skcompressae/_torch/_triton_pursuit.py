@@ -60,6 +60,7 @@ def _pursue(  # type: ignore[no-untyped-def]
         if not IS_FIXED:
             starts_round = (step >= n_first) & ((step - n_first) % n_per_round == 0)
             score = tl.where(starts_round, tl.abs(right) + guidance, score)
+            score = tl.where(score == score, score, 0.0)  # so that k are picked of what is no number too
             pick = tl.argmax(tl.where(is_open, score, -1.0), axis=0)
         is_pick = entries == pick
         row = tl.sum(tl.where(is_pick[:, None], system, 0.0), axis=0)

@@ -112,7 +112,8 @@ def _load(block, bias, start, columns, inside, HAS_BIAS: tl.constexpr):  # type:
         value += tl.load(bias + columns, mask=inside, other=0.0)
     # Columns beyond the row count as zeros of higher index than any inside: none is taken in place of one inside, and
     # those that fill up a last chunk of fewer than n_active columns lose in the second round.
-    return value, value.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    # What is no number counts as one size, above infinity: one more must not overflow.
+    return value, tl.minimum(value.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 0x7F800001)
 
 
 @triton.jit(do_not_specialize=["chunk", "k", "n_active"])

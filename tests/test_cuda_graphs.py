@@ -1,0 +1,156 @@
+"""Work recorded as graphs, with a stand-in for CUDA's recorder that runs the work anew at each replay."""
+
+import gc
+import weakref
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_embeddings
+from test_training_step import SETTINGS
+
+from skcompressae._core._initialise import data_weights
+from skcompressae._core._rows import unit_rows
+from skcompressae._torch import _encode_graph, _step_graph
+from skcompressae._torch._encode_graph import EncodeGraphs
+from skcompressae._torch._graph_recorder import N_PLAIN, GraphRecorder
+from skcompressae._torch._step_graph import StepGraphs
+from skcompressae._torch._torch_engine import TorchEngine
+from skcompressae._torch._weights import Moments, Weights
+
+CPU = torch.device("cpu")
+
+
+class Replayed:
+    """Puts what the work returns where it was first returned."""
+
+    def __init__(self, work, found):
+        self._work, self._found = work, found
+
+    def replay(self):
+        for target, part in zip(self._found, self._work(), strict=True):
+            target.copy_(part)
+
+
+class StandIn:
+    def __init__(self, device):
+        self.n_recorded = 0
+
+    def record(self, work, *, runs_first=False):
+        self.n_recorded += 1
+        # recorded, not run: the tensors are there, with anything in them
+        found = tuple(torch.full_like(part, 7) for part in work()) if runs_first else tuple(torch.ones(2, 3))
+        return Replayed(work, found), found
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    for module in (_step_graph, _encode_graph):
+        monkeypatch.setattr(module, "GraphRecorder", StandIn)
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    def fail(self, work, runs_first):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(GraphRecorder, "_record", fail)
+
+
+def doubled(rows):
+    return 2 * rows, rows.sum(dim=1)
+
+
+def arrays(n_rows):
+    return np.random.RandomState(n_rows).standard_normal((n_rows, 5)).astype(np.float32)
+
+
+def test_rows_encoded_by_a_graph_are_those_of_the_call(stand_in):
+    graphs = EncodeGraphs(CPU)
+    for call in range(3 * N_PLAIN):
+        for n_rows in (3, 4, 7):
+            rows = arrays(n_rows) + call
+            for given in (rows, rows[::-1], np.asfortranarray(rows)):
+                found, sums = graphs(given, ("doubled",), doubled)
+                np.testing.assert_array_equal(found, 2 * given)
+                np.testing.assert_allclose(sums, given.sum(axis=1), rtol=1e-5)
+    assert graphs._recorder.n_recorded == 2  # of 4 rows and of 8
+
+
+def test_rows_that_are_read_only_are_taken(stand_in):
+    graphs, rows = EncodeGraphs(CPU), arrays(4)
+    rows.setflags(write=False)
+    for _ in range(2 * N_PLAIN):
+        np.testing.assert_array_equal(graphs(rows[::-1], (), doubled)[0], 2 * rows[::-1])
+
+
+def test_what_else_is_asked_of_rows_has_its_own_graph(stand_in):
+    graphs, rows = EncodeGraphs(CPU), arrays(4)
+    for _ in range(2 * N_PLAIN):
+        np.testing.assert_array_equal(graphs(rows, (2,), lambda given: (2 * given,))[0], 2 * rows)
+        np.testing.assert_array_equal(graphs(rows, (3,), lambda given: (3 * given,))[0], 3 * rows)
+    assert len(graphs._graphs) == 2
+
+
+def test_few_kinds_are_recorded(stand_in):
+    graphs = EncodeGraphs(CPU)
+    for kind in range(2 * _encode_graph._MAX_GRAPHS):
+        for _ in range(N_PLAIN + 1):
+            graphs(arrays(2), (kind,), doubled)
+    assert len(graphs._graphs) == graphs._recorder.n_recorded == _encode_graph._MAX_GRAPHS
+
+
+def test_what_cannot_be_recorded_is_run(broken):
+    graphs, rows = EncodeGraphs(CPU), arrays(4)
+    for call in range(3 * N_PLAIN):
+        if call == N_PLAIN:
+            with pytest.warns(RuntimeWarning, match="No CUDA graph could be recorded.*stream is capturing"):
+                found = graphs(rows, (), doubled)
+        else:  # pytest is told to raise what else is warned of
+            found = graphs(rows, (), doubled)
+        np.testing.assert_array_equal(found[0], 2 * rows)
+
+
+def take_steps(graphs, n_rows, n_steps):
+    """Steps that add their batch and rate to a state; what they find, and the state."""
+    state = torch.zeros(3)
+
+    def take_step(blocks, n_rows, rates, settings, share):
+        for block in blocks:
+            state.add_(block.sum(dim=0) * rates)
+        return state.clone(), torch.full((3,), float(n_rows))
+
+    found = []
+    for number in range(n_steps):
+        blocks = iter([torch.full((n_rows, 3), float(number)), torch.ones(2, 3)])
+        found.append(graphs(take_step, blocks, n_rows, torch.tensor(0.5), SETTINGS, 1.0))
+    return found, state
+
+
+@pytest.mark.parametrize("kind", ["stand_in", "broken"])
+@pytest.mark.filterwarnings("ignore:No CUDA graph could be recorded")
+def test_steps_by_graphs_are_those_taken(request, kind):
+    request.getfixturevalue(kind)
+    found, state = take_steps(StepGraphs(CPU), 4, 3 * N_PLAIN)
+    sums = np.cumsum(0.5 * (4 * np.arange(3 * N_PLAIN) + 2))
+    np.testing.assert_allclose([cosines[0] for cosines, _ in found], sums)  # each its own, though graphs write anew
+    assert all((fired == 4).all() for _, fired in found)
+    assert state[0] == sums[-1]
+
+
+def test_graphs_do_not_keep_an_engine(stand_in):
+    rows = make_embeddings(n_rows=300)
+    weights = Weights(*data_weights(unit_rows(rows)[0], 64, 0.5, np.random.RandomState(1)))
+    settings = replace(SETTINGS, batch_size=16)
+    engine = TorchEngine(rows, weights, Moments.zeros_like(weights), settings, CPU)
+    engine._graphs = StepGraphs(CPU)
+    for _ in range(3):
+        engine.step(np.arange(16), 1e-3)
+    gone = weakref.ref(engine)
+    gc.disable()
+    try:
+        del engine
+        assert gone() is None
+    finally:
+        gc.enable()
