@@ -57,8 +57,11 @@ class GraphRecorder:
             return self._record(work, runs_first)
         except RuntimeError as error:
             self._has_failed = True
-            message = f"No CUDA graph could be recorded, so that small batches will take longer on {self._device}: "
-            warnings.warn(message + str(error), RuntimeWarning, stacklevel=2)
+            warnings.warn(
+                f"no CUDA graph could be recorded on {self._device}, so small batches take longer there: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
             return None
 
     def _record(self, work: Callable[[], Found], runs_first: bool) -> tuple[torch.cuda.CUDAGraph, Found]:
