@@ -1,8 +1,12 @@
 """Work recorded as graphs, with a stand-in for CUDA's recorder that runs the work anew at each replay."""
 
 import gc
+import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -154,3 +158,43 @@ def test_graphs_do_not_keep_an_engine(stand_in):
         assert gone() is None
     finally:
         gc.enable()
+
+
+def test_recorders_work_one_at_a_time_each_with_its_stream_and_pool(monkeypatch):
+    """With stand-ins for what torch knows of CUDA."""
+    log, n_inside = [], []
+
+    class Recording(nullcontext):
+        def __init__(self, graph, pool, stream, capture_error_mode):
+            assert capture_error_mode == "thread_local"
+            log.append((pool, stream.name))
+            super().__init__()
+
+    stream = SimpleNamespace(name="now", wait_stream=lambda other: log.append(("waits for", other.name)))
+    made = iter(range(100))
+    cuda = torch.cuda
+    monkeypatch.setattr(cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(cuda, "Stream", lambda device: SimpleNamespace(name=next(made), wait_stream=stream.wait_stream))
+    monkeypatch.setattr(cuda, "graph_pool_handle", lambda: next(made))
+    monkeypatch.setattr(cuda, "CUDAGraph", object)
+    monkeypatch.setattr(cuda, "graph", Recording)
+    for name in ("device", "stream"):
+        monkeypatch.setattr(cuda, name, nullcontext)
+
+    def work():
+        n_inside.append(1)
+        assert sum(n_inside) == 1
+        time.sleep(0.01)
+        n_inside.pop()
+        return "found"
+
+    recorders = [GraphRecorder(torch.device("cuda:1")) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda recorder: [recorder.record(work)[1] for _ in range(3)], recorders):
+            assert found == ["found"] * 3
+    assert len(log) == 12
+    assert len(set(log)) == len({name for _, name in log}) == 4  # a pool and a stream for each recorder
+    log.clear()
+    assert recorders[0].record(work, runs_first=True)[1] == "found"
+    own = log[-1][1]
+    assert log[:2] == [("waits for", "now"), ("waits for", own)]

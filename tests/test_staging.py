@@ -9,12 +9,8 @@ import torch
 from conftest import make_embeddings
 
 from skcompressae._core._rows import unit_rows
-from skcompressae._torch import _encode_graph, _step_graph
-from skcompressae._torch._encode_graph import EncodeGraphs
 from skcompressae._torch._staging import RowStream, download_blocks, upload
-from skcompressae._torch._step_graph import StepGraphs
 from skcompressae._torch._torch_engine import DeviceLosses
-from skcompressae._torch._weights import StepSettings
 
 CUDA = SimpleNamespace(type="cuda")
 
@@ -143,107 +139,3 @@ def test_losses_are_fetched_when_asked_for(device):
     assert losses.cosine_wide == 0.75
     assert losses.loss((1.0, 0.5)) == pytest.approx(0.5 + 0.125)
     np.testing.assert_array_equal(losses.fired, [3, 0])
-
-
-def test_steps_are_recorded_once_and_replayed(monkeypatch):
-    """A graph does what was done while it was recorded, on the same tensors."""
-    tape = []
-    state = torch.zeros(1)
-
-    class Graph:
-        def replay(self):
-            for work in self.recorded:
-                work()
-
-    class Recording(nullcontext):
-        def __init__(self, graph, capture_error_mode):
-            assert capture_error_mode == "thread_local"
-            self.graph = graph
-            super().__init__()
-
-        def __enter__(self):
-            tape.clear()
-
-        def __exit__(self, *exception):
-            self.graph.recorded = list(tape)
-
-    n_taken = []
-
-    def take_step(blocks, n_rows, rates, settings, share):
-        n_taken.append(n_rows)
-        blocks = list(blocks)
-        cosines, fired = torch.zeros(2), torch.zeros(3, dtype=torch.int64)
-
-        def work():
-            state.add_(torch.cat(blocks).sum() * rates[0])
-            cosines.fill_(float(state))
-            fired.add_(1)
-
-        if n_taken[-2:] == [n_rows, n_rows]:  # the second of a kind is recorded, and not taken
-            tape.append(work)
-        else:
-            work()
-        return cosines, fired
-
-    monkeypatch.setattr(_step_graph.torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(_step_graph.torch.cuda, "graph", Recording)
-    graphs = StepGraphs(take_step)
-    settings = StepSettings(k=2, n_active=8, loss_weights=(1.0, 0.0), batch_size=4)
-    expected, seen = 0.0, []
-    for number in range(1, 6):
-        expected += 4 * number * 0.5
-        blocks = (torch.full((2, 1), float(number)) for _ in range(2))
-        cosines, fired = graphs(blocks, 4, torch.tensor([0.5, 1.0]), settings, 1.0)
-        assert cosines[0] == expected
-        seen.append(fired)
-    assert n_taken == [4, 4]
-    assert [int(fired[0]) for fired in seen] == [1, 1, 2, 3, 4]  # copies: later steps leave them alone
-
-
-def test_few_rows_are_recorded_where_they_come_often(monkeypatch):
-    """A graph does what was done while it was recorded, on the same tensors, whatever rows these hold."""
-    n_worked, tapes = [], []
-
-    class Graph:
-        def capture_begin(self, capture_error_mode):
-            assert capture_error_mode == "thread_local"
-            tapes.append(self)
-
-        def capture_end(self):
-            tapes.clear()
-
-        def replay(self):
-            self.again()
-
-    def work(rows):
-        found = torch.empty(len(rows)), rows.clone()
-        n_worked.append(len(rows))
-
-        def again():
-            found[0].copy_(rows.sum(dim=1))
-            found[1].copy_(rows)
-
-        if tapes:
-            tapes[0].again = again
-        else:
-            again()
-        return found
-
-    stream = SimpleNamespace(wait_stream=lambda other: None)
-    for name in ("current_stream", "Stream"):
-        monkeypatch.setattr(_encode_graph.torch.cuda, name, lambda device: stream)
-    monkeypatch.setattr(_encode_graph.torch.cuda, "CUDAGraph", Graph)
-    for name in ("device", "stream"):
-        monkeypatch.setattr(_encode_graph.torch.cuda, name, nullcontext)
-    graphs = EncodeGraphs(torch.device("cpu"))
-    random_state = np.random.RandomState(0)
-    for n_rows in [3] * 10 + [4, 3, 1, 2]:
-        rows = random_state.standard_normal((n_rows, 5)).astype(np.float32)
-        rows.flags.writeable = False
-        sums, copies = graphs(rows, ("kind",), work)
-        np.testing.assert_allclose(sums, rows.sum(axis=1), rtol=1e-5)
-        np.testing.assert_array_equal(copies, rows)
-    # eight as they are, one to prepare and one to record, for three and four rows alike; then those of other sizes
-    assert n_worked == [3] * 8 + [4, 4] + [1, 2]
-    graphs(rows, ("another kind",), work)
-    assert n_worked[-1] == 2
