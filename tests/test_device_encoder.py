@@ -11,7 +11,7 @@ from skcompressae._core._initialise import data_weights
 from skcompressae._core._pursuit import pursuit_codes
 from skcompressae._core._rows import unit_rows
 from skcompressae._encoding import Encoder
-from skcompressae._torch import _device_encoder, _pursuit, _row_ops
+from skcompressae._torch import _device_encoder, _devices, _pursuit, _row_ops
 from skcompressae._torch._device_encoder import DeviceEncoder, kept_device_encoder
 from skcompressae._torch._pursuit import GramTable, pursuit_codes_torch
 from skcompressae._torch._row_ops import decoded_norms, gathered_dots, unit_rows_torch
@@ -71,18 +71,31 @@ def test_an_encoder_stays_on_its_device_while_its_weights_are_there(monkeypatch,
     changed = kept()
     assert changed is not first
     np.testing.assert_array_equal(changed._decoder.numpy(), mine.decoder)
-    for array in mine.arrays:  # a latent at a time
-        for latent in range(60):
-            before = kept()
-            array[latent] += 0.5
-            assert kept() is not before
-            assert kept() is kept()
     for _ in range(2 * _device_encoder._N_KEPT):
         other = weights.copy()
         kept_device_encoder(other, cpu, "float32", "pursuit", False)
         assert len(_device_encoder._kept) <= _device_encoder._N_KEPT
-    del mine.decoder, other, array
+    del mine.decoder, other
     assert _device_encoder._kept == []
+
+
+def test_every_latent_that_is_written_to_is_noticed(monkeypatch):
+    monkeypatch.setattr(_device_encoder, "_kept", [])
+    random_state = np.random.RandomState(0)
+    arrays = (random_state.standard_normal(shape).astype(np.float32) for shape in ((3000, 8), 3000, (3000, 8)))
+    mine, cpu = Weights(*arrays), torch.device("cpu")
+    for array in mine.arrays:
+        for latent in (0, 1, 2, 3, 1000, 1001, 1002, 2998, 2999):
+            before = kept_device_encoder(mine, cpu, "float32", "activations", False)
+            array[latent] += 0.5
+            assert kept_device_encoder(mine, cpu, "float32", "activations", False) is not before
+
+
+def test_a_device_without_a_number_is_the_one_that_is_current(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert _devices.with_index(torch.device("cuda")) == torch.device("cuda:1")
+    assert _devices.with_index(torch.device("cuda:0")) == torch.device("cuda:0")
+    assert _devices.with_index(torch.device("cpu")) == torch.device("cpu")
 
 
 def test_nothing_to_pick_is_least_squares(weights, device):

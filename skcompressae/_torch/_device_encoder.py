@@ -100,6 +100,7 @@ class DeviceEncoder:
 
         if 0 < len(rows) <= min(_FEW_ROWS, self.block_rows) and self._is_recorded(n_candidates):
             asked = k, n_candidates, norm, dtype
+            self._table()  # not first on the stream of a recording, which other threads would not wait for
             indices, values, norms = self._graphs(
                 np.asarray(rows), asked, lambda given: encode(*unit_rows_torch(given))
             )
@@ -172,10 +173,14 @@ class DeviceEncoder:
     def _encode(self, x: torch.Tensor, k: int, n_candidates: int) -> Codes:
         """Encode unit rows."""
         proposals = self._products.multiply(x, self._factor.T)
+        return encode_unit_rows(x, proposals, self._encoder, self._bias, self._table(), k, n_candidates, self._coding)
+
+    def _table(self) -> GramTable:
+        """Return the products of decoder rows, made at the first call."""
         with self._filling:
             if self._grams is None:
                 self._grams = GramTable(self._decoder, is_kept=self._coding != "activations")
-        return encode_unit_rows(x, proposals, self._encoder, self._bias, self._grams, k, n_candidates, self._coding)
+            return self._grams
 
     def _scale(self, codes: Codes, norms: torch.Tensor, norm: str | None) -> torch.Tensor:
         """Scale codes of unit rows to the wanted norm of the reconstruction, in float64; those of zero rows to zero.

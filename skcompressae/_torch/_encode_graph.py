@@ -63,7 +63,8 @@ class EncodeGraphs:
         with self._lock:
             n_calls = self._n_calls[key] = self._n_calls.get(key, 0) + 1
             recorded = self._graphs.get(key)
-            if recorded is None and n_calls > N_PLAIN and len(self._graphs) < _MAX_GRAPHS:
+            may_record = len(self._graphs) < _MAX_GRAPHS and not self._recorder.has_failed
+            if recorded is None and n_calls > N_PLAIN and may_record:
                 given = torch.zeros((n_recorded, rows.shape[1]), dtype=_tensor(rows[:0]).dtype, device=self._device)
                 made = self._recorder.record(lambda: work(given), runs_first=True)
                 if made is not None:

@@ -16,6 +16,8 @@ N_PLAIN = 8
 
 # Recording is one thread's business at a time, in the whole process.
 _recording = Lock()
+# Graphs whose recording was broken off: torch's allocator may still point at them, so no more are begun after one.
+_abandoned: list[torch.cuda.CUDAGraph] = []
 
 Found = TypeVar("Found")
 
@@ -34,10 +36,14 @@ class GraphRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        # Not those of other recorders: products of one stream share a workspace.
         self._stream: Any = None
         self._pool: Any = None
         self._has_failed = False
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether no graph will be recorded any more: one failed here, or was broken off in this process."""
+        return self._has_failed or bool(_abandoned)
 
     def record(
         self, work: Callable[[], Found], *, runs_first: bool = False
@@ -51,7 +57,7 @@ class GraphRecorder:
         runs_first : bool, default=False
             Run it once on the recorder's stream, so that all that is made once for a stream is there.
         """
-        if self._has_failed:
+        if self.has_failed:
             return None
         try:
             return self._record(work, runs_first)
@@ -69,14 +75,23 @@ class GraphRecorder:
             if self._stream is None:
                 self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
                 self._pool = torch.cuda.graph_pool_handle()
+            now = torch.cuda.current_stream(self._device)
             if runs_first:
-                now = torch.cuda.current_stream(self._device)
                 self._stream.wait_stream(now)
-                with torch.cuda.stream(self._stream):
-                    work()
-                now.wait_stream(self._stream)
+                try:
+                    with torch.cuda.stream(self._stream):
+                        work()
+                finally:
+                    now.wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
-            # "thread_local": other threads of a search over parameters may use the device meanwhile
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-                found = work()
+            try:
+                # "thread_local": other threads of a search over parameters may use the device meanwhile
+                with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                    found = work()
+            except BaseException as error:
+                # which torch leaves on the recorder's stream where the capture cannot be ended
+                torch.cuda.set_stream(now)
+                if not isinstance(error, torch.cuda.OutOfMemoryError):
+                    _abandoned.append(graph)
+                raise
         return graph, found
