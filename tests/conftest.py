@@ -1,8 +1,10 @@
 """Fixtures that several test files share."""
 
+import gc
 import importlib
 import os
 import sys
+import weakref
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -98,3 +100,14 @@ def small_blocks(monkeypatch):
     from skcompressae._cli import _sources
 
     monkeypatch.setattr(_sources, "_MAX_BLOCK_ROWS", 100)
+
+
+def assert_goes_with_its_last_reference(holder):
+    """Empty a list of one object and see that it is gone without the collector of reference cycles."""
+    gone = weakref.ref(holder[0])
+    gc.disable()
+    try:
+        holder.clear()
+        assert gone() is None
+    finally:
+        gc.enable()

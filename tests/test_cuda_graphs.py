@@ -1,8 +1,6 @@
 """Work recorded as graphs, with a stand-in for CUDA's recorder that runs the work anew at each replay."""
 
-import gc
 import time
-import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -11,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import make_embeddings
+from conftest import assert_goes_with_its_last_reference, make_embeddings
 from test_training_step import SETTINGS
 
 from skcompressae._core._initialise import data_weights
@@ -159,13 +157,9 @@ def test_graphs_do_not_keep_an_engine(stand_in):
     engine._graphs = StepGraphs(CPU)
     for _ in range(3):
         engine.step(np.arange(16), 1e-3)
-    gone = weakref.ref(engine)
-    gc.disable()
-    try:
-        del engine
-        assert gone() is None
-    finally:
-        gc.enable()
+    holder = [engine]
+    del engine
+    assert_goes_with_its_last_reference(holder)
 
 
 def test_recorders_work_one_at_a_time_each_with_its_stream_and_pool(monkeypatch):

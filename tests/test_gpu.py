@@ -1,14 +1,12 @@
 """What only a CUDA device can show: that steps are only queued, graphs, and rows that stay on the host."""
 
-import gc
-import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_embeddings
+from conftest import assert_goes_with_its_last_reference, make_embeddings
 from test_training_step import SETTINGS
 
 from skcompressae import CompresSAETransformer
@@ -122,13 +120,9 @@ def test_few_rows_have_the_codes_of_many(coding, dtype):
 def test_an_engine_leaves_the_device_with_its_last_reference(recorded_at_once):
     engine = make_engine(make_embeddings(n_rows=500), captures=True)
     take_steps(engine, 500)
-    gone = weakref.ref(engine)
-    gc.disable()
-    try:
-        del engine
-        assert gone() is None
-    finally:
-        gc.enable()
+    holder = [engine]
+    del engine
+    assert_goes_with_its_last_reference(holder)
 
 
 @pytest.mark.filterwarnings("error")

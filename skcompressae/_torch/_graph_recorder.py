@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from skcompressae._torch._staging import new_stream
+
 __all__ = ["N_PLAIN", "GraphRecorder"]
 
 # Times that work of a kind runs as it is before it is recorded: recording takes as long as several, and keeps memory.
@@ -73,7 +75,7 @@ class GraphRecorder:
     def _record(self, work: Callable[[], Found], runs_first: bool) -> tuple[torch.cuda.CUDAGraph, Found]:
         with _recording, torch.cuda.device(self._device):
             if self._stream is None:
-                self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+                self._stream = new_stream(self._device)
                 self._pool = torch.cuda.graph_pool_handle()
             now = torch.cuda.current_stream(self._device)
             if runs_first:

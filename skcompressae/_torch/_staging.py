@@ -20,7 +20,7 @@ from skcompressae._core._threads import copy_blocks
 from skcompressae._torch._devices import has_float64
 from skcompressae._torch._row_ops import unit_rows_torch
 
-__all__ = ["RowStream", "download_blocks", "recorded_event", "upload"]
+__all__ = ["RowStream", "download_blocks", "new_stream", "recorded_event", "upload"]
 
 Key = TypeVar("Key")
 
@@ -34,9 +34,14 @@ def upload(array: NDArray[Any], device: torch.device) -> torch.Tensor:
     return tensor.to(device, copy=True)
 
 
+def new_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return a stream of a CUDA device; torch has some thirty, which take turns."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch has no types for its constructor
+
+
 def recorded_event(device: torch.device) -> torch.cuda.Event:
     """Return an event that comes when the work queued on a CUDA device so far is done."""
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no types for its constructor
     event.record(torch.cuda.current_stream(device))
     return event
 
@@ -92,7 +97,7 @@ class RowStream:
         if not self._slots:
             dtype = torch.from_numpy(np.empty(0, dtype=self._rows.dtype)).dtype
             self._slots = [_Slot(self._shape, dtype, self._device) for _ in range(2)]
-            self._copy_stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            self._copy_stream = new_stream(self._device)
         self._n_fetched += 1
         return self._slots[self._n_fetched % 2]
 
