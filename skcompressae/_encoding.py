@@ -15,10 +15,11 @@ from skcompressae._core._pursuit import count_candidates, least_squares_codes, p
 from skcompressae._core._rows import codes_to_csr, decode_norms, scale_codes, scales_apart, unit_rows
 from skcompressae._core._sparse_step import reconstruction_gradients
 from skcompressae._core._supports import activation_codes, candidate_activations, rounding_margin, supports
-from skcompressae._core._threads import effective_n_threads, row_blocks, run_product_blocks
+from skcompressae._core._threads import effective_n_threads, row_blocks, run_blocks, run_product_blocks
 from skcompressae._core._topk import top_k
 from skcompressae._torch._cpu_engine import PreActivations
 from skcompressae._torch._device_encoder import DeviceEncoder, kept_device_encoder
+from skcompressae._torch._screened import ScreenedActivations, is_worth_screening
 from skcompressae._torch._weights import Weights
 
 __all__ = ["BLOCK_ROWS", "Encoder", "codes_to_csr", "expand_queries"]
@@ -73,6 +74,7 @@ class Encoder:
         self._on_device: DeviceEncoder | None = None
         self._has_exact_products = device.type == "cpu" and precision != "bfloat16"
         self._margin: float | None = None
+        self._screened: ScreenedActivations | None = None
         self._unit = np.empty((0, weights.encoder.shape[1]), dtype=np.float32)
         if device.type == "cpu":
             self._pre_activations = PreActivations(weights.encoder, precision, divisors)
@@ -179,9 +181,18 @@ class Encoder:
         weights, n_threads = self._weights, self._n_threads
         n_candidates = self._n_candidates(k)
         pursues = self._coding == "pursuit" and n_candidates > k
+        x, norms = self._unit_rows(rows)
+        found = self._screen(x, n_candidates if pursues else k)
+        if found is not None:
+            candidates, activations = found
+            if pursues:
+                return x, norms, *pursuit_codes(x, weights.decoder, candidates, activations, k, n_threads=n_threads)
+            if self._coding == "activations":
+                return x, norms, *found, decode_norms(weights.decoder, *found, n_threads=n_threads)
+            return x, norms, candidates, *least_squares_codes(x, weights.decoder, candidates, n_threads=n_threads)
         if not pursues:  # with nothing to pick it is least squares, whose support a product's rounding must not decide
             n_candidates = self._n_recomputed(k)
-        x, norms, candidates, proposed = self._candidates(rows, n_candidates)
+        candidates, proposed = self._propose(x, n_candidates)
         if pursues:
             if not self._has_exact_products:
                 proposed = candidate_activations(x, weights.encoder, weights.bias, candidates, n_threads=n_threads)
@@ -201,30 +212,54 @@ class Encoder:
             indices = codes[0]
         return x, norms, indices, *least_squares_codes(x, weights.decoder, indices, n_threads=n_threads)
 
-    def _candidates(
-        self, rows: NDArray[Any], n_candidates: int
-    ) -> tuple[FloatArray, NDArray[np.float64], IndexArray, FloatArray]:
-        """Return unit rows, norms and, for each row, latents that may be in its code and their proposed activations.
-
-        The unit rows are valid until the next call.
-        """
+    def _unit_rows(self, rows: NDArray[Any]) -> tuple[FloatArray, NDArray[np.float64]]:
+        """Return unit rows, valid until the next call, and norms."""
         if len(self._unit) < len(rows):
             self._unit = np.empty(rows.shape, dtype=np.float32)
         x = self._unit[: len(rows)]
         norms = np.empty(len(rows))
-        candidates = np.empty((len(rows), n_candidates), dtype=np.int32)
-        proposed = np.empty((len(rows), n_candidates), dtype=np.float32)
+
+        def scale(start: int, stop: int) -> None:
+            _, norms[start:stop] = unit_rows(rows[start:stop], out=x[start:stop])
+
+        run_blocks(scale, len(rows), 512, self._n_threads)
+        return x, norms
+
+    def _screen(self, x: FloatArray, n: int) -> tuple[IndexArray, FloatArray] | None:
+        """Return the n largest activations of each row by way of a rounded product, or None where that does not pay."""
+        if not self._has_exact_products or not is_worth_screening(len(x)):
+            return None
+        if self._screened is None:
+            weights = self._weights
+            self._screened = ScreenedActivations(
+                weights.encoder, weights.bias, self._divisors, n_threads=self._n_threads
+            )
+        screened = self._screened
+        indices, values = np.empty((len(x), n), dtype=np.int32), np.empty((len(x), n), dtype=np.float32)
+
+        def fill(start: int, stop: int, n_threads: int) -> None:
+            if screened.pays:
+                found = screened.largest(x[start:stop], n, n_threads)
+                if found is not None:
+                    indices[start:stop], values[start:stop] = found
+
+        run_product_blocks(fill, len(x), self._block_rows, self._n_threads)
+        return (indices, values) if screened.pays else None
+
+    def _propose(self, x: FloatArray, n_candidates: int) -> tuple[IndexArray, FloatArray]:
+        """Return latents of each unit row that may be in its code, and their proposed activations."""
+        candidates = np.empty((len(x), n_candidates), dtype=np.int32)
+        proposed = np.empty((len(x), n_candidates), dtype=np.float32)
         multiply = self._pre_activations
-        multiply.round_for(len(rows))
+        multiply.round_for(len(x))
 
         def propose(start: int, stop: int, n_threads: int) -> None:
-            _, norms[start:stop] = unit_rows(rows[start:stop], out=x[start:stop])
             candidates[start:stop], proposed[start:stop] = top_k(
                 multiply(x[start:stop], n_threads), n_candidates, bias=self._weights.bias, n_threads=n_threads
             )
 
-        run_product_blocks(propose, len(rows), self._block_rows, self._n_threads)
-        return x, norms, candidates, proposed
+        run_product_blocks(propose, len(x), self._block_rows, self._n_threads)
+        return candidates, proposed
 
 
 def _check_scaled(values: FloatArray, norms: NDArray[np.float64]) -> None:

@@ -17,15 +17,15 @@ from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._lanes import N_LANES, lanes_at_least, lowest_lane
 from skcompressae._core._threads import run_blocks
 
-__all__ = ["kth_largest", "top_k"]
+__all__ = ["GUESS", "SLACK", "add_max_and_count", "candidate_threshold", "collect_at_least", "kth_largest", "top_k"]
 
 # Survivors allowed per selected entry before the threshold is refined again: quickselect on 3k entries costs
 # less than one more pass over the row for every (k, m) timed by benchmarks/training_speed.py.
-_SLACK = 3
+SLACK = 3
 _MAX_REFINEMENTS = 24
 # The threshold tried first for a row, as a share of the k-th magnitude of the row before: some 2k entries of a normal
 # row pass. And the factors by which it moves once where too few or too many do, before it is bisected.
-_GUESS = 0.9
+GUESS = 0.9
 _LOWERED = 0.85
 _RAISED = 1.1
 
@@ -84,7 +84,7 @@ def _max_and_count(row, threshold):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath={"nnan", "nsz", "reassoc"})
-def _add_max_and_count(row, bias, threshold):  # type: ignore[no-untyped-def]
+def add_max_and_count(row, bias, threshold):  # type: ignore[no-untyped-def]
     """Add the bias to the row, then as :func:`_max_and_count`."""
     largest = row.dtype.type(0)
     count = np.int32(0)
@@ -98,7 +98,7 @@ def _add_max_and_count(row, bias, threshold):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _candidate_threshold(row, k, threshold, count, largest, largest_count):  # type: ignore[no-untyped-def]
+def candidate_threshold(row, k, threshold, count, largest, largest_count):  # type: ignore[no-untyped-def]
     """Return a magnitude that at least k and, where ties allow, at most `largest_count` entries reach.
 
     `count` entries reach the first `threshold` that is tried, and the largest magnitude is `largest`.
@@ -128,33 +128,39 @@ def _candidate_threshold(row, k, threshold, count, largest, largest_count):  # t
 
 
 @njit(cache=True, nogil=True)
+def collect_at_least(row, threshold, indices):  # type: ignore[no-untyped-def]
+    """Write the indices, ascending, of the magnitudes of at least `threshold`, and return how many there are."""
+    n_components = row.shape[0]
+    n_grouped = n_components - n_components % N_LANES
+    n_found = 0
+    for group in range(0, n_grouped, N_LANES):
+        lanes = lanes_at_least(row, group, threshold)
+        while lanes:
+            indices[n_found] = group + lowest_lane(lanes)
+            lanes &= lanes - np.int32(1)
+            n_found += 1
+    for j in range(n_grouped, n_components):
+        if abs(row[j]) >= threshold:
+            indices[n_found] = j
+            n_found += 1
+    return n_found
+
+
+@njit(cache=True, nogil=True)
 def _top_k_rows(pre_activations, bias, has_bias, k, start, stop, indices, values):  # type: ignore[no-untyped-def]
     n_components = pre_activations.shape[1]
     kind = pre_activations.dtype.type
     candidates = np.empty(n_components, dtype=np.int32)
     magnitudes = np.empty(n_components, dtype=pre_activations.dtype)
     guess = kind(0)
-    largest_count = min(n_components, _SLACK * k)
-    n_grouped = n_components - n_components % N_LANES
+    largest_count = min(n_components, SLACK * k)
     for i in range(start, stop):
         row = pre_activations[i]
-        largest, count = _add_max_and_count(row, bias, guess) if has_bias else _max_and_count(row, guess)
-        threshold = _candidate_threshold(row, k, guess, count, largest, largest_count)
-        n_candidates = 0
-        for group in range(0, n_grouped, N_LANES):
-            lanes = lanes_at_least(row, group, threshold)
-            while lanes:
-                j = group + lowest_lane(lanes)
-                lanes &= lanes - np.int32(1)
-                candidates[n_candidates] = j
-                magnitudes[n_candidates] = abs(row[j])
-                n_candidates += 1
-        for j in range(n_grouped, n_components):
-            magnitude = abs(row[j])
-            if magnitude >= threshold:
-                candidates[n_candidates] = j
-                magnitudes[n_candidates] = magnitude
-                n_candidates += 1
+        largest, count = add_max_and_count(row, bias, guess) if has_bias else _max_and_count(row, guess)
+        threshold = candidate_threshold(row, k, guess, count, largest, largest_count)
+        n_candidates = collect_at_least(row, threshold, candidates)
+        for c in range(n_candidates):
+            magnitudes[c] = abs(row[candidates[c]])
         kth = kth_largest(magnitudes, n_candidates, k)
         n_above = 0
         for c in range(n_candidates):
@@ -173,7 +179,7 @@ def _top_k_rows(pre_activations, bias, has_bias, k, start, stop, indices, values
                 indices[i, position] = j
                 values[i, position] = row[j]
                 position += 1
-        guess = kind(_GUESS) * kth
+        guess = kind(GUESS) * kth
 
 
 def top_k(

@@ -27,7 +27,7 @@ from skcompressae._torch._weights import Moments, StepLosses, StepSettings, Weig
 if TYPE_CHECKING:
     from skcompressae._torch._ranks import Ranks
 
-__all__ = ["CpuEngine", "PreActivations"]
+__all__ = ["CpuEngine", "PreActivations", "to_bfloat16"]
 
 # Bytes of one block of pre-activations. Small enough to be in the cache still when top-k reads it, large enough for
 # the product to run at full speed: 256 to 1,024 rows of 4,096 are within 3 % of one another.
@@ -99,12 +99,19 @@ class PreActivations:
         return block
 
 
+def to_bfloat16(array: FloatArray) -> Any:
+    """Return a tensor of the array rounded to bfloat16."""
+    import torch
+
+    # torch warns about arrays that are read-only, as weights are that joblib memory-maps
+    return (torch.from_numpy(array) if array.flags.writeable else torch.tensor(array)).to(torch.bfloat16)
+
+
 def _rounded(array: FloatArray) -> Any:
     """Return a tensor of the array rounded to bfloat16, in the dtype to multiply it in."""
     import torch
 
-    # torch warns about arrays that are read-only, as weights are that joblib memory-maps
-    rounded = (torch.from_numpy(array) if array.flags.writeable else torch.tensor(array)).to(torch.bfloat16)
+    rounded = to_bfloat16(array)
     return rounded if MULTIPLIES_BFLOAT16 else rounded.to(torch.float64 if array.dtype == np.float64 else torch.float32)
 
 

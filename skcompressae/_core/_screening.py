@@ -1,0 +1,244 @@
+"""Find the latents of largest exact activation from a product in reduced precision.
+
+A product of rounded factors costs half or less of one in float32. How far it can be off is known: the rounding errors
+of the factors are there to be measured, and what the sums and the result's own rounding add is bounded. A latent whose
+approximate magnitude plus its bound is below the n-th largest of magnitude minus bound is not among the n largest,
+whatever the errors were; all others are computed again in float32, in a fixed order, and decide.
+
+Invariant: what is returned is what a selection among the recomputed activations of all latents would return.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._gathers import FAST, dots
+from skcompressae._core._threads import run_blocks
+from skcompressae._core._topk import (
+    GUESS,
+    SLACK,
+    add_max_and_count,
+    candidate_threshold,
+    collect_at_least,
+    kth_largest,
+)
+
+__all__ = ["ErrorBounds", "error_bounds", "screen"]
+
+# Half a unit in the last place of bfloat16, relative to the rounded number, and a little.
+_ROUNDED_SHARE = 1.01 * 2.0**-8
+# For the rounding of the bounds themselves.
+_INFLATION = 1.001
+
+
+class ErrorBounds(NamedTuple):
+    """How far the activation of latent j for a unit row x may be off: ``fixed[j] + slope[j] |x - rounded x|``.
+
+    To that comes `_ROUNDED_SHARE` of the approximate magnitude.
+    """
+
+    fixed: FloatArray
+    slope: FloatArray
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _distance(a, b):  # type: ignore[no-untyped-def]
+    total = a.dtype.type(0)
+    for j in range(a.shape[0]):
+        difference = a[j] - b[j]
+        total += difference * difference
+    return np.sqrt(total)
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _measure_rounding(rows, rounded, start, stop, distances, norms):  # type: ignore[no-untyped-def]
+    for i in range(start, stop):
+        # float64, as squares of weights of any scale may leave float32
+        distance, norm = 0.0, 0.0
+        for j in range(rows.shape[1]):
+            after = np.float64(rounded[i, j])
+            difference = np.float64(rows[i, j]) - after
+            distance += difference * difference
+            norm += after * after
+        distances[i], norms[i] = np.sqrt(distance), np.sqrt(norm)
+
+
+def error_bounds(
+    encoder: FloatArray, rounded: FloatArray, bias: FloatArray, divisors: FloatArray | None, *, n_threads: int
+) -> ErrorBounds:
+    """Bound the errors of the activations of unit rows when both factors were rounded to bfloat16.
+
+    With w and x rounded to w' and x', ``|w.x - w'.x'| <= |w - w'||x| + |w'||x - x'|``. The sums, in float32 in any
+    order, here and where activations are computed again, are each off by at most ``gamma_n |w||x|`` (Higham, "Accuracy
+    and Stability of Numerical Algorithms", 2nd ed., section 3.1).
+
+    Parameters
+    ----------
+    encoder : float32 array of shape (n_components, n_features)
+    rounded : float32 array of shape (n_components, n_features)
+        `encoder` rounded to bfloat16.
+    bias : array of shape (n_components,)
+        Added to the product, after the division.
+    divisors : array of shape (n_components,), optional
+        What products are divided by.
+    n_threads : int
+    """
+    distances, norms = np.empty(len(encoder)), np.empty(len(encoder))
+    run_blocks(
+        lambda start, stop: _measure_rounding(encoder, rounded, start, stop, distances, norms),
+        len(encoder),
+        256,
+        n_threads,
+    )
+    sums = 2 * (encoder.shape[1] + 8) * float(np.finfo(np.float32).eps)
+    fixed = distances + sums * (norms + distances)
+    slope = norms
+    if divisors is not None:
+        fixed, slope = fixed / divisors, slope / divisors
+    # the product is rounded before the bias is added
+    fixed = fixed + (_ROUNDED_SHARE + sums) * np.abs(bias) + float(np.finfo(np.float32).tiny)
+    return ErrorBounds((_INFLATION * fixed).astype(np.float32), (_INFLATION * slope).astype(np.float32))
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _recompute(x, encoder, bias, divisors, picks, n_picks, activations):  # type: ignore[no-untyped-def]
+    dots(x, encoder, picks, n_picks, activations)
+    for p in range(n_picks):
+        if divisors.shape[0] > 0:
+            activations[p] /= divisors[picks[p]]
+        activations[p] += bias[picks[p]]
+
+
+@njit(cache=True, nogil=True)
+def _screen_rows(  # type: ignore[no-untyped-def]
+    block, bias, divisors, x, rounded_x, encoder, fixed, slope, largest, n, start, stop, indices, values
+):
+    """Return how many activations were computed again, and how many of them were further off than their bounds."""
+    kind = np.float32
+    n_components = block.shape[1]
+    survivors = np.empty(n_components, dtype=np.int32)
+    scratch = np.empty(n_components, dtype=np.float32)
+    activations = np.empty(n_components, dtype=np.float32)
+    share = kind(_ROUNDED_SHARE)
+    guess = kind(0)
+    largest_count = min(n_components, SLACK * n)
+    n_recomputed, n_violations = 0, 0
+    for i in range(start, stop):
+        row = block[i]
+        distance = _distance(x[i], rounded_x[i])
+        peak, count = add_max_and_count(row, bias, guess)
+        n_violations += peak == np.inf
+        threshold = candidate_threshold(row, n, guess, count, peak, largest_count)
+        n_found = collect_at_least(row, threshold, survivors)
+        for c in range(n_found):
+            scratch[c] = abs(row[survivors[c]])
+        nth = kth_largest(scratch, n_found, n)
+        # no magnitude below this one, plus the largest of the bounds, reaches the n-th largest minus that
+        bound = largest[0] + largest[1] * distance
+        lowest = max(kind(0), (nth * (kind(1) - share) - kind(2) * bound) / (kind(1) + share))
+        if lowest < threshold:
+            n_found = collect_at_least(row, lowest, survivors)
+        # the same with each latent's own bound
+        for c in range(n_found):
+            j = survivors[c]
+            scratch[c] = abs(row[j]) * (kind(1) - share) - (fixed[j] + slope[j] * distance)
+        floor = kth_largest(scratch, n_found, n)
+        n_kept = 0
+        for c in range(n_found):
+            j = survivors[c]
+            if abs(row[j]) * (kind(1) + share) + (fixed[j] + slope[j] * distance) >= floor:
+                survivors[n_kept] = j
+                n_kept += 1
+        _recompute(x[i], encoder, bias, divisors, survivors, n_kept, activations)
+        n_recomputed += n_kept
+        for c in range(n_kept):
+            j = survivors[c]
+            error = abs(activations[c] - row[j])
+            n_violations += error > fixed[j] + slope[j] * distance + share * abs(row[j])
+            scratch[c] = abs(activations[c])
+        kth = kth_largest(scratch, n_kept, n)
+        n_ties = n
+        for c in range(n_kept):
+            n_ties -= abs(activations[c]) > kth
+        written = 0
+        for c in range(n_kept):
+            magnitude = abs(activations[c])
+            if magnitude > kth or (magnitude == kth and n_ties > 0):
+                n_ties -= magnitude == kth
+                indices[i, written] = survivors[c]
+                values[i, written] = activations[c]
+                written += 1
+        guess = kind(GUESS) * nth
+    return n_recomputed, n_violations
+
+
+def screen(
+    products: FloatArray,
+    x: FloatArray,
+    rounded_x: FloatArray,
+    encoder: FloatArray,
+    bias: FloatArray,
+    bounds: ErrorBounds,
+    n: int,
+    *,
+    n_threads: int,
+    divisors: FloatArray | None = None,
+) -> tuple[IndexArray, FloatArray, int, int]:
+    """Return the n latents of largest exact activation of each row.
+
+    Parameters
+    ----------
+    products : float32 array of shape (n_rows, n_components)
+        Products of the rounded factors, rounded to bfloat16 themselves or not, and divided. The bias is added in place.
+    x, rounded_x : float32 arrays of shape (n_rows, n_features)
+        Unit (or zero) rows, and what they were rounded to.
+    encoder : float32 array of shape (n_components, n_features)
+    bias : float32 array of shape (n_components,)
+    bounds : ErrorBounds
+    n : int in [1, n_components]
+    n_threads : int
+    divisors : float32 array of shape (n_components,), optional
+        As in :func:`error_bounds`.
+
+    Returns
+    -------
+    indices : int32 array of shape (n_rows, n), ascending in each row
+    values : float32 array of shape (n_rows, n)
+        The activations, as `candidate_activations` computes them.
+    n_recomputed : int
+        How many were computed again, of all rows together.
+    n_violations : int
+        How many of them were further off than the bounds allow: 0, unless products are worse than assumed.
+    """
+    n_rows = len(x)
+    indices = np.empty((n_rows, n), dtype=np.int32)
+    values = np.empty((n_rows, n), dtype=np.float32)
+    divided = np.empty(0, dtype=np.float32) if divisors is None else divisors
+    largest = np.array([bounds.fixed.max(), bounds.slope.max()], dtype=np.float32)
+    counts: list[tuple[int, int]] = []
+
+    def work(start: int, stop: int) -> None:
+        found: Any = _screen_rows(
+            products,
+            bias,
+            divided,
+            x,
+            rounded_x,
+            encoder,
+            bounds.fixed,
+            bounds.slope,
+            largest,
+            n,
+            start,
+            stop,
+            indices,
+            values,
+        )
+        counts.append(found)
+
+    run_blocks(work, n_rows, 64, n_threads)
+    return indices, values, sum(count[0] for count in counts), sum(count[1] for count in counts)
