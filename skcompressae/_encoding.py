@@ -234,17 +234,7 @@ class Encoder:
             self._screened = ScreenedActivations(
                 weights.encoder, weights.bias, self._divisors, n_threads=self._n_threads
             )
-        screened = self._screened
-        indices, values = np.empty((len(x), n), dtype=np.int32), np.empty((len(x), n), dtype=np.float32)
-
-        def fill(start: int, stop: int, n_threads: int) -> None:
-            if screened.pays:
-                found = screened.largest(x[start:stop], n, n_threads)
-                if found is not None:
-                    indices[start:stop], values[start:stop] = found
-
-        run_product_blocks(fill, len(x), self._block_rows, self._n_threads)
-        return (indices, values) if screened.pays else None
+        return self._screened.largest(x, n, self._block_rows, self._n_threads) if self._screened.pays else None
 
     def _propose(self, x: FloatArray, n_candidates: int) -> tuple[IndexArray, FloatArray]:
         """Return latents of each unit row that may be in its code, and their proposed activations."""

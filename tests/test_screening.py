@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from skcompressae import CompresSAETransformer, _encoding
 from skcompressae._core._rows import unit_rows
-from skcompressae._core._screening import error_bounds, screen
+from skcompressae._core._screening import decide, error_bounds, room_for, survive
 from skcompressae._core._supports import activation_codes
 from skcompressae._torch import _screened
 from skcompressae._torch._screened import ScreenedActivations
@@ -55,8 +55,10 @@ def test_errors_as_large_as_the_bounds_change_nothing(n_features, n_components, 
     exact = x @ encoder.T if divisors is None else x @ encoder.T / divisors
     signs = random_state.choice([-1, 1], exact.shape)
     products = (exact + 0.99 * signs * (bounds.fixed + bounds.slope * distances)).astype(np.float32)
-    indices, values, n_recomputed, n_violations = screen(
-        products, x, rounded(x), encoder, bias, bounds, n, n_threads=1, divisors=divisors
+    survivors = room_for(5, n, n_components)
+    survive(products, x, rounded(x), bias, bounds, n, survivors, n_threads=1)
+    indices, values, n_recomputed, n_violations = decide(
+        x, encoder, bias, bounds, survivors, n, n_threads=1, divisors=divisors
     )
     expected = expected_codes(x, encoder, bias, divisors, n)
     np.testing.assert_array_equal(indices, expected[0])
@@ -71,7 +73,7 @@ def test_products_of_torch_are_within_the_bounds(n_features, scale):
     x, encoder, bias, _ = draw(60, n_features, 300, np.random.RandomState(n_features))
     encoder, bias = encoder * np.float32(scale), bias * np.float32(scale)
     screened = ScreenedActivations(encoder, bias, n_threads=1)
-    indices, values = screened.largest(x, 20, 1)
+    indices, values = screened.largest(x, 20, 16, 1)
     expected = expected_codes(x, encoder, bias, None, 20)
     np.testing.assert_array_equal(indices, expected[0])
     np.testing.assert_array_equal(values, expected[1])
@@ -80,7 +82,7 @@ def test_products_of_torch_are_within_the_bounds(n_features, scale):
 def test_most_latents_are_not_computed_again():
     x, encoder, bias, _ = draw(60, 384, 2048, np.random.RandomState(0))
     screened = ScreenedActivations(encoder, bias, n_threads=2)
-    screened.largest(x[x.any(axis=1)], 32, 2)
+    screened.largest(x[x.any(axis=1)], 32, 16, 2)
     assert screened.pays
     assert screened._n_recomputed < 3 * screened._n_asked
 
@@ -105,7 +107,7 @@ def test_products_beyond_the_bounds_are_noticed(monkeypatch, spoil):
         return out
 
     monkeypatch.setattr(torch, "mm", spoiled)
-    assert screened.largest(x, 20, 1) is None
+    assert screened.largest(x, 20, 16, 1) is None
     assert not screened.pays
 
 

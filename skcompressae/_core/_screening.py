@@ -27,7 +27,7 @@ from skcompressae._core._topk import (
     kth_largest,
 )
 
-__all__ = ["ErrorBounds", "error_bounds", "screen"]
+__all__ = ["ErrorBounds", "Survivors", "decide", "error_bounds", "room_for", "survive"]
 
 # Half a unit in the last place of bfloat16, relative to the rounded number, and a little.
 _ROUNDED_SHARE = 1.01 * 2.0**-8
@@ -104,6 +104,111 @@ def error_bounds(
     return ErrorBounds((_INFLATION * fixed).astype(np.float32), (_INFLATION * slope).astype(np.float32))
 
 
+class Survivors(NamedTuple):
+    """Latents that may be among the n largest of each row: `counts` of them, or more than there was room for."""
+
+    latents: IndexArray  # (n_rows, room), int32, ascending
+    activations: FloatArray  # (n_rows, room), approximate
+    counts: IndexArray  # (n_rows,), int32
+    distances: FloatArray  # (n_rows,), of the row to what it was rounded to
+
+    def of_rows(self, start: int, stop: int) -> Survivors:
+        """Return a view of some rows."""
+        where = slice(start, stop)
+        return Survivors(self.latents[where], self.activations[where], self.counts[where], self.distances[where])
+
+
+def room_for(n_rows: int, n: int, n_components: int) -> Survivors:
+    """Return arrays for `survive` to fill."""
+    shape = (n_rows, min(n_components, SLACK * n))
+    return Survivors(
+        np.empty(shape, dtype=np.int32),
+        np.empty(shape, dtype=np.float32),
+        np.empty(n_rows, dtype=np.int32),
+        np.empty(n_rows, dtype=np.float32),
+    )
+
+
+@njit(cache=True, nogil=True)
+def _survive(  # type: ignore[no-untyped-def]
+    block, bias, x, rounded_x, fixed, slope, largest, n, start, stop, latents, activations, counts, distances
+):
+    kind = np.float32
+    n_components = block.shape[1]
+    room = latents.shape[1]
+    found = np.empty(n_components, dtype=np.int32)
+    scratch = np.empty(n_components, dtype=np.float32)
+    share = kind(_ROUNDED_SHARE)
+    guess = kind(0)
+    largest_count = min(n_components, SLACK * n)
+    for i in range(start, stop):
+        row = block[i]
+        distance = _distance(x[i], rounded_x[i])
+        distances[i] = distance
+        peak, count = add_max_and_count(row, bias, guess)
+        threshold = candidate_threshold(row, n, guess, count, peak, largest_count)
+        n_found = collect_at_least(row, threshold, found)
+        for c in range(n_found):
+            scratch[c] = abs(row[found[c]])
+        nth = kth_largest(scratch, n_found, n)
+        guess = kind(GUESS) * nth
+        # no magnitude below this one, plus the largest of the bounds, reaches the n-th largest minus that
+        bound = largest[0] + largest[1] * distance
+        lowest = max(kind(0), (nth * (kind(1) - share) - kind(2) * bound) / (kind(1) + share))
+        if lowest < threshold:
+            n_found = collect_at_least(row, lowest, found)
+        # the same with each latent's own bound
+        for c in range(n_found):
+            j = found[c]
+            scratch[c] = abs(row[j]) * (kind(1) - share) - (fixed[j] + slope[j] * distance)
+        floor = kth_largest(scratch, n_found, n)
+        n_kept = 0
+        for c in range(n_found):
+            j = found[c]
+            if abs(row[j]) * (kind(1) + share) + (fixed[j] + slope[j] * distance) >= floor:
+                if n_kept < room:
+                    latents[i, n_kept] = j
+                    activations[i, n_kept] = row[j]
+                n_kept += 1
+        # an infinite one makes the others look small: all are to be computed again
+        counts[i] = n_components + 1 if peak == np.inf else n_kept
+
+
+def survive(
+    products: FloatArray,
+    x: FloatArray,
+    rounded_x: FloatArray,
+    bias: FloatArray,
+    bounds: ErrorBounds,
+    n: int,
+    survivors: Survivors,
+    *,
+    n_threads: int,
+) -> None:
+    """Write which latents may be among the n of largest exact activation of each row.
+
+    Parameters
+    ----------
+    products : float32 array of shape (n_rows, n_components)
+        Products of the rounded factors, rounded to bfloat16 themselves or not, and divided. The bias is added in place.
+    x, rounded_x : float32 arrays of shape (n_rows, n_features)
+        Unit (or zero) rows, and what they were rounded to.
+    bias : float32 array of shape (n_components,)
+    bounds : ErrorBounds
+    n : int in [1, n_components]
+    survivors : Survivors
+        Of as many rows.
+    n_threads : int
+    """
+    largest = np.array([bounds.fixed.max(), bounds.slope.max()], dtype=np.float32)
+    run_blocks(
+        lambda start, stop: _survive(products, bias, x, rounded_x, *bounds, largest, n, start, stop, *survivors),
+        len(x),
+        64,
+        n_threads,
+    )
+
+
 @njit(cache=True, nogil=True, fastmath=FAST)
 def _recompute(x, encoder, bias, divisors, picks, n_picks, activations):  # type: ignore[no-untyped-def]
     dots(x, encoder, picks, n_picks, activations)
@@ -114,92 +219,62 @@ def _recompute(x, encoder, bias, divisors, picks, n_picks, activations):  # type
 
 
 @njit(cache=True, nogil=True)
-def _screen_rows(  # type: ignore[no-untyped-def]
-    block, bias, divisors, x, rounded_x, encoder, fixed, slope, largest, n, start, stop, indices, values
+def _decide(  # type: ignore[no-untyped-def]
+    x, encoder, bias, divisors, fixed, slope, n, start, stop, latents, proposed, counts, distances, indices, values
 ):
-    """Return how many activations were computed again, and how many of them were further off than their bounds."""
     kind = np.float32
-    n_components = block.shape[1]
-    survivors = np.empty(n_components, dtype=np.int32)
-    scratch = np.empty(n_components, dtype=np.float32)
+    n_components = len(encoder)
+    everything = np.arange(n_components).astype(np.int32)
     activations = np.empty(n_components, dtype=np.float32)
+    scratch = np.empty(n_components, dtype=np.float32)
     share = kind(_ROUNDED_SHARE)
-    guess = kind(0)
-    largest_count = min(n_components, SLACK * n)
     n_recomputed, n_violations = 0, 0
     for i in range(start, stop):
-        row = block[i]
-        distance = _distance(x[i], rounded_x[i])
-        peak, count = add_max_and_count(row, bias, guess)
-        n_violations += peak == np.inf
-        threshold = candidate_threshold(row, n, guess, count, peak, largest_count)
-        n_found = collect_at_least(row, threshold, survivors)
-        for c in range(n_found):
-            scratch[c] = abs(row[survivors[c]])
-        nth = kth_largest(scratch, n_found, n)
-        # no magnitude below this one, plus the largest of the bounds, reaches the n-th largest minus that
-        bound = largest[0] + largest[1] * distance
-        lowest = max(kind(0), (nth * (kind(1) - share) - kind(2) * bound) / (kind(1) + share))
-        if lowest < threshold:
-            n_found = collect_at_least(row, lowest, survivors)
-        # the same with each latent's own bound
-        for c in range(n_found):
-            j = survivors[c]
-            scratch[c] = abs(row[j]) * (kind(1) - share) - (fixed[j] + slope[j] * distance)
-        floor = kth_largest(scratch, n_found, n)
-        n_kept = 0
-        for c in range(n_found):
-            j = survivors[c]
-            if abs(row[j]) * (kind(1) + share) + (fixed[j] + slope[j] * distance) >= floor:
-                survivors[n_kept] = j
-                n_kept += 1
-        _recompute(x[i], encoder, bias, divisors, survivors, n_kept, activations)
-        n_recomputed += n_kept
-        for c in range(n_kept):
-            j = survivors[c]
-            error = abs(activations[c] - row[j])
-            n_violations += error > fixed[j] + slope[j] * distance + share * abs(row[j])
+        n_picks, picks = counts[i], latents[i]
+        had_room = n_picks <= len(picks)
+        if not had_room:
+            n_violations += n_picks > n_components
+            n_picks, picks = n_components, everything
+        _recompute(x[i], encoder, bias, divisors, picks, n_picks, activations)
+        n_recomputed += n_picks
+        for c in range(n_picks):
             scratch[c] = abs(activations[c])
-        kth = kth_largest(scratch, n_kept, n)
+            if had_room:
+                bound = fixed[picks[c]] + slope[picks[c]] * distances[i] + share * abs(proposed[i, c])
+                n_violations += abs(activations[c] - proposed[i, c]) > bound
+        kth = kth_largest(scratch, n_picks, n)
         n_ties = n
-        for c in range(n_kept):
+        for c in range(n_picks):
             n_ties -= abs(activations[c]) > kth
         written = 0
-        for c in range(n_kept):
+        for c in range(n_picks):
             magnitude = abs(activations[c])
             if magnitude > kth or (magnitude == kth and n_ties > 0):
                 n_ties -= magnitude == kth
-                indices[i, written] = survivors[c]
+                indices[i, written] = picks[c]
                 values[i, written] = activations[c]
                 written += 1
-        guess = kind(GUESS) * nth
     return n_recomputed, n_violations
 
 
-def screen(
-    products: FloatArray,
+def decide(
     x: FloatArray,
-    rounded_x: FloatArray,
     encoder: FloatArray,
     bias: FloatArray,
     bounds: ErrorBounds,
+    survivors: Survivors,
     n: int,
     *,
     n_threads: int,
     divisors: FloatArray | None = None,
 ) -> tuple[IndexArray, FloatArray, int, int]:
-    """Return the n latents of largest exact activation of each row.
+    """Compute the survivors' activations in float32 and return the n largest of each row.
 
     Parameters
     ----------
-    products : float32 array of shape (n_rows, n_components)
-        Products of the rounded factors, rounded to bfloat16 themselves or not, and divided. The bias is added in place.
-    x, rounded_x : float32 arrays of shape (n_rows, n_features)
-        Unit (or zero) rows, and what they were rounded to.
+    x, bias, bounds, n, survivors
+        As in :func:`survive`.
     encoder : float32 array of shape (n_components, n_features)
-    bias : float32 array of shape (n_components,)
-    bounds : ErrorBounds
-    n : int in [1, n_components]
     n_threads : int
     divisors : float32 array of shape (n_components,), optional
         As in :func:`error_bounds`.
@@ -210,35 +285,20 @@ def screen(
     values : float32 array of shape (n_rows, n)
         The activations, as `candidate_activations` computes them.
     n_recomputed : int
-        How many were computed again, of all rows together.
+        How many were computed, of all rows together.
     n_violations : int
-        How many of them were further off than the bounds allow: 0, unless products are worse than assumed.
+        How many of them the product had further off than the bounds allow: 0, unless products are worse than assumed.
     """
-    n_rows = len(x)
-    indices = np.empty((n_rows, n), dtype=np.int32)
-    values = np.empty((n_rows, n), dtype=np.float32)
+    indices = np.empty((len(x), n), dtype=np.int32)
+    values = np.empty((len(x), n), dtype=np.float32)
     divided = np.empty(0, dtype=np.float32) if divisors is None else divisors
-    largest = np.array([bounds.fixed.max(), bounds.slope.max()], dtype=np.float32)
-    counts: list[tuple[int, int]] = []
-
-    def work(start: int, stop: int) -> None:
-        found: Any = _screen_rows(
-            products,
-            bias,
-            divided,
-            x,
-            rounded_x,
-            encoder,
-            bounds.fixed,
-            bounds.slope,
-            largest,
-            n,
-            start,
-            stop,
-            indices,
-            values,
-        )
-        counts.append(found)
-
-    run_blocks(work, n_rows, 64, n_threads)
+    counts: list[Any] = []
+    run_blocks(
+        lambda start, stop: counts.append(
+            _decide(x, encoder, bias, divided, *bounds, n, start, stop, *survivors, indices, values)
+        ),
+        len(x),
+        64,
+        n_threads,
+    )
     return indices, values, sum(count[0] for count in counts), sum(count[1] for count in counts)

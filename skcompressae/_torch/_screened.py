@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from threading import Lock, local
+from threading import local
 
 import numpy as np
 import torch
 
 from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._processor import MULTIPLIES_BFLOAT16
-from skcompressae._core._screening import error_bounds, screen
+from skcompressae._core._screening import decide, error_bounds, room_for, survive
+from skcompressae._core._threads import run_product_blocks
 from skcompressae._torch._cpu_engine import to_bfloat16
 
 __all__ = ["ScreenedActivations", "is_worth_screening"]
@@ -48,48 +49,62 @@ class ScreenedActivations:
             encoder, self._rounded.to(torch.float32).numpy(), bias, divisors, n_threads=n_threads
         )
         self._buffers = local()  # a pair for each thread
-        self._lock = Lock()
         self._n_asked = self._n_recomputed = 0
         # False once products were off by more than they can be, or so many latents are near ties that it does not pay
         self.pays = bool(max(bound.max() for bound in self._bounds) < _MAX_WEIGHT)
 
-    def largest(self, x: FloatArray, n: int, n_threads: int) -> tuple[IndexArray, FloatArray] | None:
+    def largest(self, x: FloatArray, n: int, block_rows: int, n_threads: int) -> tuple[IndexArray, FloatArray] | None:
         """Return indices and activations, both (n_rows, n), of the n largest magnitudes of each unit row.
 
-        None where the bounds turn out not to hold, as with a library that does not sum in float32.
+        None where the bounds turn out not to hold, as with a library that does not sum in float32. All rows pass the
+        product before any is computed again, so that the weights of either stage stay in the cache.
         """
-        rounded_x = to_bfloat16(x)
-        rounded_products, products = self._buffers_for(len(x))
-        before = torch.get_num_threads()
-        torch.set_num_threads(n_threads)  # of this thread
-        try:
-            torch.from_numpy(products).copy_(torch.mm(rounded_x, self._rounded.T, out=rounded_products))
-        finally:
-            torch.set_num_threads(before)
-        if self._divisors is not None:
-            products /= self._divisors
-        indices, values, n_recomputed, n_violations = screen(
-            products,
+        survivors = room_for(len(x), n, len(self._encoder))
+
+        def propose(start: int, stop: int, n_threads: int) -> None:
+            rows = x[start:stop]
+            rounded_rows = to_bfloat16(rows)
+            survive(
+                self._multiply(rounded_rows, n_threads),
+                rows,
+                rounded_rows.to(torch.float32).numpy(),
+                self._bias,
+                self._bounds,
+                n,
+                survivors.of_rows(start, stop),
+                n_threads=n_threads,
+            )
+
+        run_product_blocks(propose, len(x), block_rows, n_threads)
+        indices, values, n_recomputed, n_violations = decide(
             x,
-            rounded_x.to(torch.float32).numpy(),
             self._encoder,
             self._bias,
             self._bounds,
+            survivors,
             n,
             n_threads=n_threads,
             divisors=self._divisors,
         )
-        with self._lock:
-            self._n_asked += n * len(x)
-            self._n_recomputed += n_recomputed
-            if n_violations or self._n_recomputed > _MAX_RECOMPUTED * self._n_asked:
-                self.pays = False
+        self._n_asked += n * len(x)
+        self._n_recomputed += n_recomputed
+        if n_violations or self._n_recomputed > _MAX_RECOMPUTED * self._n_asked:
+            self.pays = False
         return None if n_violations else (indices, values)
 
-    def _buffers_for(self, n_rows: int) -> tuple[torch.Tensor, FloatArray]:
-        """Return this thread's buffers for products, bfloat16 and float32."""
+    def _multiply(self, rounded_rows: torch.Tensor, n_threads: int) -> FloatArray:
+        """Return products, divided, valid until this thread's next call."""
+        shape = (len(rounded_rows), len(self._encoder))
         buffers = getattr(self._buffers, "pair", None)
-        if buffers is None or len(buffers[1]) < n_rows:
-            shape = (n_rows, len(self._encoder))
+        if buffers is None or len(buffers[1]) < shape[0]:
             buffers = self._buffers.pair = (torch.empty(shape, dtype=torch.bfloat16), np.empty(shape, np.float32))
-        return buffers[0][:n_rows], buffers[1][:n_rows]
+        rounded_products, products = buffers[0][: shape[0]], buffers[1][: shape[0]]
+        before = torch.get_num_threads()
+        torch.set_num_threads(n_threads)  # of this thread
+        try:
+            torch.from_numpy(products).copy_(torch.mm(rounded_rows, self._rounded.T, out=rounded_products))
+        finally:
+            torch.set_num_threads(before)
+        if self._divisors is not None:
+            products /= self._divisors
+        return products
