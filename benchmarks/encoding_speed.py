@@ -9,6 +9,7 @@ block by block (decode: dense product of the dense array). All in one run on the
 from __future__ import annotations
 
 import argparse
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from skcompressae import CompresSAETransformer
 from skcompressae._core._rows import unit_rows
 
 PLAIN_BLOCK_ROWS = 2048
+CODINGS = ("activations", "least_squares", "pursuit")
 SMALL_BATCHES = (1, 2, 4, 8, 16, 32, 64, 256)
 
 
@@ -37,8 +39,21 @@ def plain_transform(x, encoder, bias, k):
     return sp.vstack(blocks)
 
 
+def in_turns(works, n_rounds):
+    """Return the median time of each work, all taking turns, so that a busy moment of the machine meets all alike."""
+    for work in works.values():
+        work()
+    times = {name: [] for name in works}
+    for _ in range(n_rounds):
+        for name, work in works.items():
+            start = time.perf_counter()
+            work()
+            times[name].append(time.perf_counter() - start)
+    return {name: float(np.median(spent)) for name, spent in times.items()}
+
+
 def small_batch(compressor, X, torch_x, torch_encoder, torch_bias):
-    """Time the encoding of a few rows, in turns, so that a busy moment of the machine meets all alike."""
+    """Time the encoding of a few rows, in turns as above."""
     times = {}
     for _ in range(6):
         for coding in ("activations", "pursuit"):
@@ -75,23 +90,32 @@ def measure(options, n_threads):
             torch_x[start : start + PLAIN_BLOCK_ROWS] @ torch_encoder.T
 
     with threadpool_limits(n_threads):
+
+        def transform(coding, precision, rows):
+            compressor.set_params(coding=coding, precision=precision).transform(rows)
+
+        variants = [(coding, precision) for coding in CODINGS for precision in ("float32", "bfloat16")]
         row = {
             "n_threads": n_threads,
-            "product_numpy_s": median_seconds(product, n_repeats),
-            "product_torch_s": median_seconds(product_torch, n_repeats),
-            "plain_pytorch_s": median_seconds(
-                lambda: plain_transform(torch_x, torch_encoder, torch_bias, options.k), n_repeats
+            **in_turns(
+                {
+                    "product_numpy_s": product,
+                    "product_torch_s": product_torch,
+                    "plain_pytorch_s": lambda: plain_transform(torch_x, torch_encoder, torch_bias, options.k),
+                    **{f"transform_{c}_{p}_s": lambda c=c, p=p: transform(c, p, X) for c, p in variants},
+                },
+                n_repeats,
             ),
-            "plain_pytorch_single_row_s": median_seconds(
-                lambda: plain_transform(torch_x[:1], torch_encoder, torch_bias, options.k), 50
+            **in_turns(
+                {
+                    "plain_pytorch_single_row_s": lambda: plain_transform(
+                        torch_x[:1], torch_encoder, torch_bias, options.k
+                    ),
+                    **{f"single_row_{c}_{p}_s": lambda c=c, p=p: transform(c, p, X[:1]) for c, p in variants},
+                },
+                50,
             ),
         }
-        for coding in ("activations", "least_squares", "pursuit"):
-            for precision in ("float32", "bfloat16"):
-                compressor.set_params(coding=coding, precision=precision)
-                name = f"{coding}_{precision}"
-                row[f"transform_{name}_s"] = median_seconds(lambda: compressor.transform(X), n_repeats)
-                row[f"single_row_{name}_s"] = median_seconds(lambda: compressor.transform(X[:1]), 50)
         compressor.set_params(coding="auto", precision="float32")
         tracemalloc.start()
         codes = compressor.transform(X)
@@ -116,7 +140,7 @@ def measure(options, n_threads):
             for n_rows in SMALL_BATCHES
         ]
     product_s = min(row["product_numpy_s"], row["product_torch_s"])
-    for name in ("activations", "least_squares", "pursuit"):
+    for name in CODINGS:
         row[f"{name}_float32_in_products"] = row[f"transform_{name}_float32_s"] / product_s
         row[f"{name}_float32_speedup"] = row["plain_pytorch_s"] / row[f"transform_{name}_float32_s"]
         row[f"{name}_bfloat16_speedup"] = row["plain_pytorch_s"] / row[f"transform_{name}_bfloat16_s"]
