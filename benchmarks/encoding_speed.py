@@ -106,15 +106,13 @@ def measure(options, n_threads):
                 },
                 n_repeats,
             ),
-            **in_turns(
-                {
-                    "plain_pytorch_single_row_s": lambda: plain_transform(
-                        torch_x[:1], torch_encoder, torch_bias, options.k
-                    ),
-                    **{f"single_row_{c}_{p}_s": lambda c=c, p=p: transform(c, p, X[:1]) for c, p in variants},
-                },
-                50,
+            "plain_pytorch_single_row_s": median_seconds(
+                lambda: plain_transform(torch_x[:1], torch_encoder, torch_bias, options.k), 50
             ),
+            **{
+                f"single_row_{c}_{p}_s": median_seconds(lambda c=c, p=p: transform(c, p, X[:1]), 50)
+                for c, p in variants
+            },
         }
         compressor.set_params(coding="auto", precision="float32")
         tracemalloc.start()
