@@ -99,8 +99,8 @@ def error_bounds(
     slope = norms
     if divisors is not None:
         fixed, slope = fixed / divisors, slope / divisors
-    # the product is rounded before the bias is added
-    fixed = fixed + (_ROUNDED_SHARE + sums) * np.abs(bias) + float(np.finfo(np.float32).tiny)
+    # The product is rounded before the bias is added. Subnormal factors and results may be taken for 0.
+    fixed = fixed + (_ROUNDED_SHARE + sums) * np.abs(bias) + (encoder.shape[1] + 1) * float(np.finfo(np.float32).tiny)
     return ErrorBounds((_INFLATION * fixed).astype(np.float32), (_INFLATION * slope).astype(np.float32))
 
 
