@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cli_cases import refuses, refuses_usage
 from conftest import make_embeddings
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from naive_pursuit import naive_pursuit, naive_values
 from sklearn.exceptions import NotFittedError
@@ -103,6 +103,7 @@ def folder(tmp_path_factory):
     scale=st.sampled_from([1e-25, 1.0, 1e15]),
     seed=st.integers(0, 2**16),
 )
+@example(20, 11, 10, "least_squares", 1.0, "input", 17, 1.0, 12)
 @settings(max_examples=80, deadline=None)
 def test_codes_are_those_of_transform_and_of_the_formulas(
     folder, n_features, n_components, k, coding, candidate_factor, norm, n_rows, scale, seed
@@ -123,8 +124,9 @@ def test_codes_are_those_of_transform_and_of_the_formulas(
         np.testing.assert_array_equal(row_indices, chosen)
         np.testing.assert_allclose(row_values, expected, rtol=0, atol=within)
         transformed = model.transform(row[None])
-        np.testing.assert_array_equal(transformed.indices, row_indices[row_values != 0])
-        np.testing.assert_allclose(transformed.data, row_values[row_values != 0], rtol=0, atol=within)
+        # a value that is nothing but rounding, as all but one are where a row lies on a latent, may be 0 in one of them
+        assert np.isin(transformed.indices, row_indices).all()
+        np.testing.assert_allclose(transformed.toarray()[0, row_indices], row_values, rtol=0, atol=within)
 
 
 @pytest.mark.parametrize("norm", NORMS)
