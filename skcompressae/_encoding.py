@@ -19,7 +19,7 @@ from skcompressae._core._threads import effective_n_threads, row_blocks, run_blo
 from skcompressae._core._topk import top_k
 from skcompressae._torch._cpu_engine import PreActivations
 from skcompressae._torch._device_encoder import DeviceEncoder, kept_device_encoder
-from skcompressae._torch._screened import ScreenedActivations, is_worth_screening
+from skcompressae._torch._screened import ScreenedActivations, roundings_worth_screening
 from skcompressae._torch._weights import Weights
 
 __all__ = ["BLOCK_ROWS", "Encoder", "codes_to_csr", "expand_queries"]
@@ -74,7 +74,7 @@ class Encoder:
         self._on_device: DeviceEncoder | None = None
         self._has_exact_products = device.type == "cpu" and precision != "bfloat16"
         self._margin: float | None = None
-        self._screened: ScreenedActivations | None = None
+        self._screened: dict[str, ScreenedActivations] = {}  # by what factors are rounded to
         self._unit = np.empty((0, weights.encoder.shape[1]), dtype=np.float32)
         if device.type == "cpu":
             self._pre_activations = PreActivations(weights.encoder, precision, divisors)
@@ -227,14 +227,22 @@ class Encoder:
 
     def _screen(self, x: FloatArray, n: int) -> tuple[IndexArray, FloatArray] | None:
         """Return the n largest activations of each row by way of a rounded product, or None where that does not pay."""
-        if not self._has_exact_products or not is_worth_screening(len(x)):
-            return None
-        if self._screened is None:
-            weights = self._weights
-            self._screened = ScreenedActivations(
-                weights.encoder, weights.bias, self._divisors, n_threads=self._n_threads
-            )
-        return self._screened.largest(x, n, self._block_rows, self._n_threads) if self._screened.pays else None
+        for rounding in self._worth_screening(x.shape):
+            if rounding not in self._screened:
+                weights = self._weights
+                self._screened[rounding] = ScreenedActivations(
+                    weights.encoder, weights.bias, self._divisors, rounding=rounding, n_threads=self._n_threads
+                )
+            screened = self._screened[rounding]
+            found = screened.largest(x, n, self._block_rows, self._n_threads) if screened.pays else None
+            if found is not None:
+                return found
+        return None
+
+    def _worth_screening(self, shape: tuple[int, ...]) -> list[str]:
+        roundings = roundings_worth_screening(*shape)
+        # rounding to bfloat16 was asked for then, so its errors need no mending, but a faster product is welcome
+        return roundings if self._has_exact_products else [r for r in roundings if r != "bfloat16"]
 
     def _propose(self, x: FloatArray, n_candidates: int) -> tuple[IndexArray, FloatArray]:
         """Return latents of each unit row that may be in its code, and their proposed activations."""

@@ -7,11 +7,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skcompressae import CompresSAETransformer, _encoding
+from skcompressae._core._integer_products import dithers, products_of_sums, round_rows
 from skcompressae._core._rows import unit_rows
-from skcompressae._core._screening import decide, error_bounds, room_for, survive
+from skcompressae._core._screening import (
+    RoundedRows,
+    decide,
+    error_bounds,
+    integer_error_bounds,
+    room_for,
+    survive,
+)
 from skcompressae._core._supports import activation_codes
 from skcompressae._torch import _screened
 from skcompressae._torch._screened import ScreenedActivations
+
+ROUNDINGS = ["int8", "bfloat16"]
 
 
 def rounded(array):
@@ -37,6 +47,7 @@ def expected_codes(x, encoder, bias, divisors, n):
 
 @settings(deadline=None, max_examples=80)
 @given(
+    rounding=st.sampled_from(ROUNDINGS),
     n_features=st.sampled_from([1, 7, 33, 100]),
     n_components=st.integers(1, 70),
     has_ties=st.booleans(),
@@ -44,21 +55,33 @@ def expected_codes(x, encoder, bias, divisors, n):
     seed=st.integers(0, 2**31),
     data=st.data(),
 )
-def test_errors_as_large_as_the_bounds_change_nothing(n_features, n_components, has_ties, is_divided, seed, data):
+def test_errors_as_large_as_the_bounds_change_nothing(
+    rounding, n_features, n_components, has_ties, is_divided, seed, data
+):
     n = data.draw(st.integers(1, n_components), label="n")
     random_state = np.random.RandomState(seed)
     x, encoder, bias, divisors = draw(
         5, n_features, n_components, random_state, has_ties=has_ties, is_divided=is_divided
     )
-    bounds = error_bounds(encoder, rounded(encoder), bias, divisors, n_threads=1)
-    distances = np.linalg.norm(x - rounded(x), axis=1, keepdims=True)
+    if rounding == "bfloat16":
+        bounds = error_bounds(encoder, rounded(encoder), bias, divisors, n_threads=1)
+        distances = np.linalg.norm(x - rounded(x), axis=1).astype(np.float32)
+        rows = RoundedRows(distances, np.zeros(5, dtype=np.float32))
+    else:
+        dither, other = dithers(n_features)
+        bounds = integer_error_bounds(encoder, round_rows(encoder, other, dither), bias, divisors)
+        of_x = round_rows(x, dither, other)
+        rows = RoundedRows(of_x.distances, of_x.steps)
     exact = x @ encoder.T if divisors is None else x @ encoder.T / divisors
     signs = random_state.choice([-1, 1], exact.shape)
-    products = (exact + 0.99 * signs * (bounds.fixed + bounds.slope * distances)).astype(np.float32)
+    noise = np.hypot(bounds.spread * rows.steps[:, None], bounds.own)
+    products = (exact + 0.99 * signs * (bounds.fixed + bounds.slope * rows.distances[:, None] + noise)).astype(
+        np.float32
+    )
     survivors = room_for(5, n, n_components)
-    survive(products, x, rounded(x), bias, bounds, n, survivors, n_threads=1)
+    survive(products, rows, bias, bounds, n, survivors, n_threads=1)
     indices, values, n_recomputed, n_violations = decide(
-        x, encoder, bias, bounds, survivors, n, n_threads=1, divisors=divisors
+        x, encoder, bias, rows, bounds, survivors, n, n_threads=1, divisors=divisors
     )
     expected = expected_codes(x, encoder, bias, divisors, n)
     np.testing.assert_array_equal(indices, expected[0])
@@ -67,36 +90,86 @@ def test_errors_as_large_as_the_bounds_change_nothing(n_features, n_components, 
     assert 5 * n <= n_recomputed <= 5 * n_components
 
 
+@pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e20])
-@pytest.mark.parametrize("n_features", [3, 100, 768])
-def test_products_of_torch_are_within_the_bounds(n_features, scale):
+@pytest.mark.parametrize("n_features", [3, 100, 768, 2000])
+def test_products_of_torch_are_within_the_bounds(n_features, scale, rounding):
     x, encoder, bias, _ = draw(60, n_features, 300, np.random.RandomState(n_features))
     encoder, bias = encoder * np.float32(scale), bias * np.float32(scale)
-    screened = ScreenedActivations(encoder, bias, n_threads=1)
+    screened = ScreenedActivations(encoder, bias, rounding=rounding, n_threads=1)
     indices, values = screened.largest(x, 20, 16, 1)
     expected = expected_codes(x, encoder, bias, None, 20)
     np.testing.assert_array_equal(indices, expected[0])
     np.testing.assert_array_equal(values, expected[1])
 
 
-def test_most_latents_are_not_computed_again():
+def spiky(n_rows, n_features, random_state):
+    """Rows that a few columns dominate, so that most others are fractions of a step."""
+    return unit_rows(random_state.standard_normal((n_rows, n_features)) * np.where(np.arange(n_features) < 3, 50, 0.1))
+
+
+@pytest.mark.parametrize("kind", ["normal", "spiky", "constant", "on a grid"])
+@pytest.mark.parametrize("n_features", [64, 1500])
+def test_integer_products_are_those_of_the_rounded_rows_and_rarely_off_by_much(kind, n_features):
+    random_state = np.random.RandomState(n_features)
+    x, encoder, _, _ = draw(40, n_features, 200, random_state)
+    if kind == "spiky":
+        x, _ = spiky(40, n_features, random_state)
+        encoder = spiky(200, n_features, random_state)[0]
+    elif kind == "constant":
+        x[:], encoder[:] = n_features**-0.5, 0.3
+    elif kind == "on a grid":
+        x, encoder = np.round(x, 2), np.round(encoder, 1)
+    dither, other = dithers(n_features)
+    of_x, of_encoder = round_rows(x, dither, other), round_rows(encoder, other, dither)
+    for rows, exact, own in ((of_x, x, dither), (of_encoder, encoder, other)):
+        errors = exact - rows.steps[:, None] * (rows.integers.astype(np.float64) - own)
+        assert (abs(errors) <= 0.501 * rows.steps[:, None]).all()
+        np.testing.assert_allclose(rows.distances, np.linalg.norm(errors, axis=1), rtol=1e-3, atol=1e-12)
+    sums = of_x.integers.astype(np.int32) @ of_encoder.integers.astype(np.int32).T
+    offsets = (of_encoder.offsets - dither.astype(np.float64) @ other).astype(np.float32)
+    products = np.empty(sums.shape, dtype=np.float32)
+    for row, row_sums, step, row_offset in zip(products, sums, of_x.steps, of_x.offsets, strict=True):
+        products_of_sums(row_sums, of_encoder.steps, offsets, step, row_offset, row)
+    multiplied = (of_x.steps[:, None] * (of_x.integers - dither.astype(np.float64))) @ (
+        of_encoder.steps[:, None] * (of_encoder.integers - other.astype(np.float64))
+    ).T
+    scale = np.linalg.norm(encoder, axis=1).max()
+    np.testing.assert_allclose(products, multiplied, rtol=1e-5, atol=1e-5 * scale)
+    errors = products - x.astype(np.float64) @ encoder.astype(np.float64).T
+    bounds = integer_error_bounds(encoder, of_encoder, np.zeros(200, dtype=np.float32), None)
+    noise = np.hypot(bounds.spread * of_x.steps[:, None], bounds.own)
+    # nine standard deviations are the bound; one is what a typical error has
+    assert (abs(errors) < 0.7 * noise).all()
+    assert (abs(errors).max() > noise.max() / 50) or kind == "constant"
+
+
+def test_rows_and_weights_of_zeros_are_rounded_to_zeros():
+    dither, other = dithers(9)
+    rows = round_rows(np.zeros((2, 9), dtype=np.float32), dither, other)
+    assert not any(array.any() for array in rows)
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_most_latents_are_not_computed_again(rounding):
     x, encoder, bias, _ = draw(60, 384, 2048, np.random.RandomState(0))
-    screened = ScreenedActivations(encoder, bias, n_threads=2)
+    screened = ScreenedActivations(encoder, bias, rounding=rounding, n_threads=2)
     screened.largest(x[x.any(axis=1)], 32, 16, 2)
     assert screened.pays
     assert screened._n_recomputed < 3 * screened._n_asked
 
 
-def test_weights_that_could_overflow_are_not_screened():
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_weights_that_could_overflow_are_not_screened(rounding):
     _, encoder, bias, _ = draw(1, 10, 30, np.random.RandomState(0))
-    assert ScreenedActivations(encoder, bias, n_threads=1).pays
-    assert not ScreenedActivations(encoder * np.float32(1e38), bias, n_threads=1).pays
+    assert ScreenedActivations(encoder, bias, rounding=rounding, n_threads=1).pays
+    assert not ScreenedActivations(encoder * np.float32(1e38), bias, rounding=rounding, n_threads=1).pays
 
 
 @pytest.mark.parametrize("spoil", ["noise", "infinity"])
 def test_products_beyond_the_bounds_are_noticed(monkeypatch, spoil):
     x, encoder, bias, _ = draw(60, 100, 300, np.random.RandomState(1))
-    screened = ScreenedActivations(encoder, bias, n_threads=1)
+    screened = ScreenedActivations(encoder, bias, rounding="bfloat16", n_threads=1)
     multiply = torch.mm
 
     def spoiled(a, b, out):
@@ -111,29 +184,39 @@ def test_products_beyond_the_bounds_are_noticed(monkeypatch, spoil):
     assert not screened.pays
 
 
+def test_sums_of_integers_beyond_the_bounds_are_noticed(monkeypatch):
+    x, encoder, bias, _ = draw(60, 100, 300, np.random.RandomState(1))
+    screened = ScreenedActivations(encoder, bias, rounding="int8", n_threads=1)
+    multiply = torch._int_mm
+    monkeypatch.setattr(torch, "_int_mm", lambda a, b, out: multiply(a, b, out=out).mul_(2))
+    assert screened.largest(x, 20, 16, 1) is None
+    assert not screened.pays
+
+
 def fitted(coding, X):
     return CompresSAETransformer(
         96, k=8, max_iter=20, batch_size=128, coding=coding, usage_power=0.3, device="cpu", random_state=0
     ).fit(X)
 
 
-def transform(model, X, monkeypatch, *, is_screened):
-    monkeypatch.setattr(_encoding, "is_worth_screening", lambda n_rows: is_screened)
+def transform(model, X, monkeypatch, *, roundings):
+    monkeypatch.setattr(_encoding, "roundings_worth_screening", lambda n_rows, n_features: roundings)
     return model.transform(X)
 
 
+@pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("coding", ["pursuit", "least_squares", "activations"])
 @pytest.mark.parametrize("n_features", [24, 200])
-def test_codes_are_those_of_a_float32_product(monkeypatch, coding, n_features):
+def test_codes_are_those_of_a_float32_product(monkeypatch, coding, n_features, rounding):
     X = np.random.RandomState(2).standard_normal((700, n_features)).astype(np.float32)
     X[3] = 0
     model = fitted(coding, X)
     calls = []
     largest = ScreenedActivations.largest
     monkeypatch.setattr(ScreenedActivations, "largest", lambda *given: calls.append(1) or largest(*given))
-    expected = transform(model, X, monkeypatch, is_screened=False)
+    expected = transform(model, X, monkeypatch, roundings=[])
     assert not calls
-    codes = transform(model, X, monkeypatch, is_screened=True)
+    codes = transform(model, X, monkeypatch, roundings=[rounding])
     assert calls
     np.testing.assert_array_equal(codes.indices, expected.indices)
     np.testing.assert_allclose(codes.data, expected.data, rtol=1e-4, atol=1e-5)
@@ -142,25 +225,39 @@ def test_codes_are_those_of_a_float32_product(monkeypatch, coding, n_features):
 def test_a_product_that_cannot_be_trusted_or_does_not_pay_is_done_in_float32(monkeypatch):
     X = np.random.RandomState(3).standard_normal((700, 24)).astype(np.float32)
     model = fitted("pursuit", X)
-    expected = transform(model, X, monkeypatch, is_screened=False)
-    multiply = torch.mm
+    expected = transform(model, X, monkeypatch, roundings=[])
+    multiply, multiply_integers = torch.mm, torch._int_mm
     monkeypatch.setattr(torch, "mm", lambda a, b, out: multiply(a, b, out=out).mul_(1.05))
-    spoiled = transform(model, X, monkeypatch, is_screened=True)
+    monkeypatch.setattr(torch, "_int_mm", lambda a, b, out: multiply_integers(a, b, out=out).mul_(2))
+    spoiled = transform(model, X, monkeypatch, roundings=ROUNDINGS)
     monkeypatch.undo()
     monkeypatch.setattr(_screened, "_MAX_RECOMPUTED", 1)
-    unpaid = transform(model, X, monkeypatch, is_screened=True)
+    unpaid = transform(model, X, monkeypatch, roundings=ROUNDINGS)
     for codes in (spoiled, unpaid):
         np.testing.assert_array_equal(codes.indices, expected.indices)
         np.testing.assert_array_equal(codes.data, expected.data)
 
 
-def test_few_rows_and_reduced_precision_are_not_screened(monkeypatch):
+def test_what_is_screened_is_what_the_processor_multiplies_fast(monkeypatch):
     monkeypatch.setattr(_screened, "MULTIPLIES_BFLOAT16", True)
-    assert _screened.is_worth_screening(4096)
-    assert not _screened.is_worth_screening(64)
+    monkeypatch.setattr(_screened, "MULTIPLIES_INT8", True)
+    monkeypatch.setattr(_screened, "_has_integer_product", lambda: True)
+    assert _screened.roundings_worth_screening(4096, 768) == ["int8", "bfloat16"]
+    assert _screened.roundings_worth_screening(64, 768) == []
+    # sums of so many products might leave 32 bits
+    assert _screened.roundings_worth_screening(4096, 140_000) == ["bfloat16"]
+    monkeypatch.setattr(_screened, "_has_integer_product", lambda: False)
+    assert _screened.roundings_worth_screening(4096, 768) == ["bfloat16"]
     monkeypatch.setattr(_screened, "MULTIPLIES_BFLOAT16", False)
-    assert not _screened.is_worth_screening(4096)
+    assert _screened.roundings_worth_screening(4096, 768) == []
+
+
+def test_reduced_precision_takes_integers_where_they_are_faster_and_needs_no_screening_by_its_own(monkeypatch):
     X = np.random.RandomState(4).standard_normal((200, 24)).astype(np.float32)
-    model = fitted("pursuit", X).set_params(precision="bfloat16")
+    model = fitted("pursuit", X)
+    exact = transform(model, X, monkeypatch, roundings=["int8"])
+    model.set_params(precision="bfloat16")
+    codes = transform(model, X, monkeypatch, roundings=["int8", "bfloat16"])
+    np.testing.assert_array_equal(codes.indices, exact.indices)
     monkeypatch.setattr(ScreenedActivations, "largest", lambda *given: pytest.fail("screened"))
-    transform(model, X, monkeypatch, is_screened=True)
+    transform(model, X, monkeypatch, roundings=["bfloat16"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import llvmlite.binding as llvm
 
-__all__ = ["MULTIPLIES_BFLOAT16"]
+__all__ = ["MULTIPLIES_BFLOAT16", "MULTIPLIES_INT8"]
 
 # LLVM's names of the instruction sets of x86 that multiply bfloat16, without and with matrix tiles. Of an Arm processor
 # LLVM does not tell everywhere, so there products of rounded factors run in float32.
@@ -14,3 +14,5 @@ _features = llvm.get_host_cpu_features()
 
 # Without such instructions, torch's bfloat16 product takes several times as long as one in float32.
 MULTIPLIES_BFLOAT16 = any(_features.get(name, False) for name in _BFLOAT16_FEATURES)
+# Four 8-bit products, and their sum, for each float32 lane.
+MULTIPLIES_INT8 = bool(_features.get("avx512vnni", False))

@@ -1,9 +1,10 @@
 """Find the latents of largest exact activation from a product in reduced precision.
 
-A product of rounded factors costs half or less of one in float32. How far it can be off is known: the rounding errors
-of the factors are there to be measured, and what the sums and the result's own rounding add is bounded. A latent whose
-approximate magnitude plus its bound is below the n-th largest of magnitude minus bound is not among the n largest,
-whatever the errors were; all others are computed again in float32, in a fixed order, and decide.
+A product of rounded factors costs a half (bfloat16) or a quarter (8-bit integers) of one in float32. How far it can be
+off is known: the rounding errors of the factors are there to be measured, and what the sums and the result's own
+rounding add is bounded. A latent whose approximate magnitude plus its bound is below the n-th largest of magnitude
+minus bound is not among the n largest, whatever the errors were; all others are computed again in float32, in a fixed
+order, and decide.
 
 Invariant: what is returned is what a selection among the recomputed activations of all latents would return.
 """
@@ -17,6 +18,7 @@ from numba import njit
 
 from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._gathers import FAST, dots
+from skcompressae._core._integer_products import DEVIATIONS, IntegerProducts, IntegerRows, products_of_sums
 from skcompressae._core._threads import run_blocks
 from skcompressae._core._topk import (
     GUESS,
@@ -27,7 +29,17 @@ from skcompressae._core._topk import (
     kth_largest,
 )
 
-__all__ = ["ErrorBounds", "Survivors", "decide", "error_bounds", "room_for", "survive"]
+__all__ = [
+    "ErrorBounds",
+    "RoundedRows",
+    "Survivors",
+    "decide",
+    "distances_to",
+    "error_bounds",
+    "integer_error_bounds",
+    "room_for",
+    "survive",
+]
 
 # Half a unit in the last place of bfloat16, relative to the rounded number, and a little.
 _ROUNDED_SHARE = 1.01 * 2.0**-8
@@ -36,22 +48,47 @@ _INFLATION = 1.001
 
 
 class ErrorBounds(NamedTuple):
-    """How far the activation of latent j for a unit row x may be off: ``fixed[j] + slope[j] |x - rounded x|``.
+    """How far the activation of latent j for a unit row x may be off.
 
-    To that comes `_ROUNDED_SHARE` of the approximate magnitude.
+    ``fixed[j] + slope[j] |x - rounded x| + sqrt((spread[j] step)^2 + own[j]^2)``, step what x was rounded to
+    multiples of, and `share` of the approximate magnitude. All in float32.
     """
 
     fixed: FloatArray
     slope: FloatArray
+    spread: FloatArray
+    own: FloatArray
+    share: np.float32
+
+
+class RoundedRows(NamedTuple):
+    """How far rows are from what they were rounded to, and the steps of that; 0 where rounding was to bfloat16."""
+
+    distances: FloatArray  # (n_rows,)
+    steps: FloatArray  # (n_rows,)
+
+    def of_rows(self, start: int, stop: int) -> RoundedRows:
+        """Return a view of some rows."""
+        return RoundedRows(self.distances[start:stop], self.steps[start:stop])
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _distance(a, b):  # type: ignore[no-untyped-def]
-    total = a.dtype.type(0)
-    for j in range(a.shape[0]):
-        difference = a[j] - b[j]
-        total += difference * difference
-    return np.sqrt(total)
+def _bound(fixed, slope, spread, own, distance, step):  # type: ignore[no-untyped-def]
+    noise = spread * step
+    # at least the root of the sum of squares, which might overflow or vanish
+    larger, smaller = max(noise, own), min(noise, own)
+    return fixed + slope * distance + larger + np.float32(0.4143) * smaller
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def distances_to(rows, rounded, distances):  # type: ignore[no-untyped-def]
+    """Write the distance of each row to the rounded one."""
+    for i in range(rows.shape[0]):
+        total = rows.dtype.type(0)
+        for j in range(rows.shape[1]):
+            difference = rows[i, j] - rounded[i, j]
+            total += difference * difference
+        distances[i] = np.sqrt(total)
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
@@ -101,7 +138,38 @@ def error_bounds(
         fixed, slope = fixed / divisors, slope / divisors
     # The product is rounded before the bias is added. Subnormal factors and results may be taken for 0.
     fixed = fixed + (_ROUNDED_SHARE + sums) * np.abs(bias) + (encoder.shape[1] + 1) * float(np.finfo(np.float32).tiny)
-    return ErrorBounds((_INFLATION * fixed).astype(np.float32), (_INFLATION * slope).astype(np.float32))
+    nothing = np.zeros_like(fixed)
+    return _inflated(fixed, slope, nothing, nothing, _ROUNDED_SHARE)
+
+
+def _inflated(fixed: FloatArray, slope: FloatArray, spread: FloatArray, own: FloatArray, share: float) -> ErrorBounds:
+    """Return bounds in float32 that are no smaller for their own rounding."""
+    in_float32 = [(_INFLATION * bound).astype(np.float32) for bound in (fixed, slope, spread, own)]
+    return ErrorBounds(*in_float32, np.float32(share))
+
+
+def integer_error_bounds(
+    encoder: FloatArray, rounded: IntegerRows, bias: FloatArray, divisors: FloatArray | None
+) -> ErrorBounds:
+    """Bound the errors of the activations of unit rows when both factors were rounded to 8-bit integers.
+
+    With a = x - x' and b = w - w' the error is ``w.a + b.x - b.a``. The first two are the sub-Gaussian ones of
+    `_integer_products.py`, independent of one another; the last is at most ``|a||b|``. The parameters are those of
+    :func:`error_bounds`; a bound fails with a probability of 5e-18 for an activation.
+    """
+    n_features = encoder.shape[1]
+    norms = np.sqrt(np.einsum("ij,ij->i", encoder, encoder, dtype=np.float64))
+    steps, slope = rounded.steps.astype(np.float64), rounded.distances.astype(np.float64)
+    epsilon = float(np.finfo(np.float32).eps)
+    sums = 2 * (n_features + 8) * epsilon
+    # what the sums, exact integers, and the numbers subtracted from them lose when they are taken for float32
+    lost = 16 * epsilon * (norms + np.sqrt(n_features) * steps) * (1 + np.sqrt(n_features) / 100)
+    fixed = sums * norms + lost + np.where(steps == 0, norms, 0)
+    spread, own = DEVIATIONS * norms, DEVIATIONS * steps
+    if divisors is not None:
+        fixed, slope, spread, own = (bound / divisors for bound in (fixed, slope, spread, own))
+    fixed = fixed + sums * np.abs(bias) + (n_features + 1) * float(np.finfo(np.float32).tiny)
+    return _inflated(fixed, slope, spread, own, 4 * epsilon)
 
 
 class Survivors(NamedTuple):
@@ -110,12 +178,11 @@ class Survivors(NamedTuple):
     latents: IndexArray  # (n_rows, room), int32, ascending
     activations: FloatArray  # (n_rows, room), approximate
     counts: IndexArray  # (n_rows,), int32
-    distances: FloatArray  # (n_rows,), of the row to what it was rounded to
 
     def of_rows(self, start: int, stop: int) -> Survivors:
         """Return a view of some rows."""
         where = slice(start, stop)
-        return Survivors(self.latents[where], self.activations[where], self.counts[where], self.distances[where])
+        return Survivors(self.latents[where], self.activations[where], self.counts[where])
 
 
 def room_for(n_rows: int, n: int, n_components: int) -> Survivors:
@@ -125,26 +192,47 @@ def room_for(n_rows: int, n: int, n_components: int) -> Survivors:
         np.empty(shape, dtype=np.int32),
         np.empty(shape, dtype=np.float32),
         np.empty(n_rows, dtype=np.int32),
-        np.empty(n_rows, dtype=np.float32),
     )
 
 
 @njit(cache=True, nogil=True)
 def _survive(  # type: ignore[no-untyped-def]
-    block, bias, x, rounded_x, fixed, slope, largest, n, start, stop, latents, activations, counts, distances
+    sums,
+    factors,
+    offsets,
+    products,
+    bias,
+    row_offsets,
+    distances,
+    steps,
+    fixed,
+    slope,
+    spread,
+    own,
+    share,
+    largest,
+    n,
+    start,
+    stop,
+    latents,
+    activations,
+    counts,
 ):
     kind = np.float32
-    n_components = block.shape[1]
+    n_components = len(bias)
     room = latents.shape[1]
     found = np.empty(n_components, dtype=np.int32)
     scratch = np.empty(n_components, dtype=np.float32)
-    share = kind(_ROUNDED_SHARE)
+    from_sums = np.empty(n_components, dtype=np.float32)
     guess = kind(0)
     largest_count = min(n_components, SLACK * n)
     for i in range(start, stop):
-        row = block[i]
-        distance = _distance(x[i], rounded_x[i])
-        distances[i] = distance
+        if len(sums) > 0:  # one row at a time, so that what is made of it is in the cache for the next pass
+            row = from_sums
+            products_of_sums(sums[i], factors, offsets, steps[i], row_offsets[i], row)
+        else:
+            row = products[i]
+        distance, step = distances[i], steps[i]
         peak, count = add_max_and_count(row, bias, guess)
         threshold = candidate_threshold(row, n, guess, count, peak, largest_count)
         n_found = collect_at_least(row, threshold, found)
@@ -153,19 +241,21 @@ def _survive(  # type: ignore[no-untyped-def]
         nth = kth_largest(scratch, n_found, n)
         guess = kind(GUESS) * nth
         # no magnitude below this one, plus the largest of the bounds, reaches the n-th largest minus that
-        bound = largest[0] + largest[1] * distance
+        bound = _bound(largest[0], largest[1], largest[2], largest[3], distance, step)
         lowest = max(kind(0), (nth * (kind(1) - share) - kind(2) * bound) / (kind(1) + share))
         if lowest < threshold:
             n_found = collect_at_least(row, lowest, found)
         # the same with each latent's own bound
         for c in range(n_found):
             j = found[c]
-            scratch[c] = abs(row[j]) * (kind(1) - share) - (fixed[j] + slope[j] * distance)
+            bound = _bound(fixed[j], slope[j], spread[j], own[j], distance, step)
+            scratch[c] = abs(row[j]) * (kind(1) - share) - bound
         floor = kth_largest(scratch, n_found, n)
         n_kept = 0
         for c in range(n_found):
             j = found[c]
-            if abs(row[j]) * (kind(1) + share) + (fixed[j] + slope[j] * distance) >= floor:
+            bound = _bound(fixed[j], slope[j], spread[j], own[j], distance, step)
+            if abs(row[j]) * (kind(1) + share) + bound >= floor:
                 if n_kept < room:
                     latents[i, n_kept] = j
                     activations[i, n_kept] = row[j]
@@ -175,9 +265,8 @@ def _survive(  # type: ignore[no-untyped-def]
 
 
 def survive(
-    products: FloatArray,
-    x: FloatArray,
-    rounded_x: FloatArray,
+    products: FloatArray | IntegerProducts,
+    rounded: RoundedRows,
     bias: FloatArray,
     bounds: ErrorBounds,
     n: int,
@@ -189,10 +278,11 @@ def survive(
 
     Parameters
     ----------
-    products : float32 array of shape (n_rows, n_components)
-        Products of the rounded factors, rounded to bfloat16 themselves or not, and divided. The bias is added in place.
-    x, rounded_x : float32 arrays of shape (n_rows, n_features)
-        Unit (or zero) rows, and what they were rounded to.
+    products : float32 array of shape (n_rows, n_components), or IntegerProducts
+        Products of the rounded factors, rounded to bfloat16 themselves or not, and divided. The bias is added to an
+        array in place.
+    rounded : RoundedRows
+        Of as many unit (or zero) rows.
     bias : float32 array of shape (n_components,)
     bounds : ErrorBounds
     n : int in [1, n_components]
@@ -200,10 +290,30 @@ def survive(
         Of as many rows.
     n_threads : int
     """
-    largest = np.array([bounds.fixed.max(), bounds.slope.max()], dtype=np.float32)
+    largest = np.array([bound.max() for bound in bounds[:4]], dtype=np.float32)
+    if isinstance(products, IntegerProducts):
+        sums, factors, offsets, row_offsets = products
+        products = np.empty((0, len(bias)), dtype=np.float32)
+    else:
+        sums = np.empty((0, len(bias)), dtype=np.int32)
+        factors = offsets = row_offsets = np.empty(0, dtype=np.float32)
     run_blocks(
-        lambda start, stop: _survive(products, bias, x, rounded_x, *bounds, largest, n, start, stop, *survivors),
-        len(x),
+        lambda start, stop: _survive(
+            sums,
+            factors,
+            offsets,
+            products,
+            bias,
+            row_offsets,
+            *rounded,
+            *bounds,
+            largest,
+            n,
+            start,
+            stop,
+            *survivors,
+        ),
+        len(rounded.distances),
         64,
         n_threads,
     )
@@ -220,14 +330,30 @@ def _recompute(x, encoder, bias, divisors, picks, n_picks, activations):  # type
 
 @njit(cache=True, nogil=True)
 def _decide(  # type: ignore[no-untyped-def]
-    x, encoder, bias, divisors, fixed, slope, n, start, stop, latents, proposed, counts, distances, indices, values
+    x,
+    encoder,
+    bias,
+    divisors,
+    distances,
+    steps,
+    fixed,
+    slope,
+    spread,
+    own,
+    share,
+    n,
+    start,
+    stop,
+    latents,
+    proposed,
+    counts,
+    indices,
+    values,
 ):
-    kind = np.float32
     n_components = len(encoder)
     everything = np.arange(n_components).astype(np.int32)
     activations = np.empty(n_components, dtype=np.float32)
     scratch = np.empty(n_components, dtype=np.float32)
-    share = kind(_ROUNDED_SHARE)
     n_recomputed, n_violations = 0, 0
     for i in range(start, stop):
         n_picks, picks = counts[i], latents[i]
@@ -240,7 +366,9 @@ def _decide(  # type: ignore[no-untyped-def]
         for c in range(n_picks):
             scratch[c] = abs(activations[c])
             if had_room:
-                bound = fixed[picks[c]] + slope[picks[c]] * distances[i] + share * abs(proposed[i, c])
+                j = picks[c]
+                bound = _bound(fixed[j], slope[j], spread[j], own[j], distances[i], steps[i])
+                bound += share * abs(proposed[i, c])
                 n_violations += abs(activations[c] - proposed[i, c]) > bound
         kth = kth_largest(scratch, n_picks, n)
         n_ties = n
@@ -261,6 +389,7 @@ def decide(
     x: FloatArray,
     encoder: FloatArray,
     bias: FloatArray,
+    rounded: RoundedRows,
     bounds: ErrorBounds,
     survivors: Survivors,
     n: int,
@@ -272,7 +401,9 @@ def decide(
 
     Parameters
     ----------
-    x, bias, bounds, n, survivors
+    x : float32 array of shape (n_rows, n_features)
+        Unit (or zero) rows.
+    bias, rounded, bounds, n, survivors
         As in :func:`survive`.
     encoder : float32 array of shape (n_components, n_features)
     n_threads : int
@@ -295,7 +426,7 @@ def decide(
     counts: list[Any] = []
     run_blocks(
         lambda start, stop: counts.append(
-            _decide(x, encoder, bias, divided, *bounds, n, start, stop, *survivors, indices, values)
+            _decide(x, encoder, bias, divided, *rounded, *bounds, n, start, stop, *survivors, indices, values)
         ),
         len(x),
         64,

@@ -1,19 +1,32 @@
-"""Exact float32 activations at the price of a bfloat16 product, on processors that multiply bfloat16."""
+"""Exact float32 activations at the price of a product in reduced precision, on processors that multiply it faster."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from threading import local
+from typing import Any
 
 import numpy as np
 import torch
 
 from skcompressae._core._arrays import FloatArray, IndexArray
-from skcompressae._core._processor import MULTIPLIES_BFLOAT16
-from skcompressae._core._screening import decide, error_bounds, room_for, survive
+from skcompressae._core._integer_products import IntegerProducts, dithers, round_rows
+from skcompressae._core._processor import MULTIPLIES_BFLOAT16, MULTIPLIES_INT8
+from skcompressae._core._screening import (
+    ErrorBounds,
+    RoundedRows,
+    decide,
+    distances_to,
+    error_bounds,
+    integer_error_bounds,
+    room_for,
+    survive,
+)
 from skcompressae._core._threads import run_product_blocks
 from skcompressae._torch._cpu_engine import to_bfloat16
 
-__all__ = ["ScreenedActivations", "is_worth_screening"]
+__all__ = ["ScreenedActivations", "roundings_worth_screening"]
 
 # Rows from which the faster product saves more than rounding the encoder and measuring the errors takes.
 _MIN_ROWS = 1024
@@ -21,11 +34,101 @@ _MIN_ROWS = 1024
 _MAX_WEIGHT = 1e37
 # Activations computed again per latent asked for, from which the float32 product is the faster way.
 _MAX_RECOMPUTED = 6
+# Products of so many columns cannot leave 32 bits.
+_MAX_COLUMNS = 2**31 // 127**2
 
 
-def is_worth_screening(n_rows: int) -> bool:
-    """Whether this processor multiplies bfloat16, and the rows are many enough for it to pay."""
-    return MULTIPLIES_BFLOAT16 and n_rows >= _MIN_ROWS
+def roundings_worth_screening(n_rows: int, n_features: int) -> list[str]:
+    """Return what to round to, best first: what this processor multiplies fast, if there are rows enough."""
+    if n_rows < _MIN_ROWS:
+        return []
+    roundings = []
+    # without oneDNN torch multiplies integers in a plain loop
+    if MULTIPLIES_INT8 and _has_integer_product() and n_features <= _MAX_COLUMNS:
+        roundings.append("int8")
+    if MULTIPLIES_BFLOAT16:
+        roundings.append("bfloat16")
+    return roundings
+
+
+def _has_integer_product() -> bool:
+    return hasattr(torch, "_int_mm") and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _torch_threads(n_threads: int) -> Iterator[None]:
+    """Let this thread's products use so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Buffers:
+    """Arrays that a thread uses again for every block of rows."""
+
+    def __init__(self, dtypes: dict[str, Any], n_columns: int) -> None:
+        self._dtypes, self._n_columns, self._local = dtypes, n_columns, local()
+
+    def of_rows(self, n_rows: int) -> list[torch.Tensor]:
+        """Return views of `n_rows` rows, valid until this thread's next call."""
+        held = getattr(self._local, "held", None)
+        if held is None or len(held[0]) < n_rows:
+            held = self._local.held = [
+                torch.empty((n_rows, self._n_columns), dtype=dtype) for dtype in self._dtypes.values()
+            ]
+        return [tensor[:n_rows] for tensor in held]
+
+
+class _Bfloat16Products:
+    """Products of rows and encoder, both rounded to bfloat16."""
+
+    def __init__(self, encoder: FloatArray, bias: FloatArray, divisors: FloatArray | None, n_threads: int) -> None:
+        self._divisors = divisors
+        self._rounded = to_bfloat16(encoder)
+        self.bounds: ErrorBounds = error_bounds(
+            encoder, self._rounded.to(torch.float32).numpy(), bias, divisors, n_threads=n_threads
+        )
+        self._buffers = _Buffers({"rounded": torch.bfloat16, "exact": torch.float32}, len(encoder))
+
+    def __call__(self, x: FloatArray, rounded: RoundedRows, n_threads: int) -> FloatArray:
+        rounded_x = to_bfloat16(x)
+        distances_to(x, rounded_x.to(torch.float32).numpy(), rounded.distances)
+        rounded.steps.fill(0)
+        rounded_products, in_float32 = self._buffers.of_rows(len(x))
+        with _torch_threads(n_threads):
+            in_float32.copy_(torch.mm(rounded_x, self._rounded.T, out=rounded_products))
+        products: FloatArray = in_float32.numpy()
+        if self._divisors is not None:
+            products /= self._divisors
+        return products
+
+
+class _IntegerProducts:
+    """Products of rows and encoder, both rounded to 8-bit integers with a dither."""
+
+    def __init__(self, encoder: FloatArray, bias: FloatArray, divisors: FloatArray | None, n_threads: int) -> None:
+        self._dither, self._encoder_dither = dithers(encoder.shape[1])
+        rounded = round_rows(encoder, self._encoder_dither, self._dither)
+        self._integers = torch.from_numpy(rounded.integers)
+        self._factors = rounded.steps if divisors is None else (rounded.steps / divisors).astype(np.float32)
+        constant = np.dot(self._dither.astype(np.float64), self._encoder_dither)
+        self._offsets = (rounded.offsets - constant).astype(np.float32)
+        self.bounds: ErrorBounds = integer_error_bounds(encoder, rounded, bias, divisors)
+        self._buffers = _Buffers({"sums": torch.int32}, len(encoder))
+
+    def __call__(self, x: FloatArray, rounded: RoundedRows, n_threads: int) -> IntegerProducts:
+        rows = round_rows(x, self._dither, self._encoder_dither)
+        rounded.distances[:], rounded.steps[:] = rows.distances, rows.steps
+        (sums,) = self._buffers.of_rows(len(x))
+        with _torch_threads(n_threads):
+            torch._int_mm(torch.from_numpy(rows.integers), self._integers.T, out=sums)
+        return IntegerProducts(sums.numpy(), self._factors, self._offsets, rows.offsets)
+
+
+_PRODUCTS: dict[str, Callable[..., Any]] = {"int8": _IntegerProducts, "bfloat16": _Bfloat16Products}
 
 
 class ScreenedActivations:
@@ -37,18 +140,23 @@ class ScreenedActivations:
     bias : float32 array of shape (n_components,)
     divisors : float32 array of shape (n_components,), optional
         What products are divided by before the bias is added.
+    rounding : {"int8", "bfloat16"}
+        What the factors of the product that is done for all latents are rounded to.
     n_threads : int
     """
 
     def __init__(
-        self, encoder: FloatArray, bias: FloatArray, divisors: FloatArray | None = None, *, n_threads: int
+        self,
+        encoder: FloatArray,
+        bias: FloatArray,
+        divisors: FloatArray | None = None,
+        *,
+        rounding: str,
+        n_threads: int,
     ) -> None:
         self._encoder, self._bias, self._divisors = encoder, bias, divisors
-        self._rounded = to_bfloat16(encoder)
-        self._bounds = error_bounds(
-            encoder, self._rounded.to(torch.float32).numpy(), bias, divisors, n_threads=n_threads
-        )
-        self._buffers = local()  # a pair for each thread
+        self._multiply = _PRODUCTS[rounding](encoder, bias, divisors, n_threads)
+        self._bounds = self._multiply.bounds
         self._n_asked = self._n_recomputed = 0
         # False once products were off by more than they can be, or so many latents are near ties that it does not pay
         self.pays = bool(max(bound.max() for bound in self._bounds) < _MAX_WEIGHT)
@@ -60,14 +168,14 @@ class ScreenedActivations:
         product before any is computed again, so that the weights of either stage stay in the cache.
         """
         survivors = room_for(len(x), n, len(self._encoder))
+        rounded = RoundedRows(np.empty(len(x), dtype=np.float32), np.empty(len(x), dtype=np.float32))
 
         def propose(start: int, stop: int, n_threads: int) -> None:
-            rows = x[start:stop]
-            rounded_rows = to_bfloat16(rows)
+            of_block = rounded.of_rows(start, stop)
+            products = self._multiply(x[start:stop], of_block, n_threads)
             survive(
-                self._multiply(rounded_rows, n_threads),
-                rows,
-                rounded_rows.to(torch.float32).numpy(),
+                products,
+                of_block,
                 self._bias,
                 self._bounds,
                 n,
@@ -80,6 +188,7 @@ class ScreenedActivations:
             x,
             self._encoder,
             self._bias,
+            rounded,
             self._bounds,
             survivors,
             n,
@@ -91,20 +200,3 @@ class ScreenedActivations:
         if n_violations or self._n_recomputed > _MAX_RECOMPUTED * self._n_asked:
             self.pays = False
         return None if n_violations else (indices, values)
-
-    def _multiply(self, rounded_rows: torch.Tensor, n_threads: int) -> FloatArray:
-        """Return products, divided, valid until this thread's next call."""
-        shape = (len(rounded_rows), len(self._encoder))
-        buffers = getattr(self._buffers, "pair", None)
-        if buffers is None or len(buffers[1]) < shape[0]:
-            buffers = self._buffers.pair = (torch.empty(shape, dtype=torch.bfloat16), np.empty(shape, np.float32))
-        rounded_products, products = buffers[0][: shape[0]], buffers[1][: shape[0]]
-        before = torch.get_num_threads()
-        torch.set_num_threads(n_threads)  # of this thread
-        try:
-            torch.from_numpy(products).copy_(torch.mm(rounded_rows, self._rounded.T, out=rounded_products))
-        finally:
-            torch.set_num_threads(before)
-        if self._divisors is not None:
-            products /= self._divisors
-        return products
