@@ -144,8 +144,8 @@ def error_bounds(
 
 def _inflated(fixed: FloatArray, slope: FloatArray, spread: FloatArray, own: FloatArray, share: float) -> ErrorBounds:
     """Return bounds in float32 that are no smaller for their own rounding."""
-    in_float32 = [(_INFLATION * bound).astype(np.float32) for bound in (fixed, slope, spread, own)]
-    return ErrorBounds(*in_float32, np.float32(share))
+    fixed, slope, spread, own = ((_INFLATION * bound).astype(np.float32) for bound in (fixed, slope, spread, own))
+    return ErrorBounds(fixed, slope, spread, own, np.float32(share))
 
 
 def integer_error_bounds(
