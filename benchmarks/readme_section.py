@@ -159,14 +159,14 @@ def speed_lines() -> list[str]:
     step = max(training["rows"], key=lambda row: row["n_threads"])
     encode = max(encoding["rows"], key=lambda row: row["n_threads"])
     shape, n_samples = training["settings"], encoding["settings"]["n_samples"]
-    record = training["environment"]
+    of_steps, of_codes = (content["environment"]["cpu"].split(" (")[0] for content in (training, encoding))
     return [
         f"One training step of {shape['batch_size']:,} rows (d = {shape['n_features']}, {shape['n_components']:,} "
         f"latents, k = {shape['k']}) takes {step['our_step_float32_s']:.2f} s where plain PyTorch takes "
-        f"{step['plain_pytorch_step_s']:.2f} s; `transform` of {n_samples:,} rows "
+        f"{step['plain_pytorch_step_s']:.2f} s ({of_steps}); `transform` of {n_samples:,} rows "
         f"{encode['transform_pursuit_float32_s']:.2f} s against {encode['plain_pytorch_s']:.2f} s, of a single "
-        f"row {1e3 * encode['single_row_pursuit_float32_s']:.1f} ms ({step['n_threads']} threads of an "
-        f"{record['cpu'].split(' (')[0]}, float32, no GPU). {gpu_sentence()}",
+        f"row {1e3 * encode['single_row_pursuit_float32_s']:.1f} ms ({of_codes}). Either with "
+        f"{step['n_threads']} threads, float32, no GPU. {gpu_sentence()}",
         "",
         *search_lines(),
     ]

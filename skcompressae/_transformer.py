@@ -114,9 +114,10 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
     precision : {"float32", "tf32", "bfloat16"}, default="float32"
         Of the encoder's product in training and :meth:`transform`. "bfloat16" is faster where the processor multiplies
         it natively, elsewhere the same rounded factors are multiplied in float32; values are still fitted in float32.
-        "tf32" has an effect on CUDA only. With "float32" on a processor that multiplies bfloat16, :meth:`transform` of
-        1,024 rows or more lets a rounded product rule out latents that no rounding error could bring into a code, and
-        computes all others in float32: the same codes in less time.
+        "tf32" has an effect on CUDA only. On a processor that multiplies 8-bit integers or bfloat16 faster than
+        float32, :meth:`transform` of 1,024 rows or more lets a product of rounded factors rule out latents that no
+        rounding error could bring into a code, and computes all others in float32: the same codes in less time, with
+        "bfloat16" too where it is the integers that are faster.
 
     sparse_output : bool, default=True
         Give codes as a SciPy CSR matrix (or array, as scikit-learn is configured); else as a dense array.

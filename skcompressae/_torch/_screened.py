@@ -69,16 +69,14 @@ def _torch_threads(n_threads: int) -> Iterator[None]:
 class _Buffers:
     """Arrays that a thread uses again for every block of rows."""
 
-    def __init__(self, dtypes: dict[str, Any], n_columns: int) -> None:
+    def __init__(self, dtypes: list[torch.dtype], n_columns: int) -> None:
         self._dtypes, self._n_columns, self._local = dtypes, n_columns, local()
 
     def of_rows(self, n_rows: int) -> list[torch.Tensor]:
         """Return views of `n_rows` rows, valid until this thread's next call."""
         held = getattr(self._local, "held", None)
         if held is None or len(held[0]) < n_rows:
-            held = self._local.held = [
-                torch.empty((n_rows, self._n_columns), dtype=dtype) for dtype in self._dtypes.values()
-            ]
+            held = self._local.held = [torch.empty((n_rows, self._n_columns), dtype=dtype) for dtype in self._dtypes]
         return [tensor[:n_rows] for tensor in held]
 
 
@@ -91,7 +89,7 @@ class _Bfloat16Products:
         self.bounds: ErrorBounds = error_bounds(
             encoder, self._rounded.to(torch.float32).numpy(), bias, divisors, n_threads=n_threads
         )
-        self._buffers = _Buffers({"rounded": torch.bfloat16, "exact": torch.float32}, len(encoder))
+        self._buffers = _Buffers([torch.bfloat16, torch.float32], len(encoder))
 
     def __call__(self, x: FloatArray, rounded: RoundedRows, n_threads: int) -> FloatArray:
         rounded_x = to_bfloat16(x)
@@ -117,7 +115,7 @@ class _IntegerProducts:
         constant = np.dot(self._dither.astype(np.float64), self._encoder_dither)
         self._offsets = (rounded.offsets - constant).astype(np.float32)
         self.bounds: ErrorBounds = integer_error_bounds(encoder, rounded, bias, divisors)
-        self._buffers = _Buffers({"sums": torch.int32}, len(encoder))
+        self._buffers = _Buffers([torch.int32], len(encoder))
 
     def __call__(self, x: FloatArray, rounded: RoundedRows, n_threads: int) -> IntegerProducts:
         rows = round_rows(x, self._dither, self._encoder_dither)
