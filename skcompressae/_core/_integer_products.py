@@ -13,6 +13,9 @@ probability 2 exp(-z^2 / 2) at most. All rows share one u, all encoder rows anot
 lacks is one number per row and one per latent:
 
     w'.x' = s_w s_x (sum q_w q_x - sum q_w u - sum q_x v + sum u v).
+
+The step of a row is its largest entry's, so what all rows have in common is subtracted before, and its product added to
+the bias: a column far from 0 would otherwise coarsen all others.
 """
 
 from __future__ import annotations
@@ -35,12 +38,13 @@ _SEED = 0x5CAE
 
 
 class IntegerRows(NamedTuple):
-    """Rows as ``steps (integers - dither)``."""
+    """Rows, less the centre, as ``steps (integers - dither)``."""
 
     integers: IndexArray  # (n_rows, n_columns), int8
     steps: FloatArray  # (n_rows,)
     offsets: FloatArray  # (n_rows,): sum of the integers times the other factor's dither
     distances: FloatArray  # (n_rows,), of the row to what it was rounded to
+    norms: FloatArray  # (n_rows,)
 
 
 class IntegerProducts(NamedTuple):
@@ -76,38 +80,50 @@ def _round(row, scale, dither, rounded, integers):  # type: ignore[no-untyped-de
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _measure(row, rounded, step, dither, other_dither):  # type: ignore[no-untyped-def]
-    offset, distance = np.float32(0), np.float32(0)
+def _measure(row, scale, rounded, dither, other_dither):  # type: ignore[no-untyped-def]
+    # distance and norm in steps, as squares of weights of any scale may leave float32
+    offset, distance, norm = np.float32(0), np.float32(0), np.float32(0)
     for j in range(row.shape[0]):
+        scaled = row[j] * scale
         offset += rounded[j] * other_dither[j]
-        difference = row[j] - step * (rounded[j] - dither[j])
+        difference = scaled - (rounded[j] - dither[j])
         distance += difference * difference
-    return offset, np.sqrt(distance)
+        norm += scaled * scaled
+    return offset, np.sqrt(distance), np.sqrt(norm)
 
 
 @njit(cache=True, nogil=True)
-def _round_rows(rows, dither, other_dither, integers, steps, offsets, distances):  # type: ignore[no-untyped-def]
+def _round_rows(  # type: ignore[no-untyped-def]
+    rows, centre, dither, other_dither, integers, steps, offsets, distances, norms
+):
     rounded = np.empty(rows.shape[1], dtype=np.float32)
+    row = np.empty(rows.shape[1], dtype=np.float32)
     for i in range(rows.shape[0]):
-        step = _largest_magnitude(rows[i]) / np.float32(_LARGEST)
-        # a step so small that its inverse overflows: the row is taken for zeros, which the distance tells
-        step = step if step > np.float32(1e-30) else np.float32(0)
+        for j in range(rows.shape[1]):
+            row[j] = rows[i, j] - centre[j]
+        step = _largest_magnitude(row) / np.float32(_LARGEST)
+        # a step so small that its inverse overflows: the row is taken for zeros
+        step = step if step > np.float32(1e-37) else np.float32(0)
         scale = np.float32(1) / step if step > 0 else np.float32(0)
-        _round(rows[i], scale, dither, rounded, integers[i])
+        _round(row, scale, dither, rounded, integers[i])
         if step == 0:
             integers[i] = 0
             rounded[:] = 0
         steps[i] = step
-        offsets[i], distances[i] = _measure(rows[i], rounded, step, dither, other_dither)
+        offsets[i], distance, norm = _measure(row, scale, rounded, dither, other_dither)
+        distances[i], norms[i] = step * distance, step * norm
 
 
-def round_rows(rows: FloatArray, dither: FloatArray, other_dither: FloatArray) -> IntegerRows:
+def round_rows(
+    rows: FloatArray, dither: FloatArray, other_dither: FloatArray, centre: FloatArray | None = None
+) -> IntegerRows:
     """Round float32 rows of shape (n_rows, n_columns) with `dither`; `other_dither` is that of the other factor."""
+    if centre is None:
+        centre = np.zeros(rows.shape[1], dtype=np.float32)
     rounded = IntegerRows(
-        np.empty(rows.shape, dtype=np.int8), *(np.empty(len(rows), dtype=np.float32) for _ in range(3))
+        np.empty(rows.shape, dtype=np.int8), *(np.empty(len(rows), dtype=np.float32) for _ in range(4))
     )
-    integers, steps, offsets, distances = rounded
-    _round_rows(rows, dither, other_dither, integers, steps, offsets, distances)
+    _round_rows(rows, centre, dither, other_dither, *rounded)
     return rounded
 
 

@@ -11,7 +11,7 @@ Invariant: what is returned is what a selection among the recomputed activations
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -37,6 +37,7 @@ __all__ = [
     "distances_to",
     "error_bounds",
     "integer_error_bounds",
+    "n_computed",
     "room_for",
     "survive",
 ]
@@ -50,8 +51,8 @@ _INFLATION = 1.001
 class ErrorBounds(NamedTuple):
     """How far the activation of latent j for a unit row x may be off.
 
-    ``fixed[j] + slope[j] |x - rounded x| + sqrt((spread[j] step)^2 + own[j]^2)``, step what x was rounded to
-    multiples of, and `share` of the approximate magnitude. All in float32.
+    ``fixed[j] + slope[j] |x - rounded x| + sqrt((spread[j] step)^2 + (own[j] |x|)^2)``, where x is the row less the
+    centre, if there is one, and step what it was rounded to multiples of; and `share` of the approximate magnitude.
     """
 
     fixed: FloatArray
@@ -62,19 +63,21 @@ class ErrorBounds(NamedTuple):
 
 
 class RoundedRows(NamedTuple):
-    """How far rows are from what they were rounded to, and the steps of that; 0 where rounding was to bfloat16."""
+    """How far rows are from what they were rounded to, the steps of that, and norms; 0 where rounding had no steps."""
 
     distances: FloatArray  # (n_rows,)
     steps: FloatArray  # (n_rows,)
+    norms: FloatArray  # (n_rows,), after the centre was subtracted
 
     def of_rows(self, start: int, stop: int) -> RoundedRows:
         """Return a view of some rows."""
-        return RoundedRows(self.distances[start:stop], self.steps[start:stop])
+        return RoundedRows(self.distances[start:stop], self.steps[start:stop], self.norms[start:stop])
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _bound(fixed, slope, spread, own, distance, step):  # type: ignore[no-untyped-def]
+def _bound(fixed, slope, spread, own, distance, step, norm):  # type: ignore[no-untyped-def]
     noise = spread * step
+    own *= norm
     # at least the root of the sum of squares, which might overflow or vanish
     larger, smaller = max(noise, own), min(noise, own)
     return fixed + slope * distance + larger + np.float32(0.4143) * smaller
@@ -163,8 +166,9 @@ def integer_error_bounds(
     epsilon = float(np.finfo(np.float32).eps)
     sums = 2 * (n_features + 8) * epsilon
     # what the sums, exact integers, and the numbers subtracted from them lose when they are taken for float32
-    lost = 16 * epsilon * (norms + np.sqrt(n_features) * steps) * (1 + np.sqrt(n_features) / 100)
-    fixed = sums * norms + lost + np.where(steps == 0, norms, 0)
+    # (rows less a centre, both of at most unit norm, have one of 2 at most)
+    lost = 32 * epsilon * (norms + np.sqrt(n_features) * steps) * (1 + np.sqrt(n_features) / 100)
+    fixed = sums * norms + lost + np.where(steps == 0, 2 * norms, 0)
     spread, own = DEVIATIONS * norms, DEVIATIONS * steps
     if divisors is not None:
         fixed, slope, spread, own = (bound / divisors for bound in (fixed, slope, spread, own))
@@ -205,6 +209,7 @@ def _survive(  # type: ignore[no-untyped-def]
     row_offsets,
     distances,
     steps,
+    norms,
     fixed,
     slope,
     spread,
@@ -232,7 +237,7 @@ def _survive(  # type: ignore[no-untyped-def]
             products_of_sums(sums[i], factors, offsets, steps[i], row_offsets[i], row)
         else:
             row = products[i]
-        distance, step = distances[i], steps[i]
+        distance, step, norm = distances[i], steps[i], norms[i]
         peak, count = add_max_and_count(row, bias, guess)
         threshold = candidate_threshold(row, n, guess, count, peak, largest_count)
         n_found = collect_at_least(row, threshold, found)
@@ -241,20 +246,20 @@ def _survive(  # type: ignore[no-untyped-def]
         nth = kth_largest(scratch, n_found, n)
         guess = kind(GUESS) * nth
         # no magnitude below this one, plus the largest of the bounds, reaches the n-th largest minus that
-        bound = _bound(largest[0], largest[1], largest[2], largest[3], distance, step)
+        bound = _bound(largest[0], largest[1], largest[2], largest[3], distance, step, norm)
         lowest = max(kind(0), (nth * (kind(1) - share) - kind(2) * bound) / (kind(1) + share))
         if lowest < threshold:
             n_found = collect_at_least(row, lowest, found)
         # the same with each latent's own bound
         for c in range(n_found):
             j = found[c]
-            bound = _bound(fixed[j], slope[j], spread[j], own[j], distance, step)
+            bound = _bound(fixed[j], slope[j], spread[j], own[j], distance, step, norm)
             scratch[c] = abs(row[j]) * (kind(1) - share) - bound
         floor = kth_largest(scratch, n_found, n)
         n_kept = 0
         for c in range(n_found):
             j = found[c]
-            bound = _bound(fixed[j], slope[j], spread[j], own[j], distance, step)
+            bound = _bound(fixed[j], slope[j], spread[j], own[j], distance, step, norm)
             if abs(row[j]) * (kind(1) + share) + bound >= floor:
                 if n_kept < room:
                     latents[i, n_kept] = j
@@ -262,6 +267,12 @@ def _survive(  # type: ignore[no-untyped-def]
                 n_kept += 1
         # an infinite one makes the others look small: all are to be computed again
         counts[i] = n_components + 1 if peak == np.inf else n_kept
+
+
+def n_computed(survivors: Survivors, n_components: int) -> int:
+    """Count the activations that `decide` will compute."""
+    room = survivors.latents.shape[1]
+    return int(np.where(survivors.counts > room, n_components, survivors.counts).sum())
 
 
 def survive(
@@ -336,6 +347,7 @@ def _decide(  # type: ignore[no-untyped-def]
     divisors,
     distances,
     steps,
+    norms,
     fixed,
     slope,
     spread,
@@ -354,7 +366,7 @@ def _decide(  # type: ignore[no-untyped-def]
     everything = np.arange(n_components).astype(np.int32)
     activations = np.empty(n_components, dtype=np.float32)
     scratch = np.empty(n_components, dtype=np.float32)
-    n_recomputed, n_violations = 0, 0
+    n_violations = 0
     for i in range(start, stop):
         n_picks, picks = counts[i], latents[i]
         had_room = n_picks <= len(picks)
@@ -362,12 +374,11 @@ def _decide(  # type: ignore[no-untyped-def]
             n_violations += n_picks > n_components
             n_picks, picks = n_components, everything
         _recompute(x[i], encoder, bias, divisors, picks, n_picks, activations)
-        n_recomputed += n_picks
         for c in range(n_picks):
             scratch[c] = abs(activations[c])
             if had_room:
                 j = picks[c]
-                bound = _bound(fixed[j], slope[j], spread[j], own[j], distances[i], steps[i])
+                bound = _bound(fixed[j], slope[j], spread[j], own[j], distances[i], steps[i], norms[i])
                 bound += share * abs(proposed[i, c])
                 n_violations += abs(activations[c] - proposed[i, c]) > bound
         kth = kth_largest(scratch, n_picks, n)
@@ -382,7 +393,7 @@ def _decide(  # type: ignore[no-untyped-def]
                 indices[i, written] = picks[c]
                 values[i, written] = activations[c]
                 written += 1
-    return n_recomputed, n_violations
+    return n_violations
 
 
 def decide(
@@ -396,7 +407,7 @@ def decide(
     *,
     n_threads: int,
     divisors: FloatArray | None = None,
-) -> tuple[IndexArray, FloatArray, int, int]:
+) -> tuple[IndexArray, FloatArray, int]:
     """Compute the survivors' activations in float32 and return the n largest of each row.
 
     Parameters
@@ -415,15 +426,13 @@ def decide(
     indices : int32 array of shape (n_rows, n), ascending in each row
     values : float32 array of shape (n_rows, n)
         The activations, as `candidate_activations` computes them.
-    n_recomputed : int
-        How many were computed, of all rows together.
     n_violations : int
         How many of them the product had further off than the bounds allow: 0, unless products are worse than assumed.
     """
     indices = np.empty((len(x), n), dtype=np.int32)
     values = np.empty((len(x), n), dtype=np.float32)
     divided = np.empty(0, dtype=np.float32) if divisors is None else divisors
-    counts: list[Any] = []
+    counts: list[int] = []
     run_blocks(
         lambda start, stop: counts.append(
             _decide(x, encoder, bias, divided, *rounded, *bounds, n, start, stop, *survivors, indices, values)
@@ -432,4 +441,4 @@ def decide(
         64,
         n_threads,
     )
-    return indices, values, sum(count[0] for count in counts), sum(count[1] for count in counts)
+    return indices, values, sum(counts)

@@ -16,10 +16,12 @@ from skcompressae._core._processor import MULTIPLIES_BFLOAT16, MULTIPLIES_INT8
 from skcompressae._core._screening import (
     ErrorBounds,
     RoundedRows,
+    Survivors,
     decide,
     distances_to,
     error_bounds,
     integer_error_bounds,
+    n_computed,
     room_for,
     survive,
 )
@@ -34,6 +36,8 @@ _MIN_ROWS = 1024
 _MAX_WEIGHT = 1e37
 # Activations computed again per latent asked for, from which the float32 product is the faster way.
 _MAX_RECOMPUTED = 6
+# Rows by which it is decided whether the others are screened at all.
+_N_PROBED = 256
 # Products of so many columns cannot leave 32 bits.
 _MAX_COLUMNS = 2**31 // 127**2
 
@@ -85,16 +89,21 @@ class _Bfloat16Products:
 
     def __init__(self, encoder: FloatArray, bias: FloatArray, divisors: FloatArray | None, n_threads: int) -> None:
         self._divisors = divisors
+        self.bias = bias
         self._rounded = to_bfloat16(encoder)
         self.bounds: ErrorBounds = error_bounds(
             encoder, self._rounded.to(torch.float32).numpy(), bias, divisors, n_threads=n_threads
         )
         self._buffers = _Buffers([torch.bfloat16, torch.float32], len(encoder))
 
+    def centre_on(self, x: FloatArray) -> None:
+        """Do nothing: bfloat16 is as exact in columns far from 0 as in others."""
+
     def __call__(self, x: FloatArray, rounded: RoundedRows, n_threads: int) -> FloatArray:
         rounded_x = to_bfloat16(x)
         distances_to(x, rounded_x.to(torch.float32).numpy(), rounded.distances)
         rounded.steps.fill(0)
+        rounded.norms.fill(0)
         rounded_products, in_float32 = self._buffers.of_rows(len(x))
         with _torch_threads(n_threads):
             in_float32.copy_(torch.mm(rounded_x, self._rounded.T, out=rounded_products))
@@ -108,6 +117,8 @@ class _IntegerProducts:
     """Products of rows and encoder, both rounded to 8-bit integers with a dither."""
 
     def __init__(self, encoder: FloatArray, bias: FloatArray, divisors: FloatArray | None, n_threads: int) -> None:
+        self._encoder, self._bias, self._divisors = encoder, bias, divisors
+        self.centre_on(np.zeros((1, encoder.shape[1]), dtype=np.float32))
         self._dither, self._encoder_dither = dithers(encoder.shape[1])
         rounded = round_rows(encoder, self._encoder_dither, self._dither)
         self._integers = torch.from_numpy(rounded.integers)
@@ -117,9 +128,15 @@ class _IntegerProducts:
         self.bounds: ErrorBounds = integer_error_bounds(encoder, rounded, bias, divisors)
         self._buffers = _Buffers([torch.int32], len(encoder))
 
+    def centre_on(self, x: FloatArray) -> None:
+        """Subtract the mean of these rows from all that follow."""
+        self._centre = x.mean(axis=0, dtype=np.float64).astype(np.float32)
+        shift = np.einsum("ij,j->i", self._encoder, self._centre, dtype=np.float64)
+        self.bias = (self._bias + (shift if self._divisors is None else shift / self._divisors)).astype(np.float32)
+
     def __call__(self, x: FloatArray, rounded: RoundedRows, n_threads: int) -> IntegerProducts:
-        rows = round_rows(x, self._dither, self._encoder_dither)
-        rounded.distances[:], rounded.steps[:] = rows.distances, rows.steps
+        rows = round_rows(x, self._dither, self._encoder_dither, self._centre)
+        rounded.distances[:], rounded.steps[:], rounded.norms[:] = rows.distances, rows.steps, rows.norms
         (sums,) = self._buffers.of_rows(len(x))
         with _torch_threads(n_threads):
             torch._int_mm(torch.from_numpy(rows.integers), self._integers.T, out=sums)
@@ -156,33 +173,28 @@ class ScreenedActivations:
         self._multiply = _PRODUCTS[rounding](encoder, bias, divisors, n_threads)
         self._bounds = self._multiply.bounds
         self._n_asked = self._n_recomputed = 0
+        self._is_probed = False
         # False once products were off by more than they can be, or so many latents are near ties that it does not pay
         self.pays = bool(max(bound.max() for bound in self._bounds) < _MAX_WEIGHT)
 
     def largest(self, x: FloatArray, n: int, block_rows: int, n_threads: int) -> tuple[IndexArray, FloatArray] | None:
         """Return indices and activations, both (n_rows, n), of the n largest magnitudes of each unit row.
 
-        None where the bounds turn out not to hold, as with a library that does not sum in float32. All rows pass the
-        product before any is computed again, so that the weights of either stage stay in the cache.
+        None where it would not pay, as some of the rows tell, or where the bounds turn out not to hold, as with a
+        library that does not sum as exactly as it should. All rows pass the product before any is computed again, so
+        that the weights of either stage stay in the cache.
         """
-        survivors = room_for(len(x), n, len(self._encoder))
-        rounded = RoundedRows(np.empty(len(x), dtype=np.float32), np.empty(len(x), dtype=np.float32))
-
-        def propose(start: int, stop: int, n_threads: int) -> None:
-            of_block = rounded.of_rows(start, stop)
-            products = self._multiply(x[start:stop], of_block, n_threads)
-            survive(
-                products,
-                of_block,
-                self._bias,
-                self._bounds,
-                n,
-                survivors.of_rows(start, stop),
-                n_threads=n_threads,
-            )
-
-        run_product_blocks(propose, len(x), block_rows, n_threads)
-        indices, values, n_recomputed, n_violations = decide(
+        if not self._is_probed:
+            self._is_probed = True
+            probed = x[:: max(1, len(x) // _N_PROBED)]
+            self._multiply.centre_on(probed)
+            self._survivors(np.ascontiguousarray(probed), n, block_rows, n_threads)
+        if not self.pays:
+            return None
+        rounded, survivors = self._survivors(x, n, block_rows, n_threads)
+        if not self.pays:
+            return None
+        indices, values, n_violations = decide(
             x,
             self._encoder,
             self._bias,
@@ -193,8 +205,31 @@ class ScreenedActivations:
             n_threads=n_threads,
             divisors=self._divisors,
         )
-        self._n_asked += n * len(x)
-        self._n_recomputed += n_recomputed
-        if n_violations or self._n_recomputed > _MAX_RECOMPUTED * self._n_asked:
+        if n_violations:
             self.pays = False
-        return None if n_violations else (indices, values)
+            return None
+        return indices, values
+
+    def _survivors(self, x: FloatArray, n: int, block_rows: int, n_threads: int) -> tuple[RoundedRows, Survivors]:
+        survivors = room_for(len(x), n, len(self._encoder))
+        rounded = RoundedRows(*(np.empty(len(x), dtype=np.float32) for _ in range(3)))
+
+        def propose(start: int, stop: int, n_threads: int) -> None:
+            of_block = rounded.of_rows(start, stop)
+            products = self._multiply(x[start:stop], of_block, n_threads)
+            survive(
+                products,
+                of_block,
+                self._multiply.bias,
+                self._bounds,
+                n,
+                survivors.of_rows(start, stop),
+                n_threads=n_threads,
+            )
+
+        run_product_blocks(propose, len(x), block_rows, n_threads)
+        self._n_asked += n * len(x)
+        self._n_recomputed += n_computed(survivors, len(self._encoder))
+        if self._n_recomputed > _MAX_RECOMPUTED * self._n_asked:
+            self.pays = False
+        return rounded, survivors
