@@ -81,9 +81,7 @@ def test_errors_as_large_as_the_bounds_change_nothing(
     )
     survivors = room_for(5, n, n_components)
     survive(products, rows, bias, bounds, n, survivors, n_threads=1)
-    indices, values, n_violations = decide(
-        x, encoder, bias, rows, bounds, survivors, n, n_threads=1, divisors=divisors
-    )
+    indices, values, n_violations = decide(x, encoder, bias, rows, bounds, survivors, n, n_threads=1, divisors=divisors)
     expected = expected_codes(x, encoder, bias, divisors, n)
     np.testing.assert_array_equal(indices, expected[0])
     np.testing.assert_array_equal(values, expected[1])
