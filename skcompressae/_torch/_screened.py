@@ -191,9 +191,10 @@ class ScreenedActivations:
             self._survivors(np.ascontiguousarray(probed), n, block_rows, n_threads)
         if not self.pays:
             return None
-        rounded, survivors = self._survivors(x, n, block_rows, n_threads)
-        if not self.pays:
+        found = self._survivors(x, n, block_rows, n_threads)
+        if found is None:
             return None
+        rounded, survivors = found
         indices, values, n_violations = decide(
             x,
             self._encoder,
@@ -210,7 +211,10 @@ class ScreenedActivations:
             return None
         return indices, values
 
-    def _survivors(self, x: FloatArray, n: int, block_rows: int, n_threads: int) -> tuple[RoundedRows, Survivors]:
+    def _survivors(
+        self, x: FloatArray, n: int, block_rows: int, n_threads: int
+    ) -> tuple[RoundedRows, Survivors] | None:
+        """Return what may be in the rows' codes, or None where that is too much."""
         survivors = room_for(len(x), n, len(self._encoder))
         rounded = RoundedRows(*(np.empty(len(x), dtype=np.float32) for _ in range(3)))
 
@@ -232,4 +236,4 @@ class ScreenedActivations:
         self._n_recomputed += n_computed(survivors, len(self._encoder))
         if self._n_recomputed > _MAX_RECOMPUTED * self._n_asked:
             self.pays = False
-        return rounded, survivors
+        return (rounded, survivors) if self.pays else None
