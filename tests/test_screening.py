@@ -1,5 +1,7 @@
 """Screening by a rounded product finds what activations computed in float32 say, whatever the rounding did."""
 
+from threading import Thread
+
 import numpy as np
 import pytest
 import torch
@@ -269,12 +271,45 @@ def test_what_is_screened_is_what_the_processor_multiplies_fast(monkeypatch):
     monkeypatch.setattr(_screened, "_has_integer_product", lambda: True)
     assert _screened.roundings_worth_screening(4096, 768) == ["int8", "bfloat16"]
     assert _screened.roundings_worth_screening(64, 768) == []
-    # sums of so many products might leave 32 bits
+    # sums of so many products might leave 32 bits, and torch multiplies a single column wrongly
     assert _screened.roundings_worth_screening(4096, 140_000) == ["bfloat16"]
+    assert _screened.roundings_worth_screening(4096, 1) == ["bfloat16"]
     monkeypatch.setattr(_screened, "_has_integer_product", lambda: False)
     assert _screened.roundings_worth_screening(4096, 768) == ["bfloat16"]
     monkeypatch.setattr(_screened, "MULTIPLIES_BFLOAT16", False)
     assert _screened.roundings_worth_screening(4096, 768) == []
+
+
+@pytest.mark.parametrize("fault", ["saturated", "refused", "none"])
+def test_integer_products_are_tried_before_they_are_trusted(monkeypatch, fault):
+    def multiply(a, b):
+        if fault == "refused":
+            raise NotImplementedError("CUDA only")
+        exact = a.to(torch.int32) @ b.to(torch.int32)
+        return exact if fault == "none" else exact.clamp(-(2**15), 2**15 - 1)
+
+    monkeypatch.setattr(torch, "_int_mm", multiply)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    assert _screened._has_integer_product.__wrapped__() == (fault == "none")
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_threads_that_start_later_find_torch_as_it_was(monkeypatch, rounding):
+    X = np.random.RandomState(7).standard_normal((3000, 24)).astype(np.float32)
+    model = fitted("activations", X)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    found = []
+    try:
+        for _ in range(10):
+            transform(model, X, monkeypatch, roundings=[rounding])
+            later = Thread(target=lambda: found.append(torch.get_num_threads()))
+            later.start()
+            later.join()
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert found == [3] * 10
 
 
 def test_reduced_precision_takes_integers_where_they_are_faster_and_needs_no_screening_by_its_own(monkeypatch):

@@ -4,7 +4,7 @@ A product of rounded factors costs a half (bfloat16) or a quarter (8-bit integer
 off is known: the rounding errors of the factors are there to be measured, and what the sums and the result's own
 rounding add is bounded. A latent whose approximate magnitude plus its bound is below the n-th largest of magnitude
 minus bound is not among the n largest, whatever the errors were; all others are computed again in float32, in a fixed
-order, and decide.
+order, and decide. (The bounds of integer products fail for one of 2e17 activations.)
 
 Invariant: what is returned is what a selection among the recomputed activations of all latents would return.
 """
@@ -135,12 +135,14 @@ def error_bounds(
         n_threads,
     )
     sums = 2 * (encoder.shape[1] + 8) * float(np.finfo(np.float32).eps)
-    fixed = distances + sums * (norms + distances)
+    # Subnormal factors and results may be taken for 0.
+    vanished = (encoder.shape[1] + 1) * float(np.finfo(np.float32).tiny)
+    fixed = distances + sums * (norms + distances) + vanished
     slope = norms
     if divisors is not None:
         fixed, slope = fixed / divisors, slope / divisors
-    # The product is rounded before the bias is added. Subnormal factors and results may be taken for 0.
-    fixed = fixed + (_ROUNDED_SHARE + sums) * np.abs(bias) + (encoder.shape[1] + 1) * float(np.finfo(np.float32).tiny)
+    # The product is rounded before the bias is added.
+    fixed = fixed + (_ROUNDED_SHARE + sums) * np.abs(bias) + vanished
     nothing = np.zeros_like(fixed)
     return _inflated(fixed, slope, nothing, nothing, _ROUNDED_SHARE)
 
@@ -157,8 +159,8 @@ def integer_error_bounds(
     """Bound the errors of the activations of unit rows when both factors were rounded to 8-bit integers.
 
     With a = x - x' and b = w - w' the error is ``w.a + b.x - b.a``. The first two are the sub-Gaussian ones of
-    `_integer_products.py`, independent of one another; the last is at most ``|a||b|``. The parameters are those of
-    :func:`error_bounds`; a bound fails with a probability of 5e-18 for an activation.
+    `_integer_products.py`, independent of one another; the last is at most ``|a||b|``. A bound fails with a probability
+    of 5e-18 for an activation. `rounded` is the encoder; the other parameters are those of :func:`error_bounds`.
     """
     n_features = encoder.shape[1]
     norms = np.sqrt(np.einsum("ij,ij->i", encoder, encoder, dtype=np.float64))
@@ -168,11 +170,12 @@ def integer_error_bounds(
     # what the sums, exact integers, and the numbers subtracted from them lose when they are taken for float32
     # (rows less a centre, both of at most unit norm, have one of 2 at most)
     lost = 32 * epsilon * (norms + np.sqrt(n_features) * steps) * (1 + np.sqrt(n_features) / 100)
-    fixed = sums * norms + lost + np.where(steps == 0, 2 * norms, 0)
+    vanished = (n_features + 1) * float(np.finfo(np.float32).tiny)
+    fixed = sums * norms + lost + np.where(steps == 0, 2 * norms, 0) + vanished
     spread, own = DEVIATIONS * norms, DEVIATIONS * steps
     if divisors is not None:
         fixed, slope, spread, own = (bound / divisors for bound in (fixed, slope, spread, own))
-    fixed = fixed + sums * np.abs(bias) + (n_features + 1) * float(np.finfo(np.float32).tiny)
+    fixed = fixed + sums * np.abs(bias) + vanished
     return _inflated(fixed, slope, spread, own, 4 * epsilon)
 
 

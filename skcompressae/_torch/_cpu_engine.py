@@ -7,7 +7,10 @@ float32, so the same rounded factors are multiplied in float32.
 
 from __future__ import annotations
 
-from threading import local
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock, local
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +30,7 @@ from skcompressae._torch._weights import Moments, StepLosses, StepSettings, Weig
 if TYPE_CHECKING:
     from skcompressae._torch._ranks import Ranks
 
-__all__ = ["CpuEngine", "PreActivations", "to_bfloat16"]
+__all__ = ["CpuEngine", "PreActivations", "to_bfloat16", "torch_threads"]
 
 # Bytes of one block of pre-activations. Small enough to be in the cache still when top-k reads it, large enough for
 # the product to run at full speed: 256 to 1,024 rows of 4,096 are within 3 % of one another.
@@ -85,18 +88,51 @@ class PreActivations:
         else:
             import torch
 
-            before = torch.get_num_threads()
-            torch.set_num_threads(n_threads)  # of this thread
-            try:
+            with torch_threads(n_threads):
                 if MULTIPLIES_BFLOAT16:
                     torch.from_numpy(block).copy_(torch.mm(_rounded(x), self._rounded_encoder.T))
                 else:
                     np.dot(_rounded(x).numpy(), self._rounded_encoder.numpy().T, out=block)
-            finally:
-                torch.set_num_threads(before)
         if self._divisors is not None:
             block /= self._divisors
         return block
+
+
+class _TorchThreads:
+    """How many products run at a number of torch threads of their own, and what that was before the first."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.n_holders = 0
+        self.before = 0
+
+
+_held = _TorchThreads()
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_held.__init__)  # type: ignore[misc]
+
+
+@contextmanager
+def torch_threads(n_threads: int) -> Iterator[None]:
+    """Let the calling thread's torch products use so many threads.
+
+    torch keeps the number for each thread, and the last one set for threads that start later. Products overlap, so
+    each sets back what was there before any of them ran: what it finds itself may be another one's.
+    """
+    import torch
+
+    with _held.lock:
+        if _held.n_holders == 0:
+            _held.before = torch.get_num_threads()
+        _held.n_holders += 1
+        before = _held.before
+        torch.set_num_threads(n_threads)
+    try:
+        yield
+    finally:
+        with _held.lock:
+            torch.set_num_threads(before)
+            _held.n_holders -= 1
 
 
 def to_bfloat16(array: FloatArray) -> Any:

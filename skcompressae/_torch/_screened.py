@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import lru_cache
 from threading import local
 from typing import Any
 
@@ -26,7 +26,7 @@ from skcompressae._core._screening import (
     survive,
 )
 from skcompressae._core._threads import run_product_blocks
-from skcompressae._torch._cpu_engine import to_bfloat16
+from skcompressae._torch._cpu_engine import to_bfloat16, torch_threads
 
 __all__ = ["ScreenedActivations", "roundings_worth_screening"]
 
@@ -38,8 +38,8 @@ _MAX_WEIGHT = 1e37
 _MAX_RECOMPUTED = 6
 # Rows by which it is decided whether the others are screened at all.
 _N_PROBED = 256
-# Products of so many columns cannot leave 32 bits.
-_MAX_COLUMNS = 2**31 // 127**2
+# Products of so many columns cannot leave 32 bits; torch takes the transposed encoder for a row where there is but one.
+_MIN_COLUMNS, _MAX_COLUMNS = 2, 2**31 // 127**2
 
 
 def roundings_worth_screening(n_rows: int, n_features: int) -> list[str]:
@@ -47,27 +47,29 @@ def roundings_worth_screening(n_rows: int, n_features: int) -> list[str]:
     if n_rows < _MIN_ROWS:
         return []
     roundings = []
-    # without oneDNN torch multiplies integers in a plain loop
-    if MULTIPLIES_INT8 and _has_integer_product() and n_features <= _MAX_COLUMNS:
+    if MULTIPLIES_INT8 and _MIN_COLUMNS <= n_features <= _MAX_COLUMNS and _has_integer_product():
         roundings.append("int8")
     if MULTIPLIES_BFLOAT16:
         roundings.append("bfloat16")
     return roundings
 
 
+@lru_cache(maxsize=1)
 def _has_integer_product() -> bool:
-    return hasattr(torch, "_int_mm") and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    """Whether torch multiplies 8-bit integers on the CPU exactly, and not in a plain loop, as it does without oneDNN.
 
-
-@contextmanager
-def _torch_threads(n_threads: int) -> Iterator[None]:
-    """Let this thread's products use so many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n_threads)
+    Before torch 2.4 it did not at all, and oneDNN that is held to older instructions (ONEDNN_MAX_CPU_ISA) adds pairs of
+    products in 16 bits. So a product that would leave those is tried.
+    """
+    if not (hasattr(torch, "_int_mm") and torch.backends.mkldnn.is_available()):  # type: ignore[no-untyped-call]
+        return False
+    left = np.full((64, 128), 127, dtype=np.int8)
+    right = np.where(np.arange(96)[:, None] % 4 < np.arange(128) % 5, 127, -127).astype(np.int8)
     try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        found = torch._int_mm(torch.from_numpy(left), torch.from_numpy(right).T)
+    except (NotImplementedError, RuntimeError):
+        return False
+    return bool((found.numpy() == left.astype(np.int32) @ right.T.astype(np.int32)).all())
 
 
 class _Buffers:
@@ -105,7 +107,7 @@ class _Bfloat16Products:
         rounded.steps.fill(0)
         rounded.norms.fill(0)
         rounded_products, in_float32 = self._buffers.of_rows(len(x))
-        with _torch_threads(n_threads):
+        with torch_threads(n_threads):
             in_float32.copy_(torch.mm(rounded_x, self._rounded.T, out=rounded_products))
         products: FloatArray = in_float32.numpy()
         if self._divisors is not None:
@@ -138,7 +140,7 @@ class _IntegerProducts:
         rows = round_rows(x, self._dither, self._encoder_dither, self._centre)
         rounded.distances[:], rounded.steps[:], rounded.norms[:] = rows.distances, rows.steps, rows.norms
         (sums,) = self._buffers.of_rows(len(x))
-        with _torch_threads(n_threads):
+        with torch_threads(n_threads):
             torch._int_mm(torch.from_numpy(rows.integers), self._integers.T, out=sums)
         return IntegerProducts(sums.numpy(), self._factors, self._offsets, rows.offsets)
 
