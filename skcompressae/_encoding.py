@@ -256,7 +256,8 @@ class Encoder:
                 multiply(x[start:stop], n_threads), n_candidates, bias=self._weights.bias, n_threads=n_threads
             )
 
-        run_product_blocks(propose, len(x), self._block_rows, self._n_threads)
+        with multiply.hold_torch_threads():
+            run_product_blocks(propose, len(x), self._block_rows, self._n_threads)
         return candidates, proposed
 
 

@@ -298,9 +298,11 @@ def test_threads_that_start_later_find_torch_as_it_was(monkeypatch, rounding):
     X = np.random.RandomState(7).standard_normal((3000, 24)).astype(np.float32)
     model = fitted("activations", X)
     before = torch.get_num_threads()
-    torch.set_num_threads(3)
     found = []
     try:
+        # threads of the pool keep the number of an earlier call
+        transform(model, X, monkeypatch, roundings=[rounding])
+        torch.set_num_threads(3)
         for _ in range(10):
             transform(model, X, monkeypatch, roundings=[rounding])
             later = Thread(target=lambda: found.append(torch.get_num_threads()))

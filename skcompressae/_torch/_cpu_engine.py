@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import Lock, local
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from skcompressae._torch._weights import Moments, StepLosses, StepSettings, Weig
 if TYPE_CHECKING:
     from skcompressae._torch._ranks import Ranks
 
-__all__ = ["CpuEngine", "PreActivations", "to_bfloat16", "torch_threads"]
+__all__ = ["CpuEngine", "PreActivations", "hold_torch_threads", "to_bfloat16", "torch_threads"]
 
 # Bytes of one block of pre-activations. Small enough to be in the cache still when top-k reads it, large enough for
 # the product to run at full speed: 256 to 1,024 rows of 4,096 are within 3 % of one another.
@@ -71,6 +71,10 @@ class PreActivations:
         """Round the encoder anew after its array has changed."""
         if self._rounded_encoder is not None:
             self._rounded_encoder = _rounded(self.encoder)
+
+    def hold_torch_threads(self) -> AbstractContextManager[None]:
+        """Where torch multiplies, hold the calling thread's number of threads while others do so."""
+        return nullcontext() if self._rounded_encoder is None else hold_torch_threads()
 
     def __call__(self, x: FloatArray, n_threads: int) -> FloatArray:
         """Return products of shape (n_rows, n_components), valid until this thread's next call."""
@@ -117,7 +121,8 @@ def torch_threads(n_threads: int) -> Iterator[None]:
     """Let the calling thread's torch products use so many threads.
 
     torch keeps the number for each thread, and the last one set for threads that start later. Products overlap, so
-    each sets back what was there before any of them ran: what it finds itself may be another one's.
+    each sets back what was there before any of them ran: what it finds itself may be another one's. A thread that has
+    others multiply holds its own number meanwhile (:func:`hold_torch_threads`), as theirs may be an older one.
     """
     import torch
 
@@ -133,6 +138,13 @@ def torch_threads(n_threads: int) -> Iterator[None]:
         with _held.lock:
             torch.set_num_threads(before)
             _held.n_holders -= 1
+
+
+def hold_torch_threads() -> AbstractContextManager[None]:
+    """Keep the calling thread's number for all threads that multiply meanwhile to set back."""
+    import torch
+
+    return torch_threads(torch.get_num_threads())
 
 
 def to_bfloat16(array: FloatArray) -> Any:
@@ -308,5 +320,6 @@ class CpuEngine:
                 block, settings.n_active, bias=weights.bias, n_threads=n_threads
             )
 
-        run_product_blocks(activate, len(x), pre_activations.block_rows, self._n_threads)
+        with pre_activations.hold_torch_threads():
+            run_product_blocks(activate, len(x), pre_activations.block_rows, self._n_threads)
         return indices, values

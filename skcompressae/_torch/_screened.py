@@ -26,7 +26,7 @@ from skcompressae._core._screening import (
     survive,
 )
 from skcompressae._core._threads import run_product_blocks
-from skcompressae._torch._cpu_engine import to_bfloat16, torch_threads
+from skcompressae._torch._cpu_engine import hold_torch_threads, to_bfloat16, torch_threads
 
 __all__ = ["ScreenedActivations", "roundings_worth_screening"]
 
@@ -233,7 +233,8 @@ class ScreenedActivations:
                 n_threads=n_threads,
             )
 
-        run_product_blocks(propose, len(x), block_rows, n_threads)
+        with hold_torch_threads():
+            run_product_blocks(propose, len(x), block_rows, n_threads)
         self._n_asked += n * len(x)
         self._n_recomputed += n_computed(survivors, len(self._encoder))
         if self._n_recomputed > _MAX_RECOMPUTED * self._n_asked:
