@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skcompressae import CompresSAETransformer, _encoding
-from skcompressae._core._integer_products import dithers, products_of_sums, round_rows
+from skcompressae._core._integer_products import IntegerProducts, dithers, products_of_sums, round_rows
 from skcompressae._core._rows import unit_rows
 from skcompressae._core._screening import (
     RoundedRows,
@@ -72,8 +72,8 @@ def test_errors_as_large_as_the_bounds_change_nothing(
         rows = RoundedRows(distances, *np.zeros((2, 5), dtype=np.float32))
     else:
         dither, other = dithers(n_features)
-        bounds = integer_error_bounds(encoder, round_rows(encoder, other, dither), bias, divisors)
-        of_x = round_rows(x, dither, other)
+        bounds = integer_error_bounds(round_rows(encoder, other, dither, n_threads=1), bias, divisors)
+        of_x = round_rows(x, dither, other, n_threads=1)
         rows = RoundedRows(of_x.distances, of_x.steps, of_x.norms)
     exact = x @ encoder.T if divisors is None else x @ encoder.T / divisors
     signs = random_state.choice([-1, 1], exact.shape)
@@ -123,7 +123,8 @@ def test_integer_products_are_those_of_the_rounded_rows_and_rarely_off_by_much(k
     elif kind == "on a grid":
         x, encoder = np.round(x, 2), np.round(encoder, 1)
     dither, other = dithers(n_features)
-    of_x, of_encoder = round_rows(x, dither, other), round_rows(encoder, other, dither)
+    of_x = round_rows(x, dither, other, n_threads=1)
+    of_encoder = round_rows(encoder, other, dither, n_threads=2)
     for rows, exact, own in ((of_x, x, dither), (of_encoder, encoder, other)):
         errors = exact - rows.steps[:, None] * (rows.integers.astype(np.float64) - own)
         assert (abs(errors) <= 0.501 * rows.steps[:, None]).all()
@@ -131,15 +132,16 @@ def test_integer_products_are_those_of_the_rounded_rows_and_rarely_off_by_much(k
     sums = of_x.integers.astype(np.int32) @ of_encoder.integers.astype(np.int32).T
     offsets = (of_encoder.offsets - dither.astype(np.float64) @ other).astype(np.float32)
     products = np.empty(sums.shape, dtype=np.float32)
-    for row, row_sums, step, row_offset in zip(products, sums, of_x.steps, of_x.offsets, strict=True):
-        products_of_sums(row_sums, of_encoder.steps, offsets, step, row_offset, row)
+    integers = IntegerProducts(sums, of_encoder.steps, offsets, of_x.offsets)
+    for i, row in enumerate(products):
+        products_of_sums(integers, i, of_x.steps[i], row)
     multiplied = (of_x.steps[:, None] * (of_x.integers - dither.astype(np.float64))) @ (
         of_encoder.steps[:, None] * (of_encoder.integers - other.astype(np.float64))
     ).T
     scale = np.linalg.norm(encoder, axis=1).max()
     np.testing.assert_allclose(products, multiplied, rtol=1e-5, atol=1e-5 * scale)
     errors = products - x.astype(np.float64) @ encoder.astype(np.float64).T
-    bounds = integer_error_bounds(encoder, of_encoder, np.zeros(200, dtype=np.float32), None)
+    bounds = integer_error_bounds(of_encoder, np.zeros(200, dtype=np.float32), None)
     noise = np.hypot(bounds.spread * of_x.steps[:, None], bounds.own * of_x.norms[:, None])
     # nine standard deviations are the bound; one is what a typical error has
     assert (abs(errors) <= 0.7 * noise).all()
@@ -148,7 +150,7 @@ def test_integer_products_are_those_of_the_rounded_rows_and_rarely_off_by_much(k
 
 def test_rows_and_weights_of_zeros_are_rounded_to_zeros():
     dither, other = dithers(9)
-    rows = round_rows(np.zeros((2, 9), dtype=np.float32), dither, other)
+    rows = round_rows(np.zeros((2, 9), dtype=np.float32), dither, other, n_threads=1)
     assert not any(array.any() for array in rows)
 
 
@@ -284,7 +286,7 @@ def test_what_is_screened_is_what_the_processor_multiplies_fast(monkeypatch):
 def test_integer_products_are_tried_before_they_are_trusted(monkeypatch, fault):
     def multiply(a, b):
         if fault == "refused":
-            raise NotImplementedError("CUDA only")
+            raise NotImplementedError("CUDA only")  # as torch before 2.4
         exact = a.to(torch.int32) @ b.to(torch.int32)
         return exact if fault == "none" else exact.clamp(-(2**15), 2**15 - 1)
 

@@ -27,6 +27,7 @@ from numba import njit
 
 from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._gathers import FAST
+from skcompressae._core._threads import run_blocks
 
 __all__ = ["DEVIATIONS", "IntegerProducts", "IntegerRows", "dithers", "products_of_sums", "round_rows"]
 
@@ -34,6 +35,8 @@ __all__ = ["DEVIATIONS", "IntegerProducts", "IntegerRows", "dithers", "products_
 DEVIATIONS = 9.0 / np.sqrt(12.0)
 # A little below 127, which x / s + u must round to at most.
 _LARGEST = 126.9
+# Of a smaller step the inverse might overflow.
+_SMALLEST_STEP = 1e-37
 _SEED = 0x5CAE
 
 
@@ -93,42 +96,51 @@ def _measure(row, scale, rounded, dither, other_dither):  # type: ignore[no-unty
 
 
 @njit(cache=True, nogil=True)
-def _round_rows(  # type: ignore[no-untyped-def]
-    rows, centre, dither, other_dither, integers, steps, offsets, distances, norms
-):
-    rounded = np.empty(rows.shape[1], dtype=np.float32)
+def _round_rows(rows, centre, dither, other_dither, start, stop, rounded):  # type: ignore[no-untyped-def]
+    nearest = np.empty(rows.shape[1], dtype=np.float32)
     row = np.empty(rows.shape[1], dtype=np.float32)
-    for i in range(rows.shape[0]):
+    for i in range(start, stop):
         for j in range(rows.shape[1]):
             row[j] = rows[i, j] - centre[j]
-        step = _largest_magnitude(row) / np.float32(_LARGEST)
-        # a step so small that its inverse overflows: the row is taken for zeros
-        step = step if step > np.float32(1e-37) else np.float32(0)
-        scale = np.float32(1) / step if step > 0 else np.float32(0)
-        _round(row, scale, dither, rounded, integers[i])
-        if step == 0:
-            integers[i] = 0
-            rounded[:] = 0
-        steps[i] = step
-        offsets[i], distance, norm = _measure(row, scale, rounded, dither, other_dither)
-        distances[i], norms[i] = step * distance, step * norm
+        largest = _largest_magnitude(row)
+        step = largest / np.float32(_LARGEST)
+        if step > np.float32(_SMALLEST_STEP):
+            scale = np.float32(1) / step
+            _round(row, scale, dither, nearest, rounded.integers[i])
+            rounded.offsets[i], distance, norm = _measure(row, scale, nearest, dither, other_dither)
+            rounded.steps[i], rounded.distances[i], rounded.norms[i] = step, step * distance, step * norm
+        else:  # the row is taken for zeros
+            rounded.integers[i] = 0
+            rounded.offsets[i] = rounded.steps[i] = np.float32(0)
+            rounded.distances[i] = rounded.norms[i] = largest * np.sqrt(np.float32(rows.shape[1]))  # at most
 
 
 def round_rows(
-    rows: FloatArray, dither: FloatArray, other_dither: FloatArray, centre: FloatArray | None = None
+    rows: FloatArray,
+    dither: FloatArray,
+    other_dither: FloatArray,
+    centre: FloatArray | None = None,
+    *,
+    n_threads: int,
 ) -> IntegerRows:
     """Round float32 rows of shape (n_rows, n_columns) with `dither`; `other_dither` is that of the other factor."""
-    if centre is None:
-        centre = np.zeros(rows.shape[1], dtype=np.float32)
+    subtracted = np.zeros(rows.shape[1], dtype=np.float32) if centre is None else centre
     rounded = IntegerRows(
         np.empty(rows.shape, dtype=np.int8), *(np.empty(len(rows), dtype=np.float32) for _ in range(4))
     )
-    _round_rows(rows, centre, dither, other_dither, *rounded)
+    run_blocks(
+        lambda start, stop: _round_rows(rows, subtracted, dither, other_dither, start, stop, rounded),
+        len(rows),
+        256,
+        n_threads,
+    )
     return rounded
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def products_of_sums(sums, factors, offsets, step, row_offset, products):  # type: ignore[no-untyped-def]
-    """Write one row's products: see `IntegerProducts`."""
+def products_of_sums(integers, i, step, products):  # type: ignore[no-untyped-def]
+    """Write the products of row i, rounded to multiples of `step`: see `IntegerProducts`."""
+    sums, row_offset = integers.sums[i], integers.row_offsets[i]
+    factors, offsets = integers.factors, integers.offsets
     for j in range(sums.shape[0]):
         products[j] = ((np.float32(sums[j]) - row_offset) - offsets[j]) * (step * factors[j])

@@ -75,12 +75,12 @@ class RoundedRows(NamedTuple):
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _bound(fixed, slope, spread, own, distance, step, norm):  # type: ignore[no-untyped-def]
-    noise = spread * step
-    own *= norm
+def _bound(bounds, j, rounded, i):  # type: ignore[no-untyped-def]
+    """Return how far the activation of latent j for row i may be off, but for the share of its magnitude."""
+    noise, own = bounds.spread[j] * rounded.steps[i], bounds.own[j] * rounded.norms[i]
     # at least the root of the sum of squares, which might overflow or vanish
-    larger, smaller = max(noise, own), min(noise, own)
-    return fixed + slope * distance + larger + np.float32(0.4143) * smaller
+    root = max(noise, own) + np.float32(0.4143) * min(noise, own)
+    return bounds.fixed[j] + bounds.slope[j] * rounded.distances[i] + root
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
@@ -153,18 +153,15 @@ def _inflated(fixed: FloatArray, slope: FloatArray, spread: FloatArray, own: Flo
     return ErrorBounds(fixed, slope, spread, own, np.float32(share))
 
 
-def integer_error_bounds(
-    encoder: FloatArray, rounded: IntegerRows, bias: FloatArray, divisors: FloatArray | None
-) -> ErrorBounds:
+def integer_error_bounds(rounded: IntegerRows, bias: FloatArray, divisors: FloatArray | None) -> ErrorBounds:
     """Bound the errors of the activations of unit rows when both factors were rounded to 8-bit integers.
 
     With a = x - x' and b = w - w' the error is ``w.a + b.x - b.a``. The first two are the sub-Gaussian ones of
     `_integer_products.py`, independent of one another; the last is at most ``|a||b|``. A bound fails with a probability
     of 5e-18 for an activation. `rounded` is the encoder; the other parameters are those of :func:`error_bounds`.
     """
-    n_features = encoder.shape[1]
-    norms = np.sqrt(np.einsum("ij,ij->i", encoder, encoder, dtype=np.float64))
-    steps, slope = rounded.steps.astype(np.float64), rounded.distances.astype(np.float64)
+    n_features = rounded.integers.shape[1]
+    steps, slope, norms = (array.astype(np.float64) for array in (rounded.steps, rounded.distances, rounded.norms))
     epsilon = float(np.finfo(np.float32).eps)
     sums = 2 * (n_features + 8) * epsilon
     # what the sums, exact integers, and the numbers subtracted from them lose when they are taken for float32
@@ -204,43 +201,23 @@ def room_for(n_rows: int, n: int, n_components: int) -> Survivors:
 
 @njit(cache=True, nogil=True)
 def _survive(  # type: ignore[no-untyped-def]
-    sums,
-    factors,
-    offsets,
-    products,
-    bias,
-    row_offsets,
-    distances,
-    steps,
-    norms,
-    fixed,
-    slope,
-    spread,
-    own,
-    share,
-    largest,
-    n,
-    start,
-    stop,
-    latents,
-    activations,
-    counts,
+    integers, products, bias, rounded, bounds, largest, n, start, stop, survivors
 ):
     kind = np.float32
+    share = bounds.share
     n_components = len(bias)
-    room = latents.shape[1]
+    room = survivors.latents.shape[1]
     found = np.empty(n_components, dtype=np.int32)
     scratch = np.empty(n_components, dtype=np.float32)
     from_sums = np.empty(n_components, dtype=np.float32)
     guess = kind(0)
     largest_count = min(n_components, SLACK * n)
     for i in range(start, stop):
-        if len(sums) > 0:  # one row at a time, so that what is made of it is in the cache for the next pass
+        if len(integers.sums) > 0:  # one row at a time, so that what is made of it is in the cache for the next pass
             row = from_sums
-            products_of_sums(sums[i], factors, offsets, steps[i], row_offsets[i], row)
+            products_of_sums(integers, i, rounded.steps[i], row)
         else:
             row = products[i]
-        distance, step, norm = distances[i], steps[i], norms[i]
         peak, count = add_max_and_count(row, bias, guess)
         threshold = candidate_threshold(row, n, guess, count, peak, largest_count)
         n_found = collect_at_least(row, threshold, found)
@@ -249,27 +226,25 @@ def _survive(  # type: ignore[no-untyped-def]
         nth = kth_largest(scratch, n_found, n)
         guess = kind(GUESS) * nth
         # no magnitude below this one, plus the largest of the bounds, reaches the n-th largest minus that
-        bound = _bound(largest[0], largest[1], largest[2], largest[3], distance, step, norm)
+        bound = _bound(largest, 0, rounded, i)
         lowest = max(kind(0), (nth * (kind(1) - share) - kind(2) * bound) / (kind(1) + share))
         if lowest < threshold:
             n_found = collect_at_least(row, lowest, found)
         # the same with each latent's own bound
         for c in range(n_found):
             j = found[c]
-            bound = _bound(fixed[j], slope[j], spread[j], own[j], distance, step, norm)
-            scratch[c] = abs(row[j]) * (kind(1) - share) - bound
+            scratch[c] = abs(row[j]) * (kind(1) - share) - _bound(bounds, j, rounded, i)
         floor = kth_largest(scratch, n_found, n)
         n_kept = 0
         for c in range(n_found):
             j = found[c]
-            bound = _bound(fixed[j], slope[j], spread[j], own[j], distance, step, norm)
-            if abs(row[j]) * (kind(1) + share) + bound >= floor:
+            if abs(row[j]) * (kind(1) + share) + _bound(bounds, j, rounded, i) >= floor:
                 if n_kept < room:
-                    latents[i, n_kept] = j
-                    activations[i, n_kept] = row[j]
+                    survivors.latents[i, n_kept] = j
+                    survivors.activations[i, n_kept] = row[j]
                 n_kept += 1
         # an infinite one makes the others look small: all are to be computed again
-        counts[i] = n_components + 1 if peak == np.inf else n_kept
+        survivors.counts[i] = n_components + 1 if peak == np.inf else n_kept
 
 
 def n_computed(survivors: Survivors, n_components: int) -> int:
@@ -304,29 +279,13 @@ def survive(
         Of as many rows.
     n_threads : int
     """
-    largest = np.array([bound.max() for bound in bounds[:4]], dtype=np.float32)
+    largest = ErrorBounds(*(bound.max(keepdims=True) for bound in bounds[:4]), bounds.share)
+    nothing = np.empty(0, dtype=np.float32)
+    integers = IntegerProducts(np.empty((0, len(bias)), dtype=np.int32), nothing, nothing, nothing)
     if isinstance(products, IntegerProducts):
-        sums, factors, offsets, row_offsets = products
-        products = np.empty((0, len(bias)), dtype=np.float32)
-    else:
-        sums = np.empty((0, len(bias)), dtype=np.int32)
-        factors = offsets = row_offsets = np.empty(0, dtype=np.float32)
+        integers, products = products, np.empty((0, len(bias)), dtype=np.float32)
     run_blocks(
-        lambda start, stop: _survive(
-            sums,
-            factors,
-            offsets,
-            products,
-            bias,
-            row_offsets,
-            *rounded,
-            *bounds,
-            largest,
-            n,
-            start,
-            stop,
-            *survivors,
-        ),
+        lambda start, stop: _survive(integers, products, bias, rounded, bounds, largest, n, start, stop, survivors),
         len(rounded.distances),
         64,
         n_threads,
@@ -344,26 +303,7 @@ def _recompute(x, encoder, bias, divisors, picks, n_picks, activations):  # type
 
 @njit(cache=True, nogil=True)
 def _decide(  # type: ignore[no-untyped-def]
-    x,
-    encoder,
-    bias,
-    divisors,
-    distances,
-    steps,
-    norms,
-    fixed,
-    slope,
-    spread,
-    own,
-    share,
-    n,
-    start,
-    stop,
-    latents,
-    proposed,
-    counts,
-    indices,
-    values,
+    x, encoder, bias, divisors, rounded, bounds, n, start, stop, survivors, indices, values
 ):
     n_components = len(encoder)
     everything = np.arange(n_components).astype(np.int32)
@@ -371,7 +311,7 @@ def _decide(  # type: ignore[no-untyped-def]
     scratch = np.empty(n_components, dtype=np.float32)
     n_violations = 0
     for i in range(start, stop):
-        n_picks, picks = counts[i], latents[i]
+        n_picks, picks, proposed = survivors.counts[i], survivors.latents[i], survivors.activations[i]
         had_room = n_picks <= len(picks)
         if not had_room:
             n_violations += n_picks > n_components
@@ -380,10 +320,8 @@ def _decide(  # type: ignore[no-untyped-def]
         for c in range(n_picks):
             scratch[c] = abs(activations[c])
             if had_room:
-                j = picks[c]
-                bound = _bound(fixed[j], slope[j], spread[j], own[j], distances[i], steps[i], norms[i])
-                bound += share * abs(proposed[i, c])
-                n_violations += abs(activations[c] - proposed[i, c]) > bound
+                bound = _bound(bounds, picks[c], rounded, i) + bounds.share * abs(proposed[c])
+                n_violations += abs(activations[c] - proposed[c]) > bound
         kth = kth_largest(scratch, n_picks, n)
         n_ties = n
         for c in range(n_picks):
@@ -438,7 +376,7 @@ def decide(
     counts: list[int] = []
     run_blocks(
         lambda start, stop: counts.append(
-            _decide(x, encoder, bias, divided, *rounded, *bounds, n, start, stop, *survivors, indices, values)
+            _decide(x, encoder, bias, divided, rounded, bounds, n, start, stop, survivors, indices, values)
         ),
         len(x),
         64,

@@ -7,10 +7,8 @@ float32, so the same rounded factors are multiplied in float32.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from threading import Lock, local
+from contextlib import AbstractContextManager, nullcontext
+from threading import local
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,12 +23,13 @@ from skcompressae._core._rows import unit_rows
 from skcompressae._core._sparse_step import BATCH_ROWS, group_by_latent, reconstruction_gradients, sum_gradients
 from skcompressae._core._threads import effective_n_threads, row_blocks, run_product_blocks
 from skcompressae._core._topk import top_k
+from skcompressae._torch._torch_threads import hold_torch_threads, torch_threads
 from skcompressae._torch._weights import Moments, StepLosses, StepSettings, Weights, adam_rates
 
 if TYPE_CHECKING:
     from skcompressae._torch._ranks import Ranks
 
-__all__ = ["CpuEngine", "PreActivations", "hold_torch_threads", "to_bfloat16", "torch_threads"]
+__all__ = ["CpuEngine", "PreActivations", "to_bfloat16"]
 
 # Bytes of one block of pre-activations. Small enough to be in the cache still when top-k reads it, large enough for
 # the product to run at full speed: 256 to 1,024 rows of 4,096 are within 3 % of one another.
@@ -100,51 +99,6 @@ class PreActivations:
         if self._divisors is not None:
             block /= self._divisors
         return block
-
-
-class _TorchThreads:
-    """How many products run at a number of torch threads of their own, and what that was before the first."""
-
-    def __init__(self) -> None:
-        self.lock = Lock()
-        self.n_holders = 0
-        self.before = 0
-
-
-_held = _TorchThreads()
-if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    os.register_at_fork(after_in_child=_held.__init__)  # type: ignore[misc]
-
-
-@contextmanager
-def torch_threads(n_threads: int) -> Iterator[None]:
-    """Let the calling thread's torch products use so many threads.
-
-    torch keeps the number for each thread, and the last one set for threads that start later. Products overlap, so
-    each sets back what was there before any of them ran: what it finds itself may be another one's. A thread that has
-    others multiply holds its own number meanwhile (:func:`hold_torch_threads`), as theirs may be an older one.
-    """
-    import torch
-
-    with _held.lock:
-        if _held.n_holders == 0:
-            _held.before = torch.get_num_threads()
-        _held.n_holders += 1
-        before = _held.before
-        torch.set_num_threads(n_threads)
-    try:
-        yield
-    finally:
-        with _held.lock:
-            torch.set_num_threads(before)
-            _held.n_holders -= 1
-
-
-def hold_torch_threads() -> AbstractContextManager[None]:
-    """Keep the calling thread's number for all threads that multiply meanwhile to set back."""
-    import torch
-
-    return torch_threads(torch.get_num_threads())
 
 
 def to_bfloat16(array: FloatArray) -> Any:

@@ -26,7 +26,8 @@ from skcompressae._core._screening import (
     survive,
 )
 from skcompressae._core._threads import run_product_blocks
-from skcompressae._torch._cpu_engine import hold_torch_threads, to_bfloat16, torch_threads
+from skcompressae._torch._cpu_engine import to_bfloat16
+from skcompressae._torch._torch_threads import hold_torch_threads, torch_threads
 
 __all__ = ["ScreenedActivations", "roundings_worth_screening"]
 
@@ -67,7 +68,7 @@ def _has_integer_product() -> bool:
     right = np.where(np.arange(96)[:, None] % 4 < np.arange(128) % 5, 127, -127).astype(np.int8)
     try:
         found = torch._int_mm(torch.from_numpy(left), torch.from_numpy(right).T)
-    except (NotImplementedError, RuntimeError):
+    except RuntimeError:  # there is no such kernel for the CPU, or not for this processor
         return False
     return bool((found.numpy() == left.astype(np.int32) @ right.T.astype(np.int32)).all())
 
@@ -120,14 +121,15 @@ class _IntegerProducts:
 
     def __init__(self, encoder: FloatArray, bias: FloatArray, divisors: FloatArray | None, n_threads: int) -> None:
         self._encoder, self._bias, self._divisors = encoder, bias, divisors
-        self.centre_on(np.zeros((1, encoder.shape[1]), dtype=np.float32))
+        self._centre: FloatArray | None = None
+        self.bias = bias
         self._dither, self._encoder_dither = dithers(encoder.shape[1])
-        rounded = round_rows(encoder, self._encoder_dither, self._dither)
+        rounded = round_rows(encoder, self._encoder_dither, self._dither, n_threads=n_threads)
         self._integers = torch.from_numpy(rounded.integers)
         self._factors = rounded.steps if divisors is None else (rounded.steps / divisors).astype(np.float32)
         constant = np.dot(self._dither.astype(np.float64), self._encoder_dither)
         self._offsets = (rounded.offsets - constant).astype(np.float32)
-        self.bounds: ErrorBounds = integer_error_bounds(encoder, rounded, bias, divisors)
+        self.bounds: ErrorBounds = integer_error_bounds(rounded, bias, divisors)
         self._buffers = _Buffers([torch.int32], len(encoder))
 
     def centre_on(self, x: FloatArray) -> None:
@@ -137,7 +139,7 @@ class _IntegerProducts:
         self.bias = (self._bias + (shift if self._divisors is None else shift / self._divisors)).astype(np.float32)
 
     def __call__(self, x: FloatArray, rounded: RoundedRows, n_threads: int) -> IntegerProducts:
-        rows = round_rows(x, self._dither, self._encoder_dither, self._centre)
+        rows = round_rows(x, self._dither, self._encoder_dither, self._centre, n_threads=n_threads)
         rounded.distances[:], rounded.steps[:], rounded.norms[:] = rows.distances, rows.steps, rows.norms
         (sums,) = self._buffers.of_rows(len(x))
         with torch_threads(n_threads):
