@@ -279,7 +279,8 @@ def survive(
         Of as many rows.
     n_threads : int
     """
-    largest = ErrorBounds(*(bound.max(keepdims=True) for bound in bounds[:4]), bounds.share)
+    fixed, slope, spread, own = (bound.max(keepdims=True) for bound in bounds[:4])
+    largest = ErrorBounds(fixed, slope, spread, own, bounds.share)
     nothing = np.empty(0, dtype=np.float32)
     integers = IntegerProducts(np.empty((0, len(bias)), dtype=np.int32), nothing, nothing, nothing)
     if isinstance(products, IntegerProducts):
