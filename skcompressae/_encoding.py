@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 
 from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._pursuit import count_candidates, least_squares_codes, pursuit_codes
-from skcompressae._core._rows import codes_to_csr, decode_norms, scale_codes, scales_apart, unit_rows
+from skcompressae._core._rows import codes_to_csr, decode_csr, decode_norms, scale_codes, scales_apart, unit_rows
 from skcompressae._core._sparse_step import reconstruction_gradients
 from skcompressae._core._supports import activation_codes, candidate_activations, rounding_margin, supports
 from skcompressae._core._threads import effective_n_threads, row_blocks, run_blocks, run_product_blocks
@@ -24,7 +25,7 @@ from skcompressae._torch._weights import Weights
 
 __all__ = ["BLOCK_ROWS", "Encoder", "codes_to_csr", "expand_queries"]
 
-# Rows checked, encoded or decoded at a time on the CPU: bounds memory, not speed.
+# Rows checked or encoded at a time on the CPU: bounds memory, not speed.
 BLOCK_ROWS = 4096
 
 # Candidates beyond k whose activations are recomputed: reduced precision may order neighbours of the k-th wrongly.
@@ -156,10 +157,10 @@ class Encoder:
         """Multiply codes, sparse or dense, by the decoder, in their dtype, on the device."""
         if self._on_device is not None:
             return self._on_device.decode(codes)
+        if sp.issparse(codes):
+            return decode_csr(codes, self._weights.decoder, n_threads=self._n_threads)
         decoder = self._weights.decoder.astype(codes.dtype, copy=False)
-        x_hat = np.empty((codes.shape[0], decoder.shape[1]), dtype=codes.dtype)
-        for start, stop in row_blocks(codes.shape[0], BLOCK_ROWS):
-            x_hat[start:stop] = codes[start:stop] @ decoder
+        x_hat: FloatArray = codes @ decoder
         return x_hat
 
     def _n_candidates(self, k: int) -> int:

@@ -18,7 +18,7 @@ from skcompressae import _encoding
 from skcompressae._compat import csr_type, validate_parameter_constraints
 from skcompressae._core._threads import copy_rows, effective_n_threads, row_blocks, run_blocks
 from skcompressae._model_weights import encoder_scale, scales_mean_apart
-from skcompressae._plain_rows import are_plain_rows
+from skcompressae._plain_rows import are_plain_codes, are_plain_rows
 from skcompressae._recipes import RECIPES
 from skcompressae._torch._devices import resolve_device
 from skcompressae._torch._weights import Weights
@@ -230,13 +230,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         check_is_fitted(self)
         if isinstance(X, PackedCodes):
             X = X.to_csr()
-        codes = check_array(X, accept_sparse="csr", dtype=[np.float64, np.float32], input_name="X", estimator=self)
-        n_components = self.components_.shape[0]
-        if codes.shape[1] != n_components:
-            raise ValueError(
-                f"X has {codes.shape[1]} columns, but the codes of this {type(self).__name__} have "
-                f"n_components={n_components}."
-            )
+        codes = self._check_codes(X)
         device = resolve_device(self.device)
         # float64 codes are decoded in float64, which MPS does not have.
         on_device = device.type == "cuda" or (device.type == "mps" and codes.dtype == np.float32)
@@ -361,6 +355,26 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         if not get_config()["assume_finite"]:  # which other threads would not know of
             run_blocks(check, len(rows), _encoding.BLOCK_ROWS, effective_n_threads())
         return rows
+
+    def _check_codes(self, X: Any) -> Any:
+        """Validate codes: dtype, shape, finiteness and, of sparse ones, that every index is one of a latent."""
+        dtypes = [np.float64, np.float32]
+        n_components = self.components_.shape[0]
+        if not are_plain_codes(X, dtypes, n_components):
+            X = check_array(X, accept_sparse="csr", dtype=dtypes, input_name="X", estimator=self)
+        elif not get_config()["assume_finite"]:
+            assert_all_finite(X.data, estimator_name=type(self).__name__, input_name="X")
+        if X.shape[1] != n_components:
+            raise ValueError(
+                f"X has {X.shape[1]} columns, but the codes of this {type(self).__name__} have "
+                f"n_components={n_components}."
+            )
+        if not isinstance(X, np.ndarray):
+            try:
+                X.check_format(full_check=True)
+            except ValueError as error:
+                raise ValueError(f"X must be a well-formed sparse matrix; SciPy says of it: {error}.") from error
+        return X
 
     def _check_encoding_parameters(self) -> None:
         """Validate the parameters that may change after fit; all would take longer than encoding a row."""

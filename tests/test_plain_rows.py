@@ -1,4 +1,4 @@
-"""Rows that skip scikit-learn's validation are exactly those that it would have handed back."""
+"""Rows and codes that skip scikit-learn's validation are exactly those that it would have handed back."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,12 @@ from conftest import make_embeddings
 from sklearn.utils import check_array
 
 from skcompressae import CodeNearestNeighbors, CompresSAETransformer
-from skcompressae._plain_rows import are_plain_rows
+from skcompressae._plain_rows import are_plain_codes, are_plain_rows
 
 ROWS = make_embeddings(n_rows=30, n_features=24)
+
+
+CODES = sp.random(30, 24, density=0.2, format="csr", dtype=np.float32, random_state=0)
 
 
 class Subclass(np.ndarray):
@@ -43,6 +46,21 @@ def test_plain_rows_come_back_from_scikit_learn_as_they_are(rows):
 )
 def test_anything_else_is_left_to_scikit_learn(rows):
     assert not are_plain_rows(rows, [np.float64, np.float32], 24)
+
+
+@pytest.mark.parametrize("codes", [CODES, sp.csr_array(CODES), CODES.astype(np.float64), CODES[:1], CODES * 0])
+def test_plain_codes_come_back_from_scikit_learn_as_they_are(codes):
+    assert are_plain_codes(codes, [np.float64, np.float32], 24)
+    assert check_array(codes, accept_sparse="csr", dtype=[np.float64, np.float32]) is codes
+
+
+@pytest.mark.parametrize(
+    "codes",
+    [CODES[:0], CODES[:, :23], CODES.tocsc(), CODES.tocoo(), CODES.astype(int), CODES.toarray(), None],
+    ids=lambda codes: type(codes).__name__ + str(getattr(codes, "dtype", "")) + str(getattr(codes, "shape", "")),
+)
+def test_any_other_codes_are_left_to_scikit_learn(codes):
+    assert not are_plain_codes(codes, [np.float64, np.float32], 24)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -77,6 +77,32 @@ def test_codes_that_cannot_be_decoded_are_refused(fitted):
         fitted.inverse_transform(np.ones(48))
     with pytest.raises(ValueError, match="Complex data not supported"):
         fitted.inverse_transform(np.ones((2, 48)) * 1j)
+    codes = fitted.transform(make_embeddings(5, 24))
+    codes.data[3] = np.inf
+    with pytest.raises(ValueError, match="Input X contains infinity"):
+        fitted.inverse_transform(codes)
+
+
+@pytest.mark.parametrize(("part", "value"), [("indices", 48), ("indices", -1), ("indptr", 100)])
+def test_codes_that_point_outside_themselves_are_refused(fitted, part, value):
+    codes = fitted.transform(make_embeddings(5, 24))
+    getattr(codes, part)[2] = value
+    with pytest.raises(ValueError, match="X must be a well-formed sparse matrix; SciPy says of it"):
+        fitted.inverse_transform(codes)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("index_dtype", [np.int32, np.int64])
+def test_codes_in_any_order_and_in_parts_are_decoded(fitted, dtype, index_dtype):
+    codes = fitted.transform(make_embeddings(200, 24)).astype(dtype)
+    expected = codes.toarray().astype(np.float64) @ fitted.components_
+    order = np.arange(codes.nnz).reshape(200, -1)[:, ::-1].ravel()  # backwards, and every entry in two halves
+    parts = sp.csr_array((np.repeat(codes.data[order] / 2, 2), np.repeat(codes.indices[order], 2), codes.indptr * 2))
+    parts.resize(codes.shape)
+    parts.indices, parts.indptr = parts.indices.astype(index_dtype), parts.indptr.astype(index_dtype)
+    decoded = fitted.inverse_transform(parts)
+    assert decoded.dtype == dtype
+    np.testing.assert_allclose(decoded, expected, atol=1e-5 if dtype == np.float32 else 1e-12)
 
 
 @pytest.mark.parametrize(

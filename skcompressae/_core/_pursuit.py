@@ -49,41 +49,42 @@ def pursuit_rounds(k: int) -> tuple[int, int]:
 
 @njit(cache=True, nogil=True, fastmath=FAST)
 def _gram(rows, picks, first, n, gram):  # type: ignore[no-untyped-def]
-    """Write the inner products of the rows ``picks[first:n]`` with those of ``picks[:n]`` in 4 x 4 register tiles."""
+    """Write the inner products of the rows ``picks[first:n]`` with those of ``picks[:n]``.
+
+    In tiles of 4 x 3 sums, which fit the 16 vector registers of processors without AVX-512. The last tile of a row of
+    tiles reads its last row twice where there are not three left.
+    """
     kind = rows.dtype.type
     n_columns = rows.shape[1]
     n_tiled = n - n % 4
     for i in range(first - first % 4, n_tiled, 4):
         left0, left1, left2, left3 = rows[picks[i]], rows[picks[i + 1]], rows[picks[i + 2]], rows[picks[i + 3]]
-        for j in range(0, i + 4, 4):
-            row0, row1, row2, row3 = rows[picks[j]], rows[picks[j + 1]], rows[picks[j + 2]], rows[picks[j + 3]]
-            s00, s01, s02, s03 = kind(0), kind(0), kind(0), kind(0)
-            s10, s11, s12, s13 = kind(0), kind(0), kind(0), kind(0)
-            s20, s21, s22, s23 = kind(0), kind(0), kind(0), kind(0)
-            s30, s31, s32, s33 = kind(0), kind(0), kind(0), kind(0)
+        for j0 in range(0, i + 4, 3):
+            j1, j2 = min(j0 + 1, i + 3), min(j0 + 2, i + 3)
+            row0, row1, row2 = rows[picks[j0]], rows[picks[j1]], rows[picks[j2]]
+            s00, s01, s02 = kind(0), kind(0), kind(0)
+            s10, s11, s12 = kind(0), kind(0), kind(0)
+            s20, s21, s22 = kind(0), kind(0), kind(0)
+            s30, s31, s32 = kind(0), kind(0), kind(0)
             for c in range(n_columns):
                 a0, a1, a2, a3 = left0[c], left1[c], left2[c], left3[c]
-                b0, b1, b2, b3 = row0[c], row1[c], row2[c], row3[c]
+                b0, b1, b2 = row0[c], row1[c], row2[c]
                 s00 += a0 * b0
                 s01 += a0 * b1
                 s02 += a0 * b2
-                s03 += a0 * b3
                 s10 += a1 * b0
                 s11 += a1 * b1
                 s12 += a1 * b2
-                s13 += a1 * b3
                 s20 += a2 * b0
                 s21 += a2 * b1
                 s22 += a2 * b2
-                s23 += a2 * b3
                 s30 += a3 * b0
                 s31 += a3 * b1
                 s32 += a3 * b2
-                s33 += a3 * b3
-            gram[i, j], gram[i, j + 1], gram[i, j + 2], gram[i, j + 3] = s00, s01, s02, s03
-            gram[i + 1, j], gram[i + 1, j + 1], gram[i + 1, j + 2], gram[i + 1, j + 3] = s10, s11, s12, s13
-            gram[i + 2, j], gram[i + 2, j + 1], gram[i + 2, j + 2], gram[i + 2, j + 3] = s20, s21, s22, s23
-            gram[i + 3, j], gram[i + 3, j + 1], gram[i + 3, j + 2], gram[i + 3, j + 3] = s30, s31, s32, s33
+            gram[i, j0], gram[i, j1], gram[i, j2] = s00, s01, s02
+            gram[i + 1, j0], gram[i + 1, j1], gram[i + 1, j2] = s10, s11, s12
+            gram[i + 2, j0], gram[i + 2, j1], gram[i + 2, j2] = s20, s21, s22
+            gram[i + 3, j0], gram[i + 3, j1], gram[i + 3, j2] = s30, s31, s32
     for i in range(max(first, n_tiled), n):
         for j in range(i + 1):
             gram[i, j] = dot(rows[picks[i]], rows[picks[j]])

@@ -18,7 +18,7 @@ from skcompressae._core._gathers import add_combination, dot
 from skcompressae._core._pursuit import RIDGE
 from skcompressae._core._threads import run_blocks
 
-__all__ = ["MIN_STRETCHED", "codes_to_csr", "decode_norms", "scale_codes", "scales_apart", "unit_rows"]
+__all__ = ["MIN_STRETCHED", "codes_to_csr", "decode_csr", "decode_norms", "scale_codes", "scales_apart", "unit_rows"]
 
 # Squared norm, of a unit row, that the latents beside the mean's must decode to before they are stretched alone: a
 # hundred times what float32 leaves of it when the mean's share is taken away.
@@ -105,6 +105,38 @@ def decode_norms(
         n_threads,
     )
     return norms
+
+
+@njit(cache=True, nogil=True)
+def _decode_csr(decoder, indptr, indices, values, start, stop, x_hat):  # type: ignore[no-untyped-def]
+    for i in range(start, stop):
+        first, last = indptr[i], indptr[i + 1]
+        x_hat[i] = 0
+        add_combination(x_hat[i], decoder, values[first:last], indices[first:last], last - first)
+
+
+def decode_csr(codes: Any, decoder: FloatArray, *, n_threads: int) -> FloatArray:
+    """Compute ``codes @ decoder``.
+
+    Parameters
+    ----------
+    codes : CSR matrix or array of shape (n_rows, n_components), float32 or float64
+        Entries in any order; those of the same place are added.
+    decoder : array of shape (n_components, n_features), of the dtype of `codes` or float32
+    n_threads : int
+
+    Returns
+    -------
+    x_hat : array of shape (n_rows, n_features), of the dtype of `codes`
+    """
+    x_hat = np.empty((codes.shape[0], decoder.shape[1]), dtype=codes.dtype)
+    run_blocks(
+        lambda start, stop: _decode_csr(decoder, codes.indptr, codes.indices, codes.data, start, stop, x_hat),
+        len(x_hat),
+        64,
+        n_threads,
+    )
+    return x_hat
 
 
 def scales_apart(scales_mean_apart: bool, coding: str, norm: str | None) -> bool:
