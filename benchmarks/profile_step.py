@@ -45,6 +45,8 @@ TRANSFORM_STAGES = {
     "unit_rows": (_encoding, "unit_rows"),
     "product": (_cpu_engine.PreActivations, "__call__"),
     "top_k": (_encoding, "top_k"),
+    "screening": (_encoding.ScreenedActivations, "largest"),  # product and choice in one
+    "candidate_activations": (_encoding, "candidate_activations"),
     "activation_codes": (_encoding, "activation_codes"),
     "rounding_margin": (_encoding, "rounding_margin"),
     "supports": (_encoding, "supports"),
@@ -123,7 +125,7 @@ def main(arguments=None):
         compressor = CompresSAETransformer(
             options.n_components, k=options.k, max_iter=2, batch_size=1024, device="cpu", random_state=options.seed
         ).fit(X[: options.batch_size])
-        for coding in ("activations", "least_squares"):
+        for coding in ("activations", "least_squares", "pursuit"):
             for precision in ("float32", "bfloat16"):
                 compressor.set_params(coding=coding, precision=precision)
                 for name, rows, n_repeats in (

@@ -22,9 +22,10 @@ def test_profile_covers_the_hot_paths(benchmark, tmp_path):
         benchmark("profile_step").main([*size, "--threads", "1", "--n-repeats", "1", "--out", str(out)])
     torch.set_num_threads(n_threads)
     results = json.loads(out.read_text(encoding="utf-8"))["results"]
-    assert len(results) == 10
+    assert len(results) == 14
     assert {"product", "top_k", "sum_gradients", "apply_adam"} <= set(results["step_float32"]["stages_s"])
     assert {"product", "supports", "least_squares_codes"} <= set(results["transform_least_squares_float32"]["stages_s"])
+    assert {"product", "top_k", "pursuit_codes"} <= set(results["transform_pursuit_float32"]["stages_s"])
     for result in results.values():
         assert 0 < sum(result["stages_s"].values()) <= 1.05 * result["total_s"]
 
