@@ -283,6 +283,7 @@ def run_study(name: str, X: Array, options: argparse.Namespace) -> dict[str, Any
         },
         "results": rows,
     }
+    origin = {key: content["environment"][key] for key in ("date", "cpu", "commit")}  # rows may be of several runs
     n_earlier = len(rows)
     for method in options.methods:
         for seed in options.seeds:
@@ -292,7 +293,7 @@ def run_study(name: str, X: Array, options: argparse.Namespace) -> dict[str, Any
                 if (row["method"], row["seed"]) == ("ours", seed)
             }
             for row in measure(method, data, true, seed, options, our_fit_s):
-                rows.append({**row, "seed": seed})
+                rows.append({**row, "seed": seed, **origin})
                 print(
                     f"{name} {row['method']} {row['mode']} {json.dumps(row['params'])} seed {seed}: "
                     f"{row['size_bytes']:.0f} bytes, recall@10 {row['recall_at_10']:.3f}, "

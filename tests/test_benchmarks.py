@@ -37,6 +37,8 @@ def test_quality_study_writes_results_picture_and_table(benchmark, tmp_path):
         "asymmetric",
         "asymmetric_4bit",
     }
+    assert all(row["cpu"] == content["environment"]["cpu"] for row in rows)
+    assert all({"date", "commit"} <= row.keys() for row in rows)
     assert all(0 <= row["recall_at_100"] <= 1 for row in rows)
     at = {(row["method"], row["mode"], row["params"].get("k"), row["seed"]): row for row in rows}
     assert at["sq8", "asymmetric", None, 0]["recall_at_100"] > 0.95
