@@ -207,7 +207,8 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         Raises
         ------
         ValueError
-            If the codes have another width than n_components, or are not finite.
+            If the codes have another width than n_components, are not finite, or are a sparse matrix with indices
+            outside of it.
 
         See Also
         --------
