@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from copy import copy
 from functools import lru_cache
 from numbers import Integral
 from typing import Any, cast
@@ -372,7 +373,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
             )
         if not isinstance(X, np.ndarray):
             try:
-                X.check_format(full_check=True)
+                copy(X).check_format(full_check=True)  # of a shallow copy: SciPy cuts spare room off what it checks
             except ValueError as error:
                 raise ValueError(f"X must be a well-formed sparse matrix; SciPy says of it: {error}.") from error
         return X

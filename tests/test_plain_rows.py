@@ -11,7 +11,6 @@ from skcompressae._plain_rows import are_plain_codes, are_plain_rows
 
 ROWS = make_embeddings(n_rows=30, n_features=24)
 
-
 CODES = sp.random(30, 24, density=0.2, format="csr", dtype=np.float32, random_state=0)
 
 

@@ -91,6 +91,17 @@ def test_codes_that_point_outside_themselves_are_refused(fitted, part, value):
         fitted.inverse_transform(codes)
 
 
+@pytest.mark.parametrize("n_spare", [0, 3])
+def test_decoding_leaves_codes_as_they_are(fitted, n_spare):
+    codes = fitted.transform(make_embeddings(5, 24))
+    expected = fitted.inverse_transform(codes.copy())
+    codes.data = np.append(codes.data, np.ones(n_spare, dtype=np.float32))
+    codes.indices = np.append(codes.indices, np.zeros(n_spare, dtype=codes.indices.dtype))
+    before = codes.data, codes.indices, codes.indptr
+    np.testing.assert_array_equal(fitted.inverse_transform(codes), expected)
+    assert all(now is then for now, then in zip((codes.data, codes.indices, codes.indptr), before, strict=True))
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("index_dtype", [np.int32, np.int64])
 def test_codes_in_any_order_and_in_parts_are_decoded(fitted, dtype, index_dtype):

@@ -1,4 +1,4 @@
-"""Rows in and rows out: L2 normalisation, decoding of (indices, values) pairs, and CSR assembly.
+"""Rows in and rows out: L2 normalisation, decoding of codes, and CSR assembly.
 
 Invariant: a unit row is x / ||x|| computed without overflow or underflow whatever the scale of x; an all-zero row stays
 all zero and has norm 0. Codes travel as pairs of (n_rows, k) arrays and become CSR once, without explicit zeros.
@@ -108,7 +108,7 @@ def decode_norms(
 
 
 @njit(cache=True, nogil=True)
-def _decode_csr(decoder, indptr, indices, values, start, stop, x_hat):  # type: ignore[no-untyped-def]
+def _decode_csr(decoder: Any, indptr: Any, indices: Any, values: Any, start: int, stop: int, x_hat: Any) -> None:
     for i in range(start, stop):
         first, last = indptr[i], indptr[i + 1]
         x_hat[i] = 0
