@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skcompressae import CompresSAETransformer, _encoding
+from skcompressae._core._int16_products import ROWS_PER_PANEL, ROWS_PER_TILE, multiply_int16, round_to_int16
 from skcompressae._core._integer_products import IntegerProducts, dithers, products_of_sums, round_rows
+from skcompressae._core._processor import HAS_AVX2
 from skcompressae._core._rows import unit_rows
 from skcompressae._core._screening import (
     RoundedRows,
@@ -24,7 +26,9 @@ from skcompressae._core._supports import activation_codes
 from skcompressae._torch import _screened
 from skcompressae._torch._screened import ScreenedActivations
 
-ROUNDINGS = ["int8", "bfloat16"]
+needs_avx2 = pytest.mark.skipif(not HAS_AVX2, reason="the kernel is one of AVX2")
+INT16 = pytest.param("int16", marks=needs_avx2)
+ROUNDINGS = ["int8", INT16, "bfloat16"]
 
 
 def rounded(array):
@@ -50,7 +54,7 @@ def expected_codes(x, encoder, bias, divisors, n):
 
 @settings(deadline=None, max_examples=80)
 @given(
-    rounding=st.sampled_from(ROUNDINGS),
+    rounding=st.sampled_from(["int8", "int16", "bfloat16"]),
     n_features=st.sampled_from([1, 7, 33, 100]),
     n_components=st.integers(1, 70),
     has_ties=st.booleans(),
@@ -72,8 +76,13 @@ def test_errors_as_large_as_the_bounds_change_nothing(
         rows = RoundedRows(distances, *np.zeros((2, 5), dtype=np.float32))
     else:
         dither, other = dithers(n_features)
-        bounds = integer_error_bounds(round_rows(encoder, other, dither, n_threads=1), bias, divisors)
-        of_x = round_rows(x, dither, other, n_threads=1)
+        if rounding == "int8":
+            of_encoder = round_rows(encoder, other, dither, n_threads=1)
+            of_x = round_rows(x, dither, other, n_threads=1)
+        else:
+            of_encoder = round_to_int16(encoder, ROWS_PER_PANEL, other, dither, n_threads=1)
+            of_x = round_to_int16(x, ROWS_PER_TILE, dither, other, n_threads=1)
+        bounds = integer_error_bounds(of_encoder, n_features, bias, divisors)
         rows = RoundedRows(of_x.distances, of_x.steps, of_x.norms)
     exact = x @ encoder.T if divisors is None else x @ encoder.T / divisors
     signs = random_state.choice([-1, 1], exact.shape)
@@ -141,17 +150,70 @@ def test_integer_products_are_those_of_the_rounded_rows_and_rarely_off_by_much(k
     scale = np.linalg.norm(encoder, axis=1).max()
     np.testing.assert_allclose(products, multiplied, rtol=1e-5, atol=1e-5 * scale)
     errors = products - x.astype(np.float64) @ encoder.astype(np.float64).T
-    bounds = integer_error_bounds(of_encoder, np.zeros(200, dtype=np.float32), None)
+    bounds = integer_error_bounds(of_encoder, n_features, np.zeros(200, dtype=np.float32), None)
     noise = np.hypot(bounds.spread * of_x.steps[:, None], bounds.own * of_x.norms[:, None])
     # nine standard deviations are the bound; one is what a typical error has
     assert (abs(errors) <= 0.7 * noise).all()
     assert (abs(errors).max() > noise.max() / 50) or kind == "constant"
 
 
+def integers_of(rounded, n_rows, n_columns):
+    """The integers of a row in a row, and what fills the groups up."""
+    pairs = rounded.integers.transpose(0, 2, 1, 3)
+    flat = pairs.reshape(pairs.shape[0] * pairs.shape[1], -1)
+    assert not flat[n_rows:].any()
+    assert not flat[:, n_columns:].any()
+    return flat[:n_rows, :n_columns].astype(np.float64)
+
+
+@needs_avx2
+@pytest.mark.parametrize("kind", ["normal", "spiky", "constant", "one entry", "on a grid"])
+@pytest.mark.parametrize(
+    ("n_rows", "n_features", "n_components"), [(1, 1, 1), (6, 64, 16), (13, 1501, 37), (40, 768, 200), (7, 9000, 17)]
+)
+def test_int16_products_are_those_of_the_rounded_rows_and_rarely_off_by_much(kind, n_rows, n_features, n_components):
+    random_state = np.random.RandomState(n_features)
+    x, encoder, _, _ = draw(n_rows, n_features, n_components, random_state)
+    if kind == "spiky":
+        x, _ = spiky(n_rows, n_features, random_state)
+    elif kind == "constant":  # the largest sums
+        x[:], encoder[:] = n_features**-0.5, 0.3
+    elif kind == "one entry":  # the largest products
+        x[:], encoder[:] = 0, 0
+        x[:, -1], encoder[:, -1] = -1, -5
+    elif kind == "on a grid":
+        x, encoder = np.round(x, 2), np.round(encoder, 1)
+    dither, other = dithers(n_features)
+    of_x = round_to_int16(x, ROWS_PER_TILE, dither, other, n_threads=1)
+    of_encoder = round_to_int16(encoder, ROWS_PER_PANEL, other, dither, n_threads=2)
+    multiplied = []
+    for rows, exact, own in ((of_x, x, dither), (of_encoder, encoder, other)):
+        integers = integers_of(rows, *exact.shape)
+        assert (np.linalg.norm(integers, axis=1) < 2**15.5).all()
+        assert (abs(integers) <= 2**15 - 1).all()
+        restored = rows.steps[:, None] * (integers - own)
+        multiplied.append(restored)
+        # beyond half a step by the rounding of multiples of up to 2^15
+        assert (abs(exact - restored) <= 0.505 * rows.steps[:, None]).all()
+        np.testing.assert_allclose(rows.distances, np.linalg.norm(exact - restored, axis=1), rtol=0.01, atol=1e-6)
+        np.testing.assert_allclose(rows.norms, np.linalg.norm(exact, axis=1), rtol=1e-5)
+    products = np.empty((n_rows, n_components), dtype=np.float32)
+    offsets = (of_encoder.offsets - dither.astype(np.float64) @ other).astype(np.float32)
+    multiply_int16(of_x, of_encoder, offsets, of_encoder.steps, products, n_threads=2)
+    scale = np.linalg.norm(encoder, axis=1).max()
+    np.testing.assert_allclose(products, multiplied[0] @ multiplied[1].T, rtol=2e-6, atol=2e-6 * scale)
+    errors = products - x.astype(np.float64) @ encoder.astype(np.float64).T
+    bounds = integer_error_bounds(of_encoder, n_features, np.zeros(n_components, dtype=np.float32), None)
+    noise = np.hypot(bounds.spread * of_x.steps[:, None], bounds.own * of_x.norms[:, None])
+    # nine standard deviations are the bound; one is what a typical error has
+    assert (abs(errors) <= 0.7 * noise + 2e-6 * scale).all()
+
+
 def test_rows_and_weights_of_zeros_are_rounded_to_zeros():
     dither, other = dithers(9)
-    rows = round_rows(np.zeros((2, 9), dtype=np.float32), dither, other, n_threads=1)
-    assert not any(array.any() for array in rows)
+    zeros = np.zeros((2, 9), dtype=np.float32)
+    for rows in (round_rows(zeros, dither, other, n_threads=1), round_to_int16(zeros, 6, dither, other, n_threads=1)):
+        assert not any(array.any() for array in rows)
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
@@ -163,13 +225,14 @@ def test_most_latents_are_not_computed_again(rounding):
     assert screened._n_recomputed < 3 * screened._n_asked
 
 
+@pytest.mark.parametrize("rounding", ["int8", INT16])
 @pytest.mark.parametrize("kind", ["positive", "a column far from 0"])
-def test_what_rows_have_in_common_does_not_coarsen_integers(kind):
+def test_what_rows_have_in_common_does_not_coarsen_integers(kind, rounding):
     random_state = np.random.RandomState(6)
     x, encoder, bias, _ = draw(400, 384, 1024, random_state)
     x = x[x.any(axis=1)]
     x, _ = unit_rows(abs(x) if kind == "positive" else x + (np.arange(384) == 7))
-    screened = ScreenedActivations(encoder, bias, rounding="int8", n_threads=1)
+    screened = ScreenedActivations(encoder, bias, rounding=rounding, n_threads=1)
     indices, values = screened.largest(x, 20, 64, 1)
     expected = expected_codes(x, encoder, bias, None, 20)
     np.testing.assert_array_equal(indices, expected[0])
@@ -213,11 +276,21 @@ def test_products_beyond_the_bounds_are_noticed(monkeypatch, spoil):
     assert not screened.pays
 
 
-def test_sums_of_integers_beyond_the_bounds_are_noticed(monkeypatch):
+def spoil_integers(monkeypatch, factor):
+    multiply, multiply_short = torch._int_mm, _screened.multiply_int16
+
+    def spoiled(rows, latents, offsets, factors, products, *, n_threads):
+        multiply_short(rows, latents, offsets, factor * factors, products, n_threads=n_threads)
+
+    monkeypatch.setattr(torch, "_int_mm", lambda a, b, out: multiply(a, b, out=out).mul_(factor))
+    monkeypatch.setattr(_screened, "multiply_int16", spoiled)
+
+
+@pytest.mark.parametrize("rounding", ["int8", INT16])
+def test_sums_of_integers_beyond_the_bounds_are_noticed(monkeypatch, rounding):
     x, encoder, bias, _ = draw(60, 100, 300, np.random.RandomState(1))
-    screened = ScreenedActivations(encoder, bias, rounding="int8", n_threads=1)
-    multiply = torch._int_mm
-    monkeypatch.setattr(torch, "_int_mm", lambda a, b, out: multiply(a, b, out=out).mul_(2))
+    screened = ScreenedActivations(encoder, bias, rounding=rounding, n_threads=1)
+    spoil_integers(monkeypatch, 2)
     assert screened.largest(x, 20, 16, 1) is None
     assert not screened.pays
 
@@ -255,13 +328,14 @@ def test_a_product_that_cannot_be_trusted_or_does_not_pay_is_done_in_float32(mon
     X = np.random.RandomState(3).standard_normal((700, 24)).astype(np.float32)
     model = fitted("pursuit", X)
     expected = transform(model, X, monkeypatch, roundings=[])
-    multiply, multiply_integers = torch.mm, torch._int_mm
+    multiply = torch.mm
     monkeypatch.setattr(torch, "mm", lambda a, b, out: multiply(a, b, out=out).mul_(1.05))
-    monkeypatch.setattr(torch, "_int_mm", lambda a, b, out: multiply_integers(a, b, out=out).mul_(2))
-    spoiled = transform(model, X, monkeypatch, roundings=ROUNDINGS)
+    spoil_integers(monkeypatch, 2)
+    roundings = ["int8", *(["int16"] if HAS_AVX2 else []), "bfloat16"]
+    spoiled = transform(model, X, monkeypatch, roundings=roundings)
     monkeypatch.undo()
     monkeypatch.setattr(_screened, "_MAX_RECOMPUTED", 0)
-    unpaid = transform(model, X, monkeypatch, roundings=ROUNDINGS)
+    unpaid = transform(model, X, monkeypatch, roundings=roundings)
     for codes in (spoiled, unpaid):
         np.testing.assert_array_equal(codes.indices, expected.indices)
         np.testing.assert_array_equal(codes.data, expected.data)
@@ -270,6 +344,7 @@ def test_a_product_that_cannot_be_trusted_or_does_not_pay_is_done_in_float32(mon
 def test_what_is_screened_is_what_the_processor_multiplies_fast(monkeypatch):
     monkeypatch.setattr(_screened, "MULTIPLIES_BFLOAT16", True)
     monkeypatch.setattr(_screened, "MULTIPLIES_INT8", True)
+    monkeypatch.setattr(_screened, "MULTIPLIES_INT16", False)
     monkeypatch.setattr(_screened, "_has_integer_product", lambda: True)
     assert _screened.roundings_worth_screening(4096, 768) == ["int8", "bfloat16"]
     assert _screened.roundings_worth_screening(64, 768) == []
@@ -280,6 +355,9 @@ def test_what_is_screened_is_what_the_processor_multiplies_fast(monkeypatch):
     assert _screened.roundings_worth_screening(4096, 768) == ["bfloat16"]
     monkeypatch.setattr(_screened, "MULTIPLIES_BFLOAT16", False)
     assert _screened.roundings_worth_screening(4096, 768) == []
+    monkeypatch.setattr(_screened, "MULTIPLIES_INT16", True)
+    assert _screened.roundings_worth_screening(4096, 768) == ["int16"]
+    assert _screened.roundings_worth_screening(4096, 140_000) == []
 
 
 @pytest.mark.parametrize("fault", ["saturated", "refused", "none"])

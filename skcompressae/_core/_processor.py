@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import llvmlite.binding as llvm
 
-__all__ = ["MULTIPLIES_BFLOAT16", "MULTIPLIES_INT8"]
+__all__ = ["HAS_AVX2", "MULTIPLIES_BFLOAT16", "MULTIPLIES_INT8", "MULTIPLIES_INT16"]
 
 # LLVM's names of the instruction sets of x86 that multiply bfloat16, without and with matrix tiles. Of an Arm processor
 # LLVM does not tell everywhere, so there products of rounded factors run in float32.
@@ -16,3 +16,7 @@ _features = llvm.get_host_cpu_features()
 MULTIPLIES_BFLOAT16 = any(_features.get(name, False) for name in _BFLOAT16_FEATURES)
 # Four 8-bit products, and their sum, for each float32 lane.
 MULTIPLIES_INT8 = bool(_features.get("avx512vnni", False))
+HAS_AVX2 = bool(_features.get("avx2", False))
+# Two 16-bit products, and their sum, for each float32 lane. With AVX-512, whose lanes are twice as many, our own kernel
+# for AVX2 would be no faster than float32.
+MULTIPLIES_INT16 = HAS_AVX2 and not _features.get("avx512f", False)

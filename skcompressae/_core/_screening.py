@@ -1,10 +1,10 @@
 """Find the latents of largest exact activation from a product in reduced precision.
 
-A product of rounded factors costs a half (bfloat16) or a quarter (8-bit integers) of one in float32. How far it can be
-off is known: the rounding errors of the factors are there to be measured, and what the sums and the result's own
-rounding add is bounded. A latent whose approximate magnitude plus its bound is below the n-th largest of magnitude
-minus bound is not among the n largest, whatever the errors were; all others are computed again in float32, in a fixed
-order, and decide. (The bounds of integer products fail for one of 2e17 activations.)
+A product of rounded factors costs a half (bfloat16, 16-bit integers) or a quarter (8-bit integers) of one in float32.
+How far it can be off is known: the rounding errors of the factors are there to be measured, and what the sums and the
+result's own rounding add is bounded. A latent whose approximate magnitude plus its bound is below the n-th largest of
+magnitude minus bound is not among the n largest, whatever the errors were; all others are computed again in float32, in
+a fixed order, and decide. (The bounds of integer products fail for one of 2e17 activations.)
 
 Invariant: what is returned is what a selection among the recomputed activations of all latents would return.
 """
@@ -18,6 +18,7 @@ from numba import njit
 
 from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._gathers import FAST, dots
+from skcompressae._core._int16_products import Int16Rows
 from skcompressae._core._integer_products import DEVIATIONS, IntegerProducts, IntegerRows, products_of_sums
 from skcompressae._core._threads import run_blocks
 from skcompressae._core._topk import (
@@ -153,14 +154,15 @@ def _inflated(fixed: FloatArray, slope: FloatArray, spread: FloatArray, own: Flo
     return ErrorBounds(fixed, slope, spread, own, np.float32(share))
 
 
-def integer_error_bounds(rounded: IntegerRows, bias: FloatArray, divisors: FloatArray | None) -> ErrorBounds:
-    """Bound the errors of the activations of unit rows when both factors were rounded to 8-bit integers.
+def integer_error_bounds(
+    rounded: IntegerRows | Int16Rows, n_features: int, bias: FloatArray, divisors: FloatArray | None
+) -> ErrorBounds:
+    """Bound the errors of the activations of unit rows when both factors were rounded to integers, with a dither.
 
     With a = x - x' and b = w - w' the error is ``w.a + b.x - b.a``. The first two are the sub-Gaussian ones of
     `_integer_products.py`, independent of one another; the last is at most ``|a||b|``. A bound fails with a probability
     of 5e-18 for an activation. `rounded` is the encoder; the other parameters are those of :func:`error_bounds`.
     """
-    n_features = rounded.integers.shape[1]
     steps, slope, norms = (array.astype(np.float64) for array in (rounded.steps, rounded.distances, rounded.norms))
     epsilon = float(np.finfo(np.float32).eps)
     sums = 2 * (n_features + 8) * epsilon

@@ -11,8 +11,16 @@ import numpy as np
 import torch
 
 from skcompressae._core._arrays import FloatArray, IndexArray
-from skcompressae._core._integer_products import IntegerProducts, dithers, round_rows
-from skcompressae._core._processor import MULTIPLIES_BFLOAT16, MULTIPLIES_INT8
+from skcompressae._core._int16_products import (
+    MAX_COLUMNS,
+    ROWS_PER_PANEL,
+    ROWS_PER_TILE,
+    Int16Rows,
+    multiply_int16,
+    round_to_int16,
+)
+from skcompressae._core._integer_products import IntegerProducts, IntegerRows, dithers, round_rows
+from skcompressae._core._processor import MULTIPLIES_BFLOAT16, MULTIPLIES_INT8, MULTIPLIES_INT16
 from skcompressae._core._screening import (
     ErrorBounds,
     RoundedRows,
@@ -50,6 +58,8 @@ def roundings_worth_screening(n_rows: int, n_features: int) -> list[str]:
     roundings = []
     if MULTIPLIES_INT8 and _MIN_COLUMNS <= n_features <= _MAX_COLUMNS and _has_integer_product():
         roundings.append("int8")
+    if MULTIPLIES_INT16 and n_features <= MAX_COLUMNS:
+        roundings.append("int16")
     if MULTIPLIES_BFLOAT16:
         roundings.append("bfloat16")
     return roundings
@@ -126,10 +136,8 @@ class _IntegerProducts:
         self._dither, self._encoder_dither = dithers(encoder.shape[1])
         rounded = round_rows(encoder, self._encoder_dither, self._dither, n_threads=n_threads)
         self._integers = torch.from_numpy(rounded.integers)
-        self._factors = rounded.steps if divisors is None else (rounded.steps / divisors).astype(np.float32)
-        constant = np.dot(self._dither.astype(np.float64), self._encoder_dither)
-        self._offsets = (rounded.offsets - constant).astype(np.float32)
-        self.bounds: ErrorBounds = integer_error_bounds(rounded, bias, divisors)
+        self._factors, self._offsets = _of_latents(rounded, divisors, self._dither, self._encoder_dither)
+        self.bounds: ErrorBounds = integer_error_bounds(rounded, encoder.shape[1], bias, divisors)
         self._buffers = _Buffers([torch.int32], len(encoder))
 
     def centre_on(self, x: FloatArray) -> None:
@@ -147,7 +155,44 @@ class _IntegerProducts:
         return IntegerProducts(sums.numpy(), self._factors, self._offsets, rows.offsets)
 
 
-_PRODUCTS: dict[str, Callable[..., Any]] = {"int8": _IntegerProducts, "bfloat16": _Bfloat16Products}
+class _Int16Products:
+    """Products of rows and encoder, both rounded to 16-bit integers with a dither."""
+
+    def __init__(self, encoder: FloatArray, bias: FloatArray, divisors: FloatArray | None, n_threads: int) -> None:
+        self.bias = bias
+        self._dither, encoder_dither = dithers(encoder.shape[1])
+        self._encoder_dither = encoder_dither
+        rounded = round_to_int16(encoder, ROWS_PER_PANEL, encoder_dither, self._dither, n_threads=n_threads)
+        self._rounded = rounded
+        self._factors, self._offsets = _of_latents(rounded, divisors, self._dither, encoder_dither)
+        self.bounds: ErrorBounds = integer_error_bounds(rounded, encoder.shape[1], bias, divisors)
+        self._buffers = _Buffers([torch.float32], len(encoder))
+
+    def centre_on(self, x: FloatArray) -> None:
+        """Do nothing: steps are fine enough for the other columns where one is far from 0."""
+
+    def __call__(self, x: FloatArray, rounded: RoundedRows, n_threads: int) -> FloatArray:
+        rows = round_to_int16(x, ROWS_PER_TILE, self._dither, self._encoder_dither, n_threads=n_threads)
+        rounded.distances[:], rounded.steps[:], rounded.norms[:] = rows.distances, rows.steps, rows.norms
+        products: FloatArray = self._buffers.of_rows(len(x))[0].numpy()
+        multiply_int16(rows, self._rounded, self._offsets, self._factors, products, n_threads=n_threads)
+        return products
+
+
+def _of_latents(
+    rounded: IntegerRows | Int16Rows, divisors: FloatArray | None, dither: FloatArray, encoder_dither: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Return what the sums of a latent's products are multiplied by, and what is subtracted from them before."""
+    factors = rounded.steps if divisors is None else (rounded.steps / divisors).astype(np.float32)
+    constant = np.dot(dither.astype(np.float64), encoder_dither)
+    return factors, (rounded.offsets - constant).astype(np.float32)
+
+
+_PRODUCTS: dict[str, Callable[..., Any]] = {
+    "int8": _IntegerProducts,
+    "int16": _Int16Products,
+    "bfloat16": _Bfloat16Products,
+}
 
 
 class ScreenedActivations:
@@ -159,7 +204,7 @@ class ScreenedActivations:
     bias : float32 array of shape (n_components,)
     divisors : float32 array of shape (n_components,), optional
         What products are divided by before the bias is added.
-    rounding : {"int8", "bfloat16"}
+    rounding : {"int8", "int16", "bfloat16"}
         What the factors of the product that is done for all latents are rounded to.
     n_threads : int
     """
