@@ -25,7 +25,7 @@ from training_speed import our_step
 
 from skcompressae import CompresSAETransformer, _encoding
 from skcompressae._core._rows import unit_rows
-from skcompressae._torch import _cpu_engine
+from skcompressae._torch import _cpu_engine, _screened
 from skcompressae._torch._devices import resolve_device
 
 # (object, attribute) of the stages of each path; the product is a method that top-k does not include.
@@ -45,7 +45,9 @@ TRANSFORM_STAGES = {
     "unit_rows": (_encoding, "unit_rows"),
     "product": (_cpu_engine.PreActivations, "__call__"),
     "top_k": (_encoding, "top_k"),
-    "screening": (_encoding.ScreenedActivations, "largest"),  # product and choice in one
+    "screening": (_encoding.ScreenedActivations, "_screen"),  # product and survivors in one
+    "decide": (_screened, "decide"),
+    "settle": (_screened, "settle"),
     "candidate_activations": (_encoding, "candidate_activations"),
     "activation_codes": (_encoding, "activation_codes"),
     "rounding_margin": (_encoding, "rounding_margin"),

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from skcompressae._core._arrays import FloatArray, IndexArray
-from skcompressae._core._pursuit import count_candidates, least_squares_codes, pursuit_codes
+from skcompressae._core._pursuit import Inexact, count_candidates, least_squares_codes, pursuit_codes
 from skcompressae._core._rows import codes_to_csr, decode_csr, decode_norms, scale_codes, scales_apart, unit_rows
 from skcompressae._core._sparse_step import reconstruction_gradients
 from skcompressae._core._supports import activation_codes, candidate_activations, rounding_margin, supports
@@ -183,12 +183,20 @@ class Encoder:
         n_candidates = self._n_candidates(k)
         pursues = self._coding == "pursuit" and n_candidates > k
         x, norms = self._unit_rows(rows)
-        found = self._screen(x, n_candidates if pursues else k)
-        if found is not None:
-            candidates, activations = found
+        screened = self._screen(x, n_candidates if pursues else k)
+        if screened is not None:
+            candidates, activations, errors = screened
             if pursues:
-                return x, norms, *pursuit_codes(x, weights.decoder, candidates, activations, k, n_threads=n_threads)
+                inexact = Inexact(errors, weights.encoder, weights.bias)
+                return (
+                    x,
+                    norms,
+                    *pursuit_codes(
+                        x, weights.decoder, candidates, activations, k, n_threads=n_threads, inexact=inexact
+                    ),
+                )
             if self._coding == "activations":
+                found = candidates, activations
                 return x, norms, *found, decode_norms(weights.decoder, *found, n_threads=n_threads)
             return x, norms, candidates, *least_squares_codes(x, weights.decoder, candidates, n_threads=n_threads)
         if not pursues:  # with nothing to pick it is least squares, whose support a product's rounding must not decide
@@ -226,8 +234,11 @@ class Encoder:
         run_blocks(scale, len(rows), 512, self._n_threads)
         return x, norms
 
-    def _screen(self, x: FloatArray, n: int) -> tuple[IndexArray, FloatArray] | None:
-        """Return the n largest activations of each row by way of a rounded product, or None where that does not pay."""
+    def _screen(self, x: FloatArray, n: int) -> tuple[IndexArray, FloatArray, FloatArray] | None:
+        """Return the n largest activations of each row by way of a rounded product, or None where that does not pay.
+
+        And how far they may be off, where it does not matter: least squares needs none, and a pursuit few exact ones.
+        """
         for rounding in self._worth_screening(x.shape):
             if rounding not in self._screened:
                 weights = self._weights
@@ -235,9 +246,16 @@ class Encoder:
                     weights.encoder, weights.bias, self._divisors, rounding=rounding, n_threads=self._n_threads
                 )
             screened = self._screened[rounding]
-            found = screened.largest(x, n, self._block_rows, self._n_threads) if screened.pays else None
+            if not screened.pays:
+                continue
+            if self._coding == "least_squares" or (self._coding == "pursuit" and screened.is_fine):
+                nearly = screened.largest_nearly(x, n, self._block_rows, self._n_threads)
+                if nearly is not None:
+                    return nearly
+                continue
+            found = screened.largest(x, n, self._block_rows, self._n_threads)
             if found is not None:
-                return found
+                return *found, np.empty(0, dtype=np.float32)
         return None
 
     def _worth_screening(self, shape: tuple[int, ...]) -> list[str]:

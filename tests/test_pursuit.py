@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_pursuit import naive_pursuit, naive_values
 
-from skcompressae._core._pursuit import RIDGE, least_squares_codes, pursuit_codes
+from skcompressae._core._pursuit import RIDGE, Inexact, least_squares_codes, pursuit_codes
 from skcompressae._core._rows import unit_rows
+from skcompressae._core._supports import candidate_activations
 
 
 def unit(rows):
@@ -148,3 +149,30 @@ def test_norms_are_those_of_the_reconstructions():
     indices, values, norms = pursuit_codes(x, decoder, candidates, activations, 6, n_threads=1)
     expected = np.linalg.norm(np.einsum("ij,ijd->id", values, decoder[indices]), axis=1)
     np.testing.assert_allclose(norms, expected, rtol=1e-5)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    k=st.integers(1, 20),
+    n_more=st.integers(1, 20),
+    has_ties=st.booleans(),
+    size=st.sampled_from([1e-6, 1e-3, 0.05, 1.0]),
+    seed=st.integers(0, 2**31),
+)
+def test_codes_by_inexact_activations_are_those_by_exact_ones(k, n_more, has_ties, size, seed):
+    """To the last bit, whatever the errors are, up to what is said of them."""
+    n_components = k + n_more + 5
+    x, decoder, candidates, _ = draw(4, 40, n_components, k + n_more, seed, np.float32)
+    random_state = np.random.RandomState(seed)
+    encoder = (decoder + 0.1 * random_state.standard_normal(decoder.shape)).astype(np.float32)
+    bias = 0.1 * random_state.standard_normal(n_components).astype(np.float32)
+    if has_ties:
+        encoder[1::2], bias[1::2] = -encoder[: n_components // 2], -bias[: n_components // 2]
+    exact = candidate_activations(x, encoder, bias, candidates, n_threads=1)
+    errors = np.array([0, size, size, size], dtype=np.float32)
+    signs = random_state.choice([-1, 1], exact.shape)
+    proposed = exact + (0.99 * signs * errors[:, None]).astype(np.float32)
+    expected = pursuit_codes(x, decoder, candidates, exact, k, n_threads=1)
+    found = pursuit_codes(x, decoder, candidates, proposed, k, n_threads=1, inexact=Inexact(errors, encoder, bias))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)

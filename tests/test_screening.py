@@ -20,6 +20,7 @@ from skcompressae._core._screening import (
     integer_error_bounds,
     n_computed,
     room_for,
+    settle,
     survive,
 )
 from skcompressae._core._supports import activation_codes
@@ -98,6 +99,11 @@ def test_errors_as_large_as_the_bounds_change_nothing(
     np.testing.assert_array_equal(values, expected[1])
     assert n_violations == 0
     assert 5 * n <= n_computed(survivors, n_components) <= 5 * n_components
+    if not is_divided:
+        settled, nearly, errors, n_violations = settle(x, encoder, bias, rows, bounds, survivors, n, n_threads=1)
+        np.testing.assert_array_equal(settled, expected[0])
+        assert (abs(nearly - expected[1]) <= 1.001 * errors[:, None]).all()
+        assert n_violations == 0
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
@@ -112,6 +118,9 @@ def test_products_of_torch_are_within_the_bounds(monkeypatch, n_features, scale,
     expected = expected_codes(x, encoder, bias, None, 20)
     np.testing.assert_array_equal(indices, expected[0])
     np.testing.assert_array_equal(values, expected[1])
+    indices, values, errors = screened.largest_nearly(x, 20, 16, 1)
+    np.testing.assert_array_equal(indices, expected[0])
+    assert (abs(values - expected[1]) <= 1.001 * errors[:, None]).all()
 
 
 def spiky(n_rows, n_features, random_state):
@@ -245,8 +254,10 @@ def test_rows_that_integers_tell_too_little_of_are_not_screened(monkeypatch):
     _, encoder, bias, _ = draw(1, 384, 4096, random_state)
     x, _ = unit_rows(random_state.standard_normal((2000, 384)) * (random_state.uniform(size=(2000, 384)) < 0.01))
     screened = ScreenedActivations(encoder, bias, rounding="int8", n_threads=1)
-    monkeypatch.setattr(_screened, "decide", lambda *given, **named: pytest.fail("computed again"))
+    for name in ("decide", "settle"):
+        monkeypatch.setattr(_screened, name, lambda *given, **named: pytest.fail("computed again"))
     assert screened.largest(x, 4, 512, 1) is None
+    assert screened.largest_nearly(x, 4, 512, 1) is None
     assert not screened.pays
     assert screened._n_asked < 4 * 300
 
@@ -286,12 +297,13 @@ def spoil_integers(monkeypatch, factor):
     monkeypatch.setattr(_screened, "multiply_int16", spoiled)
 
 
+@pytest.mark.parametrize("method", ["largest", "largest_nearly"])
 @pytest.mark.parametrize("rounding", ["int8", INT16])
-def test_sums_of_integers_beyond_the_bounds_are_noticed(monkeypatch, rounding):
+def test_sums_of_integers_beyond_the_bounds_are_noticed(monkeypatch, rounding, method):
     x, encoder, bias, _ = draw(60, 100, 300, np.random.RandomState(1))
     screened = ScreenedActivations(encoder, bias, rounding=rounding, n_threads=1)
     spoil_integers(monkeypatch, 2)
-    assert screened.largest(x, 20, 16, 1) is None
+    assert getattr(screened, method)(x, 20, 16, 1) is None
     assert not screened.pays
 
 
@@ -314,8 +326,8 @@ def test_codes_are_those_of_a_float32_product(monkeypatch, coding, n_features, r
     X[3] = 0
     model = fitted(coding, X)
     calls = []
-    largest = ScreenedActivations.largest
-    monkeypatch.setattr(ScreenedActivations, "largest", lambda *given: calls.append(1) or largest(*given))
+    screen = ScreenedActivations._screen
+    monkeypatch.setattr(ScreenedActivations, "_screen", lambda *given: calls.append(1) or screen(*given))
     expected = transform(model, X, monkeypatch, roundings=[])
     assert not calls
     codes = transform(model, X, monkeypatch, roundings=[rounding])

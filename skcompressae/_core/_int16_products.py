@@ -22,6 +22,7 @@ from numba.extending import intrinsic
 
 from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._gathers import FAST
+from skcompressae._core._integer_products import largest_magnitude
 from skcompressae._core._threads import run_blocks
 
 __all__ = ["MAX_COLUMNS", "ROWS_PER_PANEL", "ROWS_PER_TILE", "Int16Rows", "multiply_int16", "round_to_int16"]
@@ -53,19 +54,12 @@ class Int16Rows(NamedTuple):
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _measure(row: Any) -> Any:
-    """Return the largest magnitude of a row and the norm of the row divided by that."""
-    kind = row.dtype.type
-    largest = kind(0)
-    for j in range(row.shape[0]):
-        magnitude = abs(row[j])
-        largest = magnitude if magnitude > largest else largest
-    scale = kind(1) / max(largest, kind(_SMALLEST_STEP))
-    squares = kind(0)
+def _scaled_norm(row: Any, scale: Any) -> Any:
+    squares = row.dtype.type(0)
     for j in range(row.shape[0]):
         scaled = row[j] * scale
         squares += scaled * scaled
-    return largest, np.sqrt(squares)
+    return np.sqrt(squares)
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
@@ -95,8 +89,9 @@ def _round_groups(rows: Any, dither: Any, other_dither: Any, start: Any, stop: A
             if i >= rows.shape[0]:
                 targets[group, :, lane] = 0
                 continue
-            largest, relative_norm = _measure(rows[i])
-            norm = largest * relative_norm
+            largest = largest_magnitude(rows[i])
+            # relative to the largest entry, as squares of weights of any scale may leave float32
+            norm = largest * _scaled_norm(rows[i], kind(1) / max(largest, kind(_SMALLEST_STEP)))
             rounded.norms[i] = norm
             step = max(largest / kind(_LARGEST_ENTRY), norm / kind(_LARGEST_NORM))
             if step > kind(_SMALLEST_STEP):
@@ -139,61 +134,71 @@ def _multiply_tile(typing_context: Any, tile: Any, panel: Any, n_pairs: Any, sum
     return types.void(tile, panel, types.intp, sums), _generate_multiply_tile
 
 
+_int16, _int32, _int64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+_shorts, _ints = ir.VectorType(_int16, 2 * _LANES), ir.VectorType(_int32, _LANES)
+
+
+def _pairwise_products(builder: Any) -> Any:
+    """Return the function of two vectors of sixteen integers that multiplies them and adds neighbours."""
+    kind = ir.FunctionType(_ints, [_shorts, _shorts])
+    return cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx2.pmadd.wd")
+
+
+def _items_of(context: Any, builder: Any, kind: Any, array: Any) -> Any:
+    return context.make_array(kind)(context, builder, array).data
+
+
+def _at(builder: Any, items: Any, offset: Any, kind: Any) -> Any:
+    place = builder.gep(items, [offset if isinstance(offset, ir.Value) else ir.Constant(_int64, offset)])
+    return builder.bitcast(place, kind.as_pointer())
+
+
 def _generate_multiply_tile(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    tile, panel, n_pairs, sums = arguments
-    int16, int32, int64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
-    shorts, ints = ir.VectorType(int16, 2 * _LANES), ir.VectorType(int32, _LANES)
+    n_pairs = arguments[2]
     n_vectors = ROWS_PER_PANEL // _LANES
-    multiply = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(ints, [shorts, shorts]), "llvm.x86.avx2.pmadd.wd"
-    )
-
-    def items_of(position: int, array: Any) -> Any:
-        return context.make_array(signature.args[position])(context, builder, array).data
-
-    def at(items: Any, offset: Any, kind: Any) -> Any:
-        place = builder.gep(items, [offset if isinstance(offset, ir.Value) else ir.Constant(int64, offset)])
-        return builder.bitcast(place, kind.as_pointer())
-
+    multiply = _pairwise_products(builder)
     before = builder.block
     loop = builder.append_basic_block("pairs")
     after = builder.append_basic_block("after_pairs")
-    of_tile, of_panel, of_sums = items_of(0, tile), items_of(1, panel), items_of(3, sums)
+    of_tile, of_panel, of_sums = (
+        _items_of(context, builder, signature.args[position], arguments[position]) for position in (0, 1, 3)
+    )
     builder.branch(loop)
 
     builder.position_at_end(loop)
-    pair = builder.phi(int64)
-    totals = [builder.phi(ints) for _ in range(ROWS_PER_TILE * n_vectors)]
+    pair = builder.phi(_int64)
+    totals = [builder.phi(_ints) for _ in range(ROWS_PER_TILE * n_vectors)]
     running = list(totals)
-    rows = builder.gep(of_tile, [builder.mul(pair, ir.Constant(int64, 2 * ROWS_PER_TILE))])
-    latents = builder.gep(of_panel, [builder.mul(pair, ir.Constant(int64, 2 * ROWS_PER_PANEL))])
-    undefined = ir.Constant(ints, ir.Undefined)
+    rows = builder.gep(of_tile, [builder.mul(pair, ir.Constant(_int64, 2 * ROWS_PER_TILE))])
+    latents = builder.gep(of_panel, [builder.mul(pair, ir.Constant(_int64, 2 * ROWS_PER_PANEL))])
+    undefined = ir.Constant(_ints, ir.Undefined)
     n_unrolled = _COLUMN_STEP // 2  # of four pairs in a row LLVM would keep some sums in memory
     for u in range(n_unrolled):
         vectors = [
-            builder.load(at(latents, 2 * (u * ROWS_PER_PANEL + v * _LANES), shorts), align=2) for v in range(n_vectors)
+            builder.load(_at(builder, latents, 2 * (u * ROWS_PER_PANEL + v * _LANES), _shorts), align=2)
+            for v in range(n_vectors)
         ]
         for r in range(ROWS_PER_TILE):
-            of_row = builder.load(at(rows, 2 * (u * ROWS_PER_TILE + r), int32), align=2)
-            everywhere = builder.insert_element(undefined, of_row, ir.Constant(int32, 0))
+            of_row = builder.load(_at(builder, rows, 2 * (u * ROWS_PER_TILE + r), _int32), align=2)
+            everywhere = builder.insert_element(undefined, of_row, ir.Constant(_int32, 0))
             everywhere = builder.shuffle_vector(
-                everywhere, undefined, ir.Constant(ir.VectorType(int32, _LANES), [0] * _LANES)
+                everywhere, undefined, ir.Constant(ir.VectorType(_int32, _LANES), [0] * _LANES)
             )
-            everywhere = builder.bitcast(everywhere, shorts)
+            everywhere = builder.bitcast(everywhere, _shorts)
             for v in range(n_vectors):
                 place = r * n_vectors + v
                 running[place] = builder.add(running[place], builder.call(multiply, [vectors[v], everywhere]))
-    following = builder.add(pair, ir.Constant(int64, n_unrolled))
-    pair.add_incoming(ir.Constant(int64, 0), before)
+    following = builder.add(pair, ir.Constant(_int64, n_unrolled))
+    pair.add_incoming(ir.Constant(_int64, 0), before)
     pair.add_incoming(following, loop)
     for total, grown in zip(totals, running, strict=True):
-        total.add_incoming(ir.Constant(ints, None), before)
+        total.add_incoming(ir.Constant(_ints, None), before)
         total.add_incoming(grown, loop)
     builder.cbranch(builder.icmp_signed("<", following, n_pairs), loop, after)
 
     builder.position_at_end(after)
     for place, total in enumerate(running):
-        builder.store(total, at(of_sums, place * _LANES, ints), align=4)
+        builder.store(total, _at(builder, of_sums, place * _LANES, _ints), align=4)
     return context.get_dummy_value()
 
 

@@ -29,7 +29,15 @@ from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._gathers import FAST
 from skcompressae._core._threads import run_blocks
 
-__all__ = ["DEVIATIONS", "IntegerProducts", "IntegerRows", "dithers", "products_of_sums", "round_rows"]
+__all__ = [
+    "DEVIATIONS",
+    "IntegerProducts",
+    "IntegerRows",
+    "dithers",
+    "largest_magnitude",
+    "products_of_sums",
+    "round_rows",
+]
 
 # z: an error beyond it is to be expected once in 2e17 products.
 DEVIATIONS = 9.0 / np.sqrt(12.0)
@@ -66,7 +74,8 @@ def dithers(n_columns: int) -> tuple[FloatArray, FloatArray]:
 
 
 @njit(cache=True, nogil=True, fastmath={"nnan", "ninf", "nsz"})
-def _largest_magnitude(row):  # type: ignore[no-untyped-def]
+def largest_magnitude(row):  # type: ignore[no-untyped-def]
+    """Return the largest magnitude of a row."""
     largest = row.dtype.type(0)
     for j in range(row.shape[0]):
         magnitude = abs(row[j])
@@ -102,7 +111,7 @@ def _round_rows(rows, centre, dither, other_dither, start, stop, rounded):  # ty
     for i in range(start, stop):
         for j in range(rows.shape[1]):
             row[j] = rows[i, j] - centre[j]
-        largest = _largest_magnitude(row)
+        largest = largest_magnitude(row)
         step = largest / np.float32(_LARGEST)
         if step > np.float32(_SMALLEST_STEP):
             scale = np.float32(1) / step

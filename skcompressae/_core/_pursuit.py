@@ -13,7 +13,7 @@ the sums run in a fixed order, so a row's code depends on nothing but the row, i
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -24,7 +24,15 @@ from skcompressae._core._lanes import N_LANES, add_multiple
 from skcompressae._core._threads import run_blocks
 from skcompressae._core._topk import kth_largest
 
-__all__ = ["GUIDANCE", "RIDGE", "count_candidates", "least_squares_codes", "pursuit_codes", "pursuit_rounds"]
+__all__ = [
+    "GUIDANCE",
+    "RIDGE",
+    "Inexact",
+    "count_candidates",
+    "least_squares_codes",
+    "pursuit_codes",
+    "pursuit_rounds",
+]
 
 # Added to the unit diagonal of the Gram matrix: keeps the solve stable when two latents (nearly) coincide, and is
 # far below the squared reconstruction error of any code.
@@ -34,6 +42,14 @@ RIDGE = 1e-5
 GUIDANCE = 0.06
 # Rounds in which the second half of a code is picked; one latent at a time gains 0.001 of recall at most.
 _N_ROUNDS = 4
+
+
+class Inexact(NamedTuple):
+    """How far proposed activations of each row may be off, and what to compute them again with."""
+
+    errors: FloatArray  # (n_rows,); 0 where all are exact
+    encoder: FloatArray  # (n_components, n_features)
+    bias: FloatArray  # (n_components,)
 
 
 def count_candidates(k: int, candidate_factor: float, n_components: int) -> int:
@@ -156,8 +172,51 @@ def _refit_rows(x, decoder, supports, ridge, start, stop, values, norms):  # typ
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
+def _compute_again(x: Any, inexact: Any, latents: Any, places: Any, n: Any, scratch: Any, activations: Any) -> None:
+    """Write the activations of some latents to their places, summed as `candidate_activations` sums them."""
+    dots(x, inexact.encoder, latents, n, scratch)
+    for p in range(n):
+        activations[places[p]] = scratch[p] + inexact.bias[latents[p]]
+
+
+@njit(cache=True, nogil=True)
+def _mark_best(
+    unexplained: Any, guidance: Any, activations: Any, places: Any, n: int, n_wanted: int, scores: Any
+) -> Any:
+    """Score n latents, mark the `n_wanted` best by scores of -1, and return the lowest of those scores and the next."""
+    kind = scores.dtype.type
+    for p in range(n):
+        scores[p] = unexplained[p] + guidance * abs(activations[places[p]])
+    lowest = kind(0)
+    for _ in range(n_wanted):
+        best = 0
+        for p in range(1, n):
+            if scores[p] > scores[best]:  # of equals the lowest index
+                best = p
+        lowest = scores[best]
+        scores[best] = kind(-1)
+    following = kind(-1)
+    for p in range(n):
+        following = max(following, scores[p])
+    return lowest, following
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
 def _pursue_rows(  # type: ignore[no-untyped-def]
-    x, decoder, candidates, activations, k, n_first, n_per_round, ridge, start, stop, indices, values, norms
+    x,
+    decoder,
+    candidates,
+    proposed,
+    inexact,
+    k,
+    n_first,
+    n_per_round,
+    ridge,
+    start,
+    stop,
+    indices,
+    values,
+    norms,
 ):
     n_candidates = candidates.shape[1]
     kind = x.dtype.type
@@ -166,27 +225,46 @@ def _pursue_rows(  # type: ignore[no-untyped-def]
     system = np.empty((k, width), dtype=x.dtype)
     flat = system.reshape(-1)
     reciprocals = np.empty(k, dtype=x.dtype)
+    activations = np.empty(n_candidates, dtype=x.dtype)
     magnitudes = np.empty(n_candidates, dtype=x.dtype)
     correlations = np.empty(k, dtype=x.dtype)
     unexplained = np.empty(n_candidates, dtype=x.dtype)
+    scores = np.empty(n_candidates, dtype=x.dtype)
     solution = np.empty(k, dtype=x.dtype)
     rest = np.empty(x.shape[1], dtype=x.dtype)
     picked = np.empty(k, dtype=np.int32)
     left = np.empty(n_candidates, dtype=np.int32)  # latents not picked, their positions among the candidates
     left_places = np.empty(n_candidates, dtype=np.int64)
+    near = np.empty(n_candidates, dtype=np.int32)  # latents too near a threshold for an inexact activation
+    near_places = np.empty(n_candidates, dtype=np.int64)
     position = np.empty(n_candidates, dtype=np.int64)  # of a candidate in the code, or -1
     for i in range(start, stop):
+        error = inexact.errors[i] if inexact.errors.shape[0] > 0 else kind(0)
         for c in range(n_candidates):
-            magnitudes[c] = abs(activations[i, c])
+            activations[c] = proposed[i, c]
+            magnitudes[c] = abs(activations[c])
         kth = kth_largest(magnitudes, n_candidates, k)
-        guidance = kind(GUIDANCE) / kth if kth > 0 else kind(0)
         first = kth_largest(magnitudes, k, n_first) if n_first > 0 else kind(0)  # the k largest come first by now
+        if error > 0:
+            n_near = 0
+            for c in range(n_candidates):
+                magnitude = abs(activations[c])
+                if abs(magnitude - kth) <= 2 * error or abs(magnitude - first) <= 2 * error:
+                    near[n_near], near_places[n_near] = candidates[i, c], c
+                    n_near += 1
+            _compute_again(x[i], inexact, near, near_places, n_near, unexplained, activations)
+            for c in range(n_candidates):
+                magnitudes[c] = abs(activations[c])
+            kth = kth_largest(magnitudes, n_candidates, k)
+            first = kth_largest(magnitudes, k, n_first) if n_first > 0 else kind(0)
+        guidance = kind(GUIDANCE) / kth if kth > 0 else kind(0)
+        margin = 2 * guidance * error  # how far apart two scores may be and be in the wrong order
         n_ties = n_first
         for c in range(n_candidates):
-            n_ties -= n_first > 0 and abs(activations[i, c]) > first
+            n_ties -= n_first > 0 and abs(activations[c]) > first
         n = 0
         for c in range(n_candidates):
-            magnitude = abs(activations[i, c])
+            magnitude = abs(activations[c])
             position[c] = -1
             if n_first > 0 and (magnitude > first or (magnitude == first and n_ties > 0)):
                 n_ties -= magnitude == first
@@ -221,16 +299,22 @@ def _pursue_rows(  # type: ignore[no-untyped-def]
                     n_left += 1
             dots(rest, decoder, left, n_left, unexplained)
             for p in range(n_left):
-                unexplained[p] = abs(unexplained[p]) + guidance * abs(activations[i, left_places[p]])
-            for _ in range(min(n_per_round, k - n)):
-                best = 0
-                for p in range(1, n_left):
-                    if unexplained[p] > unexplained[best]:  # of equals the lowest index
-                        best = p
-                unexplained[best] = kind(-1)
-                picked[n] = left[best]
-                position[left_places[best]] = n
-                n += 1
+                unexplained[p] = abs(unexplained[p])
+            n_wanted = min(n_per_round, k - n)
+            lowest, following = _mark_best(unexplained, guidance, activations, left_places, n_left, n_wanted, scores)
+            if margin > 0 and lowest - following <= margin:
+                n_near = 0
+                for p in range(n_left):
+                    if unexplained[p] + guidance * abs(activations[left_places[p]]) >= lowest - margin:
+                        near[n_near], near_places[n_near] = left[p], left_places[p]
+                        n_near += 1
+                _compute_again(x[i], inexact, near, near_places, n_near, scores, activations)
+                _mark_best(unexplained, guidance, activations, left_places, n_left, n_wanted, scores)
+            for p in range(n_left):  # in the order of latents, so that scores but for the choice change nothing
+                if scores[p] == -1:
+                    picked[n] = left[p]
+                    position[left_places[p]] = n
+                    n += 1
         squares = kind(0)  # s G s = s (c - ridge s)
         for a in range(k):
             squares += solution[a] * (correlations[a] - ridge * solution[a])
@@ -274,7 +358,14 @@ def least_squares_codes(
 
 
 def pursuit_codes(
-    x: FloatArray, decoder: FloatArray, candidates: IndexArray, activations: FloatArray, k: int, *, n_threads: int
+    x: FloatArray,
+    decoder: FloatArray,
+    candidates: IndexArray,
+    activations: FloatArray,
+    k: int,
+    *,
+    n_threads: int,
+    inexact: Inexact | None = None,
 ) -> tuple[IndexArray, FloatArray, FloatArray]:
     """Pick k of each row's candidates by a matching pursuit that the encoder guides; fit values by least squares.
 
@@ -288,6 +379,8 @@ def pursuit_codes(
     k : int in [1, n_candidates]
         With ``k == n_candidates`` only the values are fitted.
     n_threads : int
+    inexact : Inexact, optional
+        How far the activations may be off; those that decide are computed again, so the codes are what exact ones give.
 
     Returns
     -------
@@ -304,9 +397,24 @@ def pursuit_codes(
     norms = np.empty(n_rows, dtype=x.dtype)
     ridge = x.dtype.type(RIDGE)
     n_first, n_per_round = pursuit_rounds(k)
+    if inexact is None:
+        inexact = Inexact(np.empty(0, dtype=x.dtype), decoder, np.empty(0, dtype=x.dtype))
     run_blocks(
         lambda start, stop: _pursue_rows(
-            x, decoder, candidates, activations, k, n_first, n_per_round, ridge, start, stop, indices, values, norms
+            x,
+            decoder,
+            candidates,
+            activations,
+            inexact,
+            k,
+            n_first,
+            n_per_round,
+            ridge,
+            start,
+            stop,
+            indices,
+            values,
+            norms,
         ),
         n_rows,
         64,

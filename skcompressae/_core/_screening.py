@@ -40,11 +40,14 @@ __all__ = [
     "integer_error_bounds",
     "n_computed",
     "room_for",
+    "settle",
     "survive",
 ]
 
 # Half a unit in the last place of bfloat16, relative to the rounded number, and a little.
 _ROUNDED_SHARE = 1.01 * 2.0**-8
+# Of the latents asked for, that survive by the largest bound: of so few no own bound would rule out enough.
+_FEW_SHARE = 8
 # For the rounding of the bounds themselves.
 _INFLATION = 1.001
 
@@ -165,7 +168,9 @@ def integer_error_bounds(
     """
     steps, slope, norms = (array.astype(np.float64) for array in (rounded.steps, rounded.distances, rounded.norms))
     epsilon = float(np.finfo(np.float32).eps)
-    sums = 2 * (n_features + 8) * epsilon
+    # where activations are computed again only, and half an epsilon for each operation there; a little for products of
+    # such errors
+    sums = 1.01 * (n_features + 8) * epsilon / 2
     # what the sums, exact integers, and the numbers subtracted from them lose when they are taken for float32
     # (rows less a centre, both of at most unit norm, have one of 2 at most)
     lost = 32 * epsilon * (norms + np.sqrt(n_features) * steps) * (1 + np.sqrt(n_features) / 100)
@@ -232,15 +237,23 @@ def _survive(  # type: ignore[no-untyped-def]
         lowest = max(kind(0), (nth * (kind(1) - share) - kind(2) * bound) / (kind(1) + share))
         if lowest < threshold:
             n_found = collect_at_least(row, lowest, found)
-        # the same with each latent's own bound
+        n_kept = 0
         for c in range(n_found):
-            j = found[c]
-            scratch[c] = abs(row[j]) * (kind(1) - share) - _bound(bounds, j, rounded, i)
-        floor = kth_largest(scratch, n_found, n)
+            n_kept += abs(row[found[c]]) >= lowest
+        is_few = n_kept <= n + n // _FEW_SHARE
+        floor = lowest
+        if not is_few:  # the same with each latent's own bound
+            for c in range(n_found):
+                j = found[c]
+                scratch[c] = abs(row[j]) * (kind(1) - share) - _bound(bounds, j, rounded, i)
+            floor = kth_largest(scratch, n_found, n)
         n_kept = 0
         for c in range(n_found):
             j = found[c]
-            if abs(row[j]) * (kind(1) + share) + _bound(bounds, j, rounded, i) >= floor:
+            magnitude = abs(row[j])
+            if not is_few:
+                magnitude = magnitude * (kind(1) + share) + _bound(bounds, j, rounded, i)
+            if magnitude >= floor:
                 if n_kept < room:
                     survivors.latents[i, n_kept] = j
                     survivors.activations[i, n_kept] = row[j]
@@ -386,3 +399,110 @@ def decide(
         n_threads,
     )
     return indices, values, sum(counts)
+
+
+@njit(cache=True, nogil=True)
+def _settle(x, encoder, bias, rounded, bounds, n, start, stop, survivors, indices, values, errors):  # type: ignore[no-untyped-def]
+    n_components = len(encoder)
+    room = survivors.latents.shape[1]
+    none = np.empty(0, dtype=np.float32)
+    everything = np.arange(n_components).astype(np.int32)
+    activations = np.empty(n_components, dtype=np.float32)
+    scratch = np.empty(n_components, dtype=np.float32)
+    own_bounds = np.empty(room, dtype=np.float32)
+    is_sure = np.empty(room, dtype=np.bool_)
+    unsure = np.empty(n_components, dtype=np.int32)
+    places = np.empty(n_components, dtype=np.int64)
+    n_violations = 0
+    for i in range(start, stop):
+        n_picks, picks, proposed = survivors.counts[i], survivors.latents[i], survivors.activations[i]
+        had_room = n_picks <= room
+        error = np.float32(0)
+        n_open, n_unsure = n, 0
+        if had_room:
+            for c in range(n_picks):
+                magnitude = abs(proposed[c])
+                own_bounds[c] = _bound(bounds, picks[c], rounded, i) + bounds.share * magnitude
+                scratch[c] = magnitude + own_bounds[c]
+            following = kth_largest(scratch, n_picks, n + 1) if n_picks > n else np.float32(-1)
+            for c in range(n_picks):
+                is_sure[c] = abs(proposed[c]) - own_bounds[c] > following
+                if is_sure[c] or n_picks == n:
+                    is_sure[c] = True
+                    error = max(error, own_bounds[c])
+                    n_open -= 1
+                else:
+                    unsure[n_unsure] = picks[c]
+                    places[n_unsure] = c
+                    n_unsure += 1
+        else:
+            n_violations += n_picks > n_components
+            n_picks, picks, unsure[:], n_unsure = n_components, everything, everything, n_components
+        _recompute(x[i], encoder, bias, none, unsure, n_unsure, activations)
+        for u in range(n_unsure):
+            scratch[u] = abs(activations[u])
+            if had_room:
+                n_violations += abs(activations[u] - proposed[places[u]]) > own_bounds[places[u]]
+        kth = kth_largest(scratch, n_unsure, n_open) if n_open > 0 else np.float32(np.inf)
+        n_ties = n_open
+        for u in range(n_unsure):
+            n_ties -= abs(activations[u]) > kth
+        u = written = 0
+        for c in range(n_picks):
+            if had_room and is_sure[c]:
+                indices[i, written], values[i, written] = picks[c], proposed[c]
+                written += 1
+                continue
+            magnitude = abs(activations[u])
+            if magnitude > kth or (magnitude == kth and n_ties > 0):
+                n_ties -= magnitude == kth
+                indices[i, written], values[i, written] = picks[c], activations[u]
+                written += 1
+            u += 1
+        errors[i] = error
+    return n_violations
+
+
+def settle(
+    x: FloatArray,
+    encoder: FloatArray,
+    bias: FloatArray,
+    rounded: RoundedRows,
+    bounds: ErrorBounds,
+    survivors: Survivors,
+    n: int,
+    *,
+    n_threads: int,
+) -> tuple[IndexArray, FloatArray, FloatArray, int]:
+    """Return the latents that :func:`decide` would, and activations that may be off.
+
+    Only survivors that might or might not be among the n largest are computed again.
+
+    Parameters
+    ----------
+    x, encoder, bias, rounded, bounds, survivors, n, n_threads
+        As in :func:`decide`.
+
+    Returns
+    -------
+    indices : int32 array of shape (n_rows, n), ascending in each row
+    values : float32 array of shape (n_rows, n)
+        The activations, some of them of the rounded product.
+    errors : float32 array of shape (n_rows,)
+        How far any of a row's activations may be off.
+    n_violations : int
+        As in :func:`decide`.
+    """
+    indices = np.empty((len(x), n), dtype=np.int32)
+    values = np.empty((len(x), n), dtype=np.float32)
+    errors = np.empty(len(x), dtype=np.float32)
+    counts: list[int] = []
+    run_blocks(
+        lambda start, stop: counts.append(
+            _settle(x, encoder, bias, rounded, bounds, n, start, stop, survivors, indices, values, errors)
+        ),
+        len(x),
+        64,
+        n_threads,
+    )
+    return indices, values, errors, sum(counts)

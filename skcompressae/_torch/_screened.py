@@ -31,6 +31,7 @@ from skcompressae._core._screening import (
     integer_error_bounds,
     n_computed,
     room_for,
+    settle,
     survive,
 )
 from skcompressae._core._threads import run_product_blocks
@@ -100,6 +101,8 @@ class _Buffers:
 class _Bfloat16Products:
     """Products of rows and encoder, both rounded to bfloat16."""
 
+    is_fine = False  # whether errors are so small that few thresholds are within them
+
     def __init__(self, encoder: FloatArray, bias: FloatArray, divisors: FloatArray | None, n_threads: int) -> None:
         self._divisors = divisors
         self.bias = bias
@@ -129,6 +132,8 @@ class _Bfloat16Products:
 class _IntegerProducts:
     """Products of rows and encoder, both rounded to 8-bit integers with a dither."""
 
+    is_fine = False
+
     def __init__(self, encoder: FloatArray, bias: FloatArray, divisors: FloatArray | None, n_threads: int) -> None:
         self._encoder, self._bias, self._divisors = encoder, bias, divisors
         self._centre: FloatArray | None = None
@@ -157,6 +162,8 @@ class _IntegerProducts:
 
 class _Int16Products:
     """Products of rows and encoder, both rounded to 16-bit integers with a dither."""
+
+    is_fine = True
 
     def __init__(self, encoder: FloatArray, bias: FloatArray, divisors: FloatArray | None, n_threads: int) -> None:
         self.bias = bias
@@ -221,6 +228,7 @@ class ScreenedActivations:
         self._encoder, self._bias, self._divisors = encoder, bias, divisors
         self._multiply = _PRODUCTS[rounding](encoder, bias, divisors, n_threads)
         self._bounds = self._multiply.bounds
+        self.is_fine: bool = self._multiply.is_fine
         self._n_asked = self._n_recomputed = 0
         self._is_probed = False
         # False once products were off by more than they can be, or so many latents are near ties that it does not pay
@@ -233,32 +241,48 @@ class ScreenedActivations:
         library that does not sum as exactly as it should. All rows pass the product before any is computed again, so
         that the weights of either stage stay in the cache.
         """
+        found = self._screen(x, n, block_rows, n_threads)
+        if found is None:
+            return None
+        indices, values, n_violations = decide(
+            x,
+            self._encoder,
+            self._bias,
+            *found,
+            n,
+            n_threads=n_threads,
+            divisors=self._divisors,
+        )
+        return None if self._is_violated(n_violations) else (indices, values)
+
+    def largest_nearly(
+        self, x: FloatArray, n: int, block_rows: int, n_threads: int
+    ) -> tuple[IndexArray, FloatArray, FloatArray] | None:
+        """Return the indices that :meth:`largest` would, activations that may be off, and each row's largest error.
+
+        Without divisors only.
+        """
+        found = self._screen(x, n, block_rows, n_threads)
+        if found is None:
+            return None
+        indices, values, errors, n_violations = settle(x, self._encoder, self._bias, *found, n, n_threads=n_threads)
+        return None if self._is_violated(n_violations) else (indices, values, errors)
+
+    def _is_violated(self, n_violations: int) -> bool:
+        self.pays = self.pays and n_violations == 0
+        return n_violations > 0
+
+    def _screen(
+        self, x: FloatArray, n: int, block_rows: int, n_threads: int
+    ) -> tuple[RoundedRows, ErrorBounds, Survivors] | None:
+        """Return how rows were rounded, the bounds, and what survives, once it is known that this pays."""
         if not self._is_probed:
             self._is_probed = True
             probed = x[:: max(1, len(x) // _N_PROBED)]
             self._multiply.centre_on(probed)
             self._survivors(np.ascontiguousarray(probed), n, block_rows, n_threads)
-        if not self.pays:
-            return None
-        found = self._survivors(x, n, block_rows, n_threads)
-        if found is None:
-            return None
-        rounded, survivors = found
-        indices, values, n_violations = decide(
-            x,
-            self._encoder,
-            self._bias,
-            rounded,
-            self._bounds,
-            survivors,
-            n,
-            n_threads=n_threads,
-            divisors=self._divisors,
-        )
-        if n_violations:
-            self.pays = False
-            return None
-        return indices, values
+        found = self._survivors(x, n, block_rows, n_threads) if self.pays else None
+        return None if found is None else (found[0], self._bounds, found[1])
 
     def _survivors(
         self, x: FloatArray, n: int, block_rows: int, n_threads: int
