@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from skcompressae._core._processor import HAS_AVX2
 from skcompressae._torch import _cpu_engine
 from skcompressae._torch._cpu_engine import PreActivations
 
@@ -22,6 +23,7 @@ def rounded(array):
 @pytest.mark.parametrize(("multiplies_bfloat16", "tolerance"), [(False, 1e-6), (True, 2**-8)])
 def test_factors_are_rounded_to_bfloat16_on_any_processor(monkeypatch, dtype, multiplies_bfloat16, tolerance):
     monkeypatch.setattr(_cpu_engine, "MULTIPLIES_BFLOAT16", multiplies_bfloat16)
+    monkeypatch.setattr(_cpu_engine, "MULTIPLIES_INT16", False)
     x, encoder = factors(dtype)
     multiply = PreActivations(encoder, "bfloat16")
     multiply.round_for(len(x))
@@ -34,6 +36,22 @@ def test_factors_are_rounded_to_bfloat16_on_any_processor(monkeypatch, dtype, mu
         # one that is native is itself rounded to bfloat16
         np.testing.assert_allclose(products, expected, rtol=tolerance, atol=1e-5)
         assert np.abs(products - x @ encoder.T).max() > 1e-3
+
+
+@pytest.mark.skipif(not HAS_AVX2, reason="the kernel is one of AVX2")
+@pytest.mark.parametrize("is_divided", [False, True])
+def test_factors_are_rounded_to_16_bits_where_those_are_multiplied_fast(monkeypatch, is_divided):
+    monkeypatch.setattr(_cpu_engine, "MULTIPLIES_INT16", True)
+    x, encoder = factors(np.float32)
+    divisors = np.linspace(0.5, 2, 30, dtype=np.float32) if is_divided else None
+    multiply = PreActivations(encoder, "bfloat16", divisors)
+    multiply.round_for(len(x))
+    for factor in (1.0, 3.3):
+        encoder *= factor
+        multiply.refresh()
+        exact = x.astype(np.float64) @ encoder.T / (1 if divisors is None else divisors)
+        errors = abs(multiply(x, 2) - exact) / np.outer(np.linalg.norm(x, axis=1), np.linalg.norm(encoder, axis=1))
+        assert 1e-6 < errors.max() < 1e-4  # bfloat16's are 1e-3
 
 
 def test_few_rows_are_not_rounded():

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skcompressae import CompresSAETransformer, _encoding
+from skcompressae._core import _int16_products
 from skcompressae._core._int16_products import ROWS_PER_PANEL, ROWS_PER_TILE, multiply_int16, round_to_int16
 from skcompressae._core._integer_products import IntegerProducts, dithers, products_of_sums, round_rows
 from skcompressae._core._processor import HAS_AVX2
@@ -288,13 +289,13 @@ def test_products_beyond_the_bounds_are_noticed(monkeypatch, spoil):
 
 
 def spoil_integers(monkeypatch, factor):
-    multiply, multiply_short = torch._int_mm, _screened.multiply_int16
+    multiply, multiply_short = torch._int_mm, _int16_products.multiply_int16
 
     def spoiled(rows, latents, offsets, factors, products, *, n_threads):
-        multiply_short(rows, latents, offsets, factor * factors, products, n_threads=n_threads)
+        multiply_short(rows, latents, offsets, np.float32(factor) * factors, products, n_threads=n_threads)
 
     monkeypatch.setattr(torch, "_int_mm", lambda a, b, out: multiply(a, b, out=out).mul_(factor))
-    monkeypatch.setattr(_screened, "multiply_int16", spoiled)
+    monkeypatch.setattr(_int16_products, "multiply_int16", spoiled)
 
 
 @pytest.mark.parametrize("method", ["largest", "largest_nearly"])
@@ -369,6 +370,8 @@ def test_what_is_screened_is_what_the_processor_multiplies_fast(monkeypatch):
     assert _screened.roundings_worth_screening(4096, 768) == []
     monkeypatch.setattr(_screened, "MULTIPLIES_INT16", True)
     assert _screened.roundings_worth_screening(4096, 768) == ["int16"]
+    assert _screened.roundings_worth_screening(300, 768) == ["int16"]
+    assert _screened.roundings_worth_screening(64, 768) == []
     assert _screened.roundings_worth_screening(4096, 140_000) == []
 
 

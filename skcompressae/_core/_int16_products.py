@@ -22,10 +22,18 @@ from numba.extending import intrinsic
 
 from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._gathers import FAST
-from skcompressae._core._integer_products import largest_magnitude
+from skcompressae._core._integer_products import dithers, largest_magnitude, of_latents
 from skcompressae._core._threads import run_blocks
 
-__all__ = ["MAX_COLUMNS", "ROWS_PER_PANEL", "ROWS_PER_TILE", "Int16Rows", "multiply_int16", "round_to_int16"]
+__all__ = [
+    "MAX_COLUMNS",
+    "ROWS_PER_PANEL",
+    "ROWS_PER_TILE",
+    "Int16Encoder",
+    "Int16Rows",
+    "multiply_int16",
+    "round_to_int16",
+]
 
 # Of wider rows the rounding, which may add 1 to every entry, could add too much to the norm.
 MAX_COLUMNS = 2**16
@@ -257,3 +265,26 @@ def multiply_int16(
         max(1, -(-n_panels // n_threads)),
         n_threads,
     )
+
+
+class Int16Encoder:
+    """An encoder rounded once, to be multiplied with many blocks of rows.
+
+    Parameters
+    ----------
+    encoder : float32 array of shape (n_components, n_features)
+    divisors : float32 array of shape (n_components,), optional
+        What products are divided by.
+    n_threads : int
+    """
+
+    def __init__(self, encoder: FloatArray, divisors: FloatArray | None = None, *, n_threads: int) -> None:
+        self._dithers = dithers(encoder.shape[1])
+        self.rounded = round_to_int16(encoder, ROWS_PER_PANEL, *self._dithers[::-1], n_threads=n_threads)
+        self._factors, self._offsets = of_latents(self.rounded.steps, self.rounded.offsets, divisors, self._dithers)
+
+    def multiply(self, x: FloatArray, products: FloatArray, *, n_threads: int) -> Int16Rows:
+        """Write the products with float32 rows to `products`, (n_rows, n_components), and return the rounded rows."""
+        rows = round_to_int16(x, ROWS_PER_TILE, *self._dithers, n_threads=n_threads)
+        multiply_int16(rows, self.rounded, self._offsets, self._factors, products, n_threads=n_threads)
+        return rows

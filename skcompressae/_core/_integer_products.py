@@ -73,6 +73,16 @@ def dithers(n_columns: int) -> tuple[FloatArray, FloatArray]:
     return drawn[0], drawn[1]
 
 
+def of_latents(
+    steps: FloatArray, offsets: FloatArray, divisors: FloatArray | None, both_dithers: tuple[FloatArray, FloatArray]
+) -> tuple[FloatArray, FloatArray]:
+    """Return what the sums of a latent's products are multiplied by, and what is subtracted from them before."""
+    factors = steps if divisors is None else (steps / divisors).astype(np.float32)
+    dither, encoder_dither = both_dithers
+    constant = np.dot(dither.astype(np.float64), encoder_dither)
+    return factors, (offsets - constant).astype(np.float32)
+
+
 @njit(cache=True, nogil=True, fastmath={"nnan", "ninf", "nsz"})
 def largest_magnitude(row):  # type: ignore[no-untyped-def]
     """Return the largest magnitude of a row."""

@@ -2,7 +2,8 @@
 
 The float32 product is NumPy's (its BLAS beat torch's on the machine timed by benchmarks/training_speed.py); the
 bfloat16 product is torch's on processors that multiply bfloat16 natively. On others that takes several times as long as
-float32, so the same rounded factors are multiplied in float32.
+float32. There the factors are rounded to 16-bit integers, closer than to bfloat16, where our kernel multiplies those
+faster; else they are rounded to bfloat16 and multiplied in float32.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from numpy.typing import NDArray
 from skcompressae._core._adam import apply_adam
 from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._few_products import FEW_VECTORS, multiply_few
+from skcompressae._core._int16_products import MAX_COLUMNS, Int16Encoder
 from skcompressae._core._neighborhood import neighborhood_gradients
-from skcompressae._core._processor import MULTIPLIES_BFLOAT16
+from skcompressae._core._processor import MULTIPLIES_BFLOAT16, MULTIPLIES_INT16
 from skcompressae._core._rows import unit_rows
 from skcompressae._core._sparse_step import BATCH_ROWS, group_by_latent, reconstruction_gradients, sum_gradients
 from skcompressae._core._threads import effective_n_threads, row_blocks, run_product_blocks
@@ -48,7 +50,8 @@ class PreActivations:
     ----------
     encoder : array of shape (n_components, n_features), float32 or float64
     precision : {"float32", "tf32", "bfloat16"}
-        "bfloat16" rounds both factors to bfloat16 and accumulates in float32; "tf32" is float32 on a CPU.
+        "bfloat16" rounds both factors to bfloat16, or more closely, and accumulates in float32 or exactly; "tf32" is
+        float32 on a CPU.
     divisors : array of shape (n_components,), optional
         What products are divided by.
     """
@@ -64,16 +67,23 @@ class PreActivations:
     def round_for(self, n_rows: int) -> None:
         """Round the encoder, where `precision` says so and the rows are many enough; to be called before products."""
         if self._is_rounded and self._rounded_encoder is None and n_rows >= _MIN_ROUNDED_ROWS:
-            self._rounded_encoder = _rounded(self.encoder)
+            self._rounded_encoder = self._round()
 
     def refresh(self) -> None:
         """Round the encoder anew after its array has changed."""
         if self._rounded_encoder is not None:
-            self._rounded_encoder = _rounded(self.encoder)
+            self._rounded_encoder = self._round()
+
+    def _round(self) -> Any:
+        encoder = self.encoder
+        if MULTIPLIES_INT16 and encoder.dtype == np.float32 and encoder.shape[1] <= MAX_COLUMNS:
+            return Int16Encoder(encoder, self._divisors, n_threads=effective_n_threads())
+        return _rounded(encoder)
 
     def hold_torch_threads(self) -> AbstractContextManager[None]:
         """Where torch multiplies, hold the calling thread's number of threads while others do so."""
-        return nullcontext() if self._rounded_encoder is None else hold_torch_threads()
+        is_torch = self._rounded_encoder is not None and not isinstance(self._rounded_encoder, Int16Encoder)
+        return hold_torch_threads() if is_torch else nullcontext()
 
     def __call__(self, x: FloatArray, n_threads: int) -> FloatArray:
         """Return products of shape (n_rows, n_components), valid until this thread's next call."""
@@ -88,6 +98,9 @@ class PreActivations:
             multiply_few(x, self.encoder, block, min(n_threads, max(1, n_useful)))
         elif self._rounded_encoder is None:
             np.dot(x, self.encoder.T, out=block)
+        elif isinstance(self._rounded_encoder, Int16Encoder):
+            self._rounded_encoder.multiply(x, block, n_threads=n_threads)
+            return block  # divided by now
         else:
             import torch
 

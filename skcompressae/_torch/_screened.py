@@ -11,15 +11,8 @@ import numpy as np
 import torch
 
 from skcompressae._core._arrays import FloatArray, IndexArray
-from skcompressae._core._int16_products import (
-    MAX_COLUMNS,
-    ROWS_PER_PANEL,
-    ROWS_PER_TILE,
-    Int16Rows,
-    multiply_int16,
-    round_to_int16,
-)
-from skcompressae._core._integer_products import IntegerProducts, IntegerRows, dithers, round_rows
+from skcompressae._core._int16_products import MAX_COLUMNS, Int16Encoder
+from skcompressae._core._integer_products import IntegerProducts, dithers, of_latents, round_rows
 from skcompressae._core._processor import MULTIPLIES_BFLOAT16, MULTIPLIES_INT8, MULTIPLIES_INT16
 from skcompressae._core._screening import (
     ErrorBounds,
@@ -42,6 +35,8 @@ __all__ = ["ScreenedActivations", "roundings_worth_screening"]
 
 # Rows from which the faster product saves more than rounding the encoder and measuring the errors takes.
 _MIN_ROWS = 1024
+# The same for 16-bit integers, of which no rows are tried first.
+_MIN_INT16_ROWS = 256
 # Encoder rows of larger norm might overflow.
 _MAX_WEIGHT = 1e37
 # Activations computed again per latent asked for, from which the float32 product is the faster way.
@@ -54,13 +49,13 @@ _MIN_COLUMNS, _MAX_COLUMNS = 2, 2**31 // 127**2
 
 def roundings_worth_screening(n_rows: int, n_features: int) -> list[str]:
     """Return what to round to, best first: what this processor multiplies fast, if there are rows enough."""
-    if n_rows < _MIN_ROWS:
-        return []
     roundings = []
+    if MULTIPLIES_INT16 and n_features <= MAX_COLUMNS and n_rows >= _MIN_INT16_ROWS:
+        roundings.append("int16")
+    if n_rows < _MIN_ROWS:
+        return roundings
     if MULTIPLIES_INT8 and _MIN_COLUMNS <= n_features <= _MAX_COLUMNS and _has_integer_product():
         roundings.append("int8")
-    if MULTIPLIES_INT16 and n_features <= MAX_COLUMNS:
-        roundings.append("int16")
     if MULTIPLIES_BFLOAT16:
         roundings.append("bfloat16")
     return roundings
@@ -141,7 +136,9 @@ class _IntegerProducts:
         self._dither, self._encoder_dither = dithers(encoder.shape[1])
         rounded = round_rows(encoder, self._encoder_dither, self._dither, n_threads=n_threads)
         self._integers = torch.from_numpy(rounded.integers)
-        self._factors, self._offsets = _of_latents(rounded, divisors, self._dither, self._encoder_dither)
+        self._factors, self._offsets = of_latents(
+            rounded.steps, rounded.offsets, divisors, (self._dither, self._encoder_dither)
+        )
         self.bounds: ErrorBounds = integer_error_bounds(rounded, encoder.shape[1], bias, divisors)
         self._buffers = _Buffers([torch.int32], len(encoder))
 
@@ -167,32 +164,18 @@ class _Int16Products:
 
     def __init__(self, encoder: FloatArray, bias: FloatArray, divisors: FloatArray | None, n_threads: int) -> None:
         self.bias = bias
-        self._dither, encoder_dither = dithers(encoder.shape[1])
-        self._encoder_dither = encoder_dither
-        rounded = round_to_int16(encoder, ROWS_PER_PANEL, encoder_dither, self._dither, n_threads=n_threads)
-        self._rounded = rounded
-        self._factors, self._offsets = _of_latents(rounded, divisors, self._dither, encoder_dither)
-        self.bounds: ErrorBounds = integer_error_bounds(rounded, encoder.shape[1], bias, divisors)
+        self._encoder = Int16Encoder(encoder, divisors, n_threads=n_threads)
+        self.bounds: ErrorBounds = integer_error_bounds(self._encoder.rounded, encoder.shape[1], bias, divisors)
         self._buffers = _Buffers([torch.float32], len(encoder))
 
     def centre_on(self, x: FloatArray) -> None:
         """Do nothing: steps are fine enough for the other columns where one is far from 0."""
 
     def __call__(self, x: FloatArray, rounded: RoundedRows, n_threads: int) -> FloatArray:
-        rows = round_to_int16(x, ROWS_PER_TILE, self._dither, self._encoder_dither, n_threads=n_threads)
-        rounded.distances[:], rounded.steps[:], rounded.norms[:] = rows.distances, rows.steps, rows.norms
         products: FloatArray = self._buffers.of_rows(len(x))[0].numpy()
-        multiply_int16(rows, self._rounded, self._offsets, self._factors, products, n_threads=n_threads)
+        rows = self._encoder.multiply(x, products, n_threads=n_threads)
+        rounded.distances[:], rounded.steps[:], rounded.norms[:] = rows.distances, rows.steps, rows.norms
         return products
-
-
-def _of_latents(
-    rounded: IntegerRows | Int16Rows, divisors: FloatArray | None, dither: FloatArray, encoder_dither: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """Return what the sums of a latent's products are multiplied by, and what is subtracted from them before."""
-    factors = rounded.steps if divisors is None else (rounded.steps / divisors).astype(np.float32)
-    constant = np.dot(dither.astype(np.float64), encoder_dither)
-    return factors, (rounded.offsets - constant).astype(np.float32)
 
 
 _PRODUCTS: dict[str, Callable[..., Any]] = {
@@ -276,7 +259,7 @@ class ScreenedActivations:
         self, x: FloatArray, n: int, block_rows: int, n_threads: int
     ) -> tuple[RoundedRows, ErrorBounds, Survivors] | None:
         """Return how rows were rounded, the bounds, and what survives, once it is known that this pays."""
-        if not self._is_probed:
+        if not (self._is_probed or self.is_fine):
             self._is_probed = True
             probed = x[:: max(1, len(x) // _N_PROBED)]
             self._multiply.centre_on(probed)
