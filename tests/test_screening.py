@@ -209,8 +209,10 @@ def test_int16_products_are_those_of_the_rounded_rows_and_rarely_off_by_much(kin
         np.testing.assert_allclose(rows.norms, np.linalg.norm(exact, axis=1), rtol=1e-5)
     products = np.empty((n_rows, n_components), dtype=np.float32)
     offsets = (of_encoder.offsets - dither.astype(np.float64) @ other).astype(np.float32)
-    multiply_int16(of_x, of_encoder, offsets, of_encoder.steps, products, n_threads=2)
-    scale = np.linalg.norm(encoder, axis=1).max()
+    bias = random_state.standard_normal(n_components).astype(np.float32)
+    multiply_int16(of_x, of_encoder, offsets, of_encoder.steps, bias, products, n_threads=2)
+    products -= bias
+    scale = max(abs(bias).max(), np.linalg.norm(encoder, axis=1).max())
     np.testing.assert_allclose(products, multiplied[0] @ multiplied[1].T, rtol=2e-6, atol=2e-6 * scale)
     errors = products - x.astype(np.float64) @ encoder.astype(np.float64).T
     bounds = integer_error_bounds(of_encoder, n_features, np.zeros(n_components, dtype=np.float32), None)
@@ -291,8 +293,8 @@ def test_products_beyond_the_bounds_are_noticed(monkeypatch, spoil):
 def spoil_integers(monkeypatch, factor):
     multiply, multiply_short = torch._int_mm, _int16_products.multiply_int16
 
-    def spoiled(rows, latents, offsets, factors, products, *, n_threads):
-        multiply_short(rows, latents, offsets, np.float32(factor) * factors, products, n_threads=n_threads)
+    def spoiled(rows, latents, offsets, factors, *given, n_threads):
+        multiply_short(rows, latents, offsets, np.float32(factor) * factors, *given, n_threads=n_threads)
 
     monkeypatch.setattr(torch, "_int_mm", lambda a, b, out: multiply(a, b, out=out).mul_(factor))
     monkeypatch.setattr(_int16_products, "multiply_int16", spoiled)

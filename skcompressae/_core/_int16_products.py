@@ -211,7 +211,9 @@ def _generate_multiply_tile(context: Any, builder: Any, signature: Any, argument
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def _multiply_int16(rows: Any, latents: Any, offsets: Any, factors: Any, first: Any, last: Any, products: Any) -> None:
+def _multiply_int16(
+    rows: Any, latents: Any, offsets: Any, factors: Any, bias: Any, first: Any, last: Any, products: Any
+) -> None:
     n_rows, n_latents = products.shape
     tiles, panels = rows.integers, latents.integers
     n_pairs = panels.shape[1]
@@ -227,11 +229,15 @@ def _multiply_int16(rows: Any, latents: Any, offsets: Any, factors: Any, first: 
                 if n_lanes == ROWS_PER_PANEL:  # a loop of known length becomes vector instructions
                     for lane in range(ROWS_PER_PANEL):
                         j = start + lane
-                        products[i, j] = ((np.float32(sums[r, lane]) - offset) - offsets[j]) * (step * factors[j])
+                        products[i, j] = ((np.float32(sums[r, lane]) - offset) - offsets[j]) * (
+                            step * factors[j]
+                        ) + bias[j]
                 else:
                     for lane in range(n_lanes):
                         j = start + lane
-                        products[i, j] = ((np.float32(sums[r, lane]) - offset) - offsets[j]) * (step * factors[j])
+                        products[i, j] = ((np.float32(sums[r, lane]) - offset) - offsets[j]) * (
+                            step * factors[j]
+                        ) + bias[j]
 
 
 def multiply_int16(
@@ -239,11 +245,12 @@ def multiply_int16(
     latents: Int16Rows,
     offsets: FloatArray,
     factors: FloatArray,
+    bias: FloatArray,
     products: FloatArray,
     *,
     n_threads: int,
 ) -> None:
-    """Write ``steps (sums - row offsets - offsets) factors``, sums the products of the integers.
+    """Write ``steps (sums - row offsets - offsets) factors + bias``, sums the products of the integers.
 
     Parameters
     ----------
@@ -255,12 +262,13 @@ def multiply_int16(
         Those of the latents, less the product of the dithers.
     factors : float32 array of shape (n_latents,)
         The steps of the latents, divided by what products are divided by.
+    bias : float32 array of shape (n_latents,)
     products : float32 array of shape (n_rows, n_latents)
     n_threads : int
     """
     n_panels = len(latents.integers)
     run_blocks(
-        lambda first, last: _multiply_int16(rows, latents, offsets, factors, first, last, products),
+        lambda first, last: _multiply_int16(rows, latents, offsets, factors, bias, first, last, products),
         n_panels,
         max(1, -(-n_panels // n_threads)),
         n_threads,
@@ -275,16 +283,26 @@ class Int16Encoder:
     encoder : float32 array of shape (n_components, n_features)
     divisors : float32 array of shape (n_components,), optional
         What products are divided by.
+    bias : float32 array of shape (n_components,), optional
+        What is added to them then.
     n_threads : int
     """
 
-    def __init__(self, encoder: FloatArray, divisors: FloatArray | None = None, *, n_threads: int) -> None:
+    def __init__(
+        self,
+        encoder: FloatArray,
+        divisors: FloatArray | None = None,
+        bias: FloatArray | None = None,
+        *,
+        n_threads: int,
+    ) -> None:
+        self._bias = np.zeros(len(encoder), dtype=np.float32) if bias is None else bias
         self._dithers = dithers(encoder.shape[1])
         self.rounded = round_to_int16(encoder, ROWS_PER_PANEL, *self._dithers[::-1], n_threads=n_threads)
         self._factors, self._offsets = of_latents(self.rounded.steps, self.rounded.offsets, divisors, self._dithers)
 
     def multiply(self, x: FloatArray, products: FloatArray, *, n_threads: int) -> Int16Rows:
-        """Write the products with float32 rows to `products`, (n_rows, n_components), and return the rounded rows."""
+        """Write the products with float32 rows to `products`, (n_rows, n_components); return the rounded rows."""
         rows = round_to_int16(x, ROWS_PER_TILE, *self._dithers, n_threads=n_threads)
-        multiply_int16(rows, self.rounded, self._offsets, self._factors, products, n_threads=n_threads)
+        multiply_int16(rows, self.rounded, self._offsets, self._factors, self._bias, products, n_threads=n_threads)
         return rows

@@ -35,6 +35,7 @@ __all__ = [
     "IntegerRows",
     "dithers",
     "largest_magnitude",
+    "of_latents",
     "products_of_sums",
     "round_rows",
 ]

@@ -180,6 +180,37 @@ def _compute_again(x: Any, inexact: Any, latents: Any, places: Any, n: Any, scra
 
 
 @njit(cache=True, nogil=True)
+def _exact_threshold(
+    x: Any,
+    inexact: Any,
+    candidates: Any,
+    threshold: Any,
+    rank: int,
+    error: Any,
+    near: Any,
+    near_places: Any,
+    scratch: Any,
+    activations: Any,
+) -> Any:
+    """Return the exact magnitude of a rank, once the activations too near to `threshold`, which may be off, are exact.
+
+    Some may be so already, and so may the threshold.
+    """
+    n_above, n_near = 0, 0
+    for c in range(candidates.shape[0]):
+        difference = abs(activations[c]) - threshold
+        if abs(difference) <= 2 * error:
+            near[n_near], near_places[n_near] = candidates[c], c
+            n_near += 1
+        else:
+            n_above += difference > 0
+    _compute_again(x, inexact, near, near_places, n_near, scratch, activations)
+    for p in range(n_near):
+        scratch[p] = abs(activations[near_places[p]])
+    return kth_largest(scratch, n_near, rank - n_above)
+
+
+@njit(cache=True, nogil=True)
 def _mark_best(
     unexplained: Any, guidance: Any, activations: Any, places: Any, n: int, n_wanted: int, scores: Any
 ) -> Any:
@@ -246,17 +277,13 @@ def _pursue_rows(  # type: ignore[no-untyped-def]
         kth = kth_largest(magnitudes, n_candidates, k)
         first = kth_largest(magnitudes, k, n_first) if n_first > 0 else kind(0)  # the k largest come first by now
         if error > 0:
-            n_near = 0
-            for c in range(n_candidates):
-                magnitude = abs(activations[c])
-                if abs(magnitude - kth) <= 2 * error or abs(magnitude - first) <= 2 * error:
-                    near[n_near], near_places[n_near] = candidates[i, c], c
-                    n_near += 1
-            _compute_again(x[i], inexact, near, near_places, n_near, unexplained, activations)
-            for c in range(n_candidates):
-                magnitudes[c] = abs(activations[c])
-            kth = kth_largest(magnitudes, n_candidates, k)
-            first = kth_largest(magnitudes, k, n_first) if n_first > 0 else kind(0)
+            kth = _exact_threshold(
+                x[i], inexact, candidates[i], kth, k, error, near, near_places, unexplained, activations
+            )
+            if n_first > 0:
+                first = _exact_threshold(
+                    x[i], inexact, candidates[i], first, n_first, error, near, near_places, unexplained, activations
+                )
         guidance = kind(GUIDANCE) / kth if kth > 0 else kind(0)
         margin = 2 * guidance * error  # how far apart two scores may be and be in the wrong order
         n_ties = n_first

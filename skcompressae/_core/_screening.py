@@ -28,6 +28,7 @@ from skcompressae._core._topk import (
     candidate_threshold,
     collect_at_least,
     kth_largest,
+    max_and_count,
 )
 
 __all__ = [
@@ -212,7 +213,7 @@ def _survive(  # type: ignore[no-untyped-def]
 ):
     kind = np.float32
     share = bounds.share
-    n_components = len(bias)
+    n_components = len(bounds.fixed)
     room = survivors.latents.shape[1]
     found = np.empty(n_components, dtype=np.int32)
     scratch = np.empty(n_components, dtype=np.float32)
@@ -225,7 +226,7 @@ def _survive(  # type: ignore[no-untyped-def]
             products_of_sums(integers, i, rounded.steps[i], row)
         else:
             row = products[i]
-        peak, count = add_max_and_count(row, bias, guess)
+        peak, count = add_max_and_count(row, bias, guess) if len(bias) > 0 else max_and_count(row, guess)
         threshold = candidate_threshold(row, n, guess, count, peak, largest_count)
         n_found = collect_at_least(row, threshold, found)
         for c in range(n_found):
@@ -287,7 +288,7 @@ def survive(
         array in place.
     rounded : RoundedRows
         Of as many unit (or zero) rows.
-    bias : float32 array of shape (n_components,)
+    bias : float32 array of shape (n_components,), or (0,) where products contain it
     bounds : ErrorBounds
     n : int in [1, n_components]
     survivors : Survivors
@@ -297,9 +298,9 @@ def survive(
     fixed, slope, spread, own = (bound.max(keepdims=True) for bound in bounds[:4])
     largest = ErrorBounds(fixed, slope, spread, own, bounds.share)
     nothing = np.empty(0, dtype=np.float32)
-    integers = IntegerProducts(np.empty((0, len(bias)), dtype=np.int32), nothing, nothing, nothing)
+    integers = IntegerProducts(np.empty((0, len(bounds.fixed)), dtype=np.int32), nothing, nothing, nothing)
     if isinstance(products, IntegerProducts):
-        integers, products = products, np.empty((0, len(bias)), dtype=np.float32)
+        integers, products = products, np.empty((0, len(bounds.fixed)), dtype=np.float32)
     run_blocks(
         lambda start, stop: _survive(integers, products, bias, rounded, bounds, largest, n, start, stop, survivors),
         len(rounded.distances),

@@ -17,7 +17,16 @@ from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._lanes import N_LANES, lanes_at_least, lowest_lane
 from skcompressae._core._threads import run_blocks
 
-__all__ = ["GUESS", "SLACK", "add_max_and_count", "candidate_threshold", "collect_at_least", "kth_largest", "top_k"]
+__all__ = [
+    "GUESS",
+    "SLACK",
+    "add_max_and_count",
+    "candidate_threshold",
+    "collect_at_least",
+    "kth_largest",
+    "max_and_count",
+    "top_k",
+]
 
 # Survivors allowed per selected entry before the threshold is refined again: quickselect on 3k entries costs
 # less than one more pass over the row for every (k, m) timed by benchmarks/training_speed.py.
@@ -72,7 +81,7 @@ def _count_at_least(row, threshold):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath={"nnan", "nsz", "reassoc"})
-def _max_and_count(row, threshold):  # type: ignore[no-untyped-def]
+def max_and_count(row, threshold):  # type: ignore[no-untyped-def]
     """Return the largest magnitude and the number of magnitudes of at least `threshold`."""
     largest = row.dtype.type(0)
     count = np.int32(0)
@@ -85,7 +94,7 @@ def _max_and_count(row, threshold):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, fastmath={"nnan", "nsz", "reassoc"})
 def add_max_and_count(row, bias, threshold):  # type: ignore[no-untyped-def]
-    """Add the bias to the row, then as :func:`_max_and_count`."""
+    """Add the bias to the row, then as :func:`max_and_count`."""
     largest = row.dtype.type(0)
     count = np.int32(0)
     for j in range(row.shape[0]):
@@ -156,7 +165,7 @@ def _top_k_rows(pre_activations, bias, has_bias, k, start, stop, indices, values
     largest_count = min(n_components, SLACK * k)
     for i in range(start, stop):
         row = pre_activations[i]
-        largest, count = add_max_and_count(row, bias, guess) if has_bias else _max_and_count(row, guess)
+        largest, count = add_max_and_count(row, bias, guess) if has_bias else max_and_count(row, guess)
         threshold = candidate_threshold(row, k, guess, count, largest, largest_count)
         n_candidates = collect_at_least(row, threshold, candidates)
         for c in range(n_candidates):

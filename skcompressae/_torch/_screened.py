@@ -163,8 +163,8 @@ class _Int16Products:
     is_fine = True
 
     def __init__(self, encoder: FloatArray, bias: FloatArray, divisors: FloatArray | None, n_threads: int) -> None:
-        self.bias = bias
-        self._encoder = Int16Encoder(encoder, divisors, n_threads=n_threads)
+        self.bias = np.empty(0, dtype=np.float32)  # products contain it
+        self._encoder = Int16Encoder(encoder, divisors, bias, n_threads=n_threads)
         self.bounds: ErrorBounds = integer_error_bounds(self._encoder.rounded, encoder.shape[1], bias, divisors)
         self._buffers = _Buffers([torch.float32], len(encoder))
 
