@@ -237,7 +237,8 @@ class Encoder:
     def _screen(self, x: FloatArray, n: int) -> tuple[IndexArray, FloatArray, FloatArray] | None:
         """Return the n largest activations of each row by way of a rounded product, or None where that does not pay.
 
-        And how far they may be off, where it does not matter: least squares needs none, and a pursuit few exact ones.
+        And how far each row's may be off, or an empty array where they are exact. Least squares needs no exact
+        activations, and a pursuit only a few.
         """
         for rounding in self._worth_screening(x.shape):
             if rounding not in self._screened:

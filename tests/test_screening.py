@@ -10,18 +10,17 @@ from hypothesis import strategies as st
 
 from skcompressae import CompresSAETransformer, _encoding
 from skcompressae._core import _int16_products
+from skcompressae._core._deciding import decide, settle
 from skcompressae._core._int16_products import ROWS_PER_PANEL, ROWS_PER_TILE, multiply_int16, round_to_int16
 from skcompressae._core._integer_products import IntegerProducts, dithers, products_of_sums, round_rows
 from skcompressae._core._processor import HAS_AVX2
 from skcompressae._core._rows import unit_rows
 from skcompressae._core._screening import (
     RoundedRows,
-    decide,
     error_bounds,
     integer_error_bounds,
     n_computed,
     room_for,
-    settle,
     survive,
 )
 from skcompressae._core._supports import activation_codes
@@ -100,17 +99,18 @@ def test_errors_as_large_as_the_bounds_change_nothing(
     np.testing.assert_array_equal(values, expected[1])
     assert n_violations == 0
     assert 5 * n <= n_computed(survivors, n_components) <= 5 * n_components
-    if not is_divided:
-        settled, nearly, errors, n_violations = settle(x, encoder, bias, rows, bounds, survivors, n, n_threads=1)
-        np.testing.assert_array_equal(settled, expected[0])
-        assert (abs(nearly - expected[1]) <= 1.001 * errors[:, None]).all()
-        assert n_violations == 0
+    settled, nearly, errors, n_violations = settle(
+        x, encoder, bias, rows, bounds, survivors, n, n_threads=1, divisors=divisors
+    )
+    np.testing.assert_array_equal(settled, expected[0])
+    assert (abs(nearly - expected[1]) <= 1.001 * errors[:, None]).all()
+    assert n_violations == 0
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
-@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e20])
+@pytest.mark.parametrize("scale", [1e-36, 3e-33, 1e-30, 1e-3, 1.0, 1e20])
 @pytest.mark.parametrize("n_features", [3, 100, 768, 2000])
-def test_products_of_torch_are_within_the_bounds(monkeypatch, n_features, scale, rounding):
+def test_products_are_within_the_bounds(monkeypatch, n_features, scale, rounding):
     monkeypatch.setattr(_screened, "_MAX_RECOMPUTED", np.inf)  # whether it pays is not the question
     x, encoder, bias, _ = draw(60, n_features, 300, np.random.RandomState(n_features))
     encoder, bias = encoder * np.float32(scale), bias * np.float32(scale)
@@ -219,6 +219,14 @@ def test_int16_products_are_those_of_the_rounded_rows_and_rarely_off_by_much(kin
     noise = np.hypot(bounds.spread * of_x.steps[:, None], bounds.own * of_x.norms[:, None])
     # nine standard deviations are the bound; one is what a typical error has
     assert (abs(errors) <= 0.7 * noise + 2e-6 * scale).all()
+
+
+def test_weights_that_are_not_finite_are_not_taken_for_zeros():
+    dither, other = dithers(9)
+    rows = np.ones((3, 9), dtype=np.float32)
+    rows[1, 4], rows[2, 8] = np.nan, np.inf
+    rounded = round_to_int16(rows, 16, dither, other, n_threads=1)
+    np.testing.assert_array_equal(np.isnan(rounded.steps), [False, True, True])
 
 
 def test_rows_and_weights_of_zeros_are_rounded_to_zeros():

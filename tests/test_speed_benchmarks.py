@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from skcompressae import _encoding
+
 linux_only = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's process status")
 
 
-def test_profile_covers_the_hot_paths(benchmark, tmp_path):
+def test_profile_covers_the_hot_paths(benchmark, tmp_path, monkeypatch):
+    monkeypatch.setattr(_encoding, "roundings_worth_screening", lambda n_rows, n_features: [])
     n_threads, out = torch.get_num_threads(), tmp_path / "profile.json"
     size = ["--batch-size", "64", "--n-samples", "600", "--n-features", "16", "--n-components", "64", "--k", "4"]
     with warnings.catch_warnings():

@@ -3,8 +3,8 @@
 One instruction multiplies sixteen pairs of such integers and adds the products two by two to 32 bits. Sums cannot
 leave those: rows are rounded to multiples of a step that leaves them a norm of 46,000, and no sum over some of the
 columns is larger than the product of two norms (Cauchy and Schwarz). So an entry of a unit row is off by 2e-5 at most,
-some hundred times less than in bfloat16. Rounding is dithered as that to 8 bits is (`_integer_products.py`), for
-bounds that are as tight.
+and products a tenth as much as those of bfloat16. Rounding is dithered as that to 8 bits is (`_integer_products.py`),
+for bounds that are as tight.
 
 Both factors are rearranged, so that one pass over two columns at a time reads either from one place: tiles of six rows
 and panels of sixteen latents, whose 96 sums fill twelve of the sixteen vector registers.
@@ -55,7 +55,7 @@ class Int16Rows(NamedTuple):
     """Rows as ``steps (integers - dither)``, in groups of `rows_per_group`, pairs of columns together."""
 
     integers: IndexArray  # (n_groups, n_columns // 2, rows_per_group, 2), int16; zeros beyond the rows and columns
-    steps: FloatArray  # (n_rows,), 0 for rows taken for zeros
+    steps: FloatArray  # (n_rows,), 0 for rows taken for zeros, NaN for rows that are not finite
     offsets: FloatArray  # (n_rows,): sum of the integers times the other factor's dither
     distances: FloatArray  # (n_rows,), of the row to what it was rounded to
     norms: FloatArray  # (n_rows,)
@@ -99,18 +99,21 @@ def _round_groups(rows: Any, dither: Any, other_dither: Any, start: Any, stop: A
                 continue
             largest = largest_magnitude(rows[i])
             # relative to the largest entry, as squares of weights of any scale may leave float32
-            norm = largest * _scaled_norm(rows[i], kind(1) / max(largest, kind(_SMALLEST_STEP)))
-            rounded.norms[i] = norm
+            unit = max(largest, kind(_SMALLEST_STEP))
+            norm = unit * _scaled_norm(rows[i], kind(1) / unit)
             step = max(largest / kind(_LARGEST_ENTRY), norm / kind(_LARGEST_NORM))
-            if step > kind(_SMALLEST_STEP):
+            rounded.norms[i] = norm
+            if np.isfinite(norm) and step > kind(_SMALLEST_STEP):
                 offset, distance = _round(rows[i], kind(1) / step, dither, other_dither, integers)
                 rounded.steps[i], rounded.offsets[i], rounded.distances[i] = step, offset, step * distance
                 for pair in range(n_pairs):
                     targets[group, pair, lane, 0] = pairs[pair]
-            else:  # the row is taken for zeros
-                rounded.steps[i] = rounded.offsets[i] = kind(0)
-                rounded.distances[i] = largest * np.sqrt(kind(rows.shape[1]))  # at most
-                targets[group, :, lane] = 0
+                continue
+            # taken for zeros, or, with entries that are not finite, for such as make all products that neither
+            rounded.steps[i] = kind(0) if np.isfinite(norm) else kind(np.nan)
+            rounded.offsets[i] = kind(0)
+            rounded.distances[i] = largest * np.sqrt(kind(rows.shape[1]))  # at most
+            targets[group, :, lane] = 0
 
 
 def round_to_int16(

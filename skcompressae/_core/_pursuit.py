@@ -40,6 +40,8 @@ RIDGE = 1e-5
 # What an activation as large as the k-th largest counts for, beside a correlation with the unexplained rest of a unit
 # row. From 0.04 to 0.12 code-to-code recall is that of the encoder's own choice and most of the pursuit's gain is kept.
 GUIDANCE = 0.06
+# Four epsilons of float32: what rounding may add to the difference of two scores, as a share of them.
+_SCORE_ROUNDING = 4.8e-7
 # Rounds in which the second half of a code is picked; one latent at a time gains 0.001 of recall at most.
 _N_ROUNDS = 4
 
@@ -47,7 +49,7 @@ _N_ROUNDS = 4
 class Inexact(NamedTuple):
     """How far proposed activations of each row may be off, and what to compute them again with."""
 
-    errors: FloatArray  # (n_rows,); 0 where all are exact
+    errors: FloatArray  # (n_rows,), 0 where all are exact; or (0,) where those of all rows are
     encoder: FloatArray  # (n_components, n_features)
     bias: FloatArray  # (n_components,)
 
@@ -207,7 +209,8 @@ def _exact_threshold(
     _compute_again(x, inexact, near, near_places, n_near, scratch, activations)
     for p in range(n_near):
         scratch[p] = abs(activations[near_places[p]])
-    return kth_largest(scratch, n_near, rank - n_above)
+    # within 1 and n_near, unless something is further off than was said
+    return kth_largest(scratch, n_near, min(max(rank - n_above, 1), n_near)) if n_near > 0 else threshold
 
 
 @njit(cache=True, nogil=True)
@@ -285,7 +288,7 @@ def _pursue_rows(  # type: ignore[no-untyped-def]
                     x[i], inexact, candidates[i], first, n_first, error, near, near_places, unexplained, activations
                 )
         guidance = kind(GUIDANCE) / kth if kth > 0 else kind(0)
-        margin = 2 * guidance * error  # how far apart two scores may be and be in the wrong order
+        margin = 2 * guidance * error  # how far apart two scores may be and be in the wrong order, but for rounding
         n_ties = n_first
         for c in range(n_candidates):
             n_ties -= n_first > 0 and abs(activations[c]) > first
@@ -293,7 +296,7 @@ def _pursue_rows(  # type: ignore[no-untyped-def]
         for c in range(n_candidates):
             magnitude = abs(activations[c])
             position[c] = -1
-            if n_first > 0 and (magnitude > first or (magnitude == first and n_ties > 0)):
+            if n < n_first and (magnitude > first or (magnitude == first and n_ties > 0)):
                 n_ties -= magnitude == first
                 picked[n] = candidates[i, c]
                 position[c] = n
@@ -329,10 +332,11 @@ def _pursue_rows(  # type: ignore[no-untyped-def]
                 unexplained[p] = abs(unexplained[p])
             n_wanted = min(n_per_round, k - n)
             lowest, following = _mark_best(unexplained, guidance, activations, left_places, n_left, n_wanted, scores)
-            if margin > 0 and lowest - following <= margin:
+            lowest_near = lowest - (margin + kind(_SCORE_ROUNDING) * lowest)
+            if margin > 0 and following >= lowest_near:
                 n_near = 0
                 for p in range(n_left):
-                    if unexplained[p] + guidance * abs(activations[left_places[p]]) >= lowest - margin:
+                    if unexplained[p] + guidance * abs(activations[left_places[p]]) >= lowest_near:
                         near[n_near], near_places[n_near] = left[p], left_places[p]
                         n_near += 1
                 _compute_again(x[i], inexact, near, near_places, n_near, scores, activations)

@@ -1,12 +1,10 @@
-"""Find the latents of largest exact activation from a product in reduced precision.
+"""Rule out latents by a product in reduced precision: what may be among those of largest exact activation.
 
 A product of rounded factors costs a half (bfloat16, 16-bit integers) or a quarter (8-bit integers) of one in float32.
 How far it can be off is known: the rounding errors of the factors are there to be measured, and what the sums and the
 result's own rounding add is bounded. A latent whose approximate magnitude plus its bound is below the n-th largest of
-magnitude minus bound is not among the n largest, whatever the errors were; all others are computed again in float32, in
-a fixed order, and decide. (The bounds of integer products fail for one of 2e17 activations.)
-
-Invariant: what is returned is what a selection among the recomputed activations of all latents would return.
+magnitude minus bound is not among the n largest, whatever the errors were. All others survive; `_deciding.py` decides
+between them. (The bounds of integer products fail for one of 2e17 activations.)
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import numpy as np
 from numba import njit
 
 from skcompressae._core._arrays import FloatArray, IndexArray
-from skcompressae._core._gathers import FAST, dots
+from skcompressae._core._gathers import FAST
 from skcompressae._core._int16_products import Int16Rows
 from skcompressae._core._integer_products import DEVIATIONS, IntegerProducts, IntegerRows, products_of_sums
 from skcompressae._core._threads import run_blocks
@@ -35,19 +33,18 @@ __all__ = [
     "ErrorBounds",
     "RoundedRows",
     "Survivors",
-    "decide",
     "distances_to",
+    "error_bound",
     "error_bounds",
     "integer_error_bounds",
     "n_computed",
     "room_for",
-    "settle",
     "survive",
 ]
 
 # Half a unit in the last place of bfloat16, relative to the rounded number, and a little.
 _ROUNDED_SHARE = 1.01 * 2.0**-8
-# Of the latents asked for, that survive by the largest bound: of so few no own bound would rule out enough.
+# Survivors by the largest bound may exceed the latents asked for by an eighth; more are thinned by bounds of their own.
 _FEW_SHARE = 8
 # For the rounding of the bounds themselves.
 _INFLATION = 1.001
@@ -80,7 +77,7 @@ class RoundedRows(NamedTuple):
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _bound(bounds, j, rounded, i):  # type: ignore[no-untyped-def]
+def error_bound(bounds, j, rounded, i):  # type: ignore[no-untyped-def]
     """Return how far the activation of latent j for row i may be off, but for the share of its magnitude."""
     noise, own = bounds.spread[j] * rounded.steps[i], bounds.own[j] * rounded.norms[i]
     # at least the root of the sum of squares, which might overflow or vanish
@@ -234,7 +231,7 @@ def _survive(  # type: ignore[no-untyped-def]
         nth = kth_largest(scratch, n_found, n)
         guess = kind(GUESS) * nth
         # no magnitude below this one, plus the largest of the bounds, reaches the n-th largest minus that
-        bound = _bound(largest, 0, rounded, i)
+        bound = error_bound(largest, 0, rounded, i)
         lowest = max(kind(0), (nth * (kind(1) - share) - kind(2) * bound) / (kind(1) + share))
         if lowest < threshold:
             n_found = collect_at_least(row, lowest, found)
@@ -246,14 +243,14 @@ def _survive(  # type: ignore[no-untyped-def]
         if not is_few:  # the same with each latent's own bound
             for c in range(n_found):
                 j = found[c]
-                scratch[c] = abs(row[j]) * (kind(1) - share) - _bound(bounds, j, rounded, i)
+                scratch[c] = abs(row[j]) * (kind(1) - share) - error_bound(bounds, j, rounded, i)
             floor = kth_largest(scratch, n_found, n)
         n_kept = 0
         for c in range(n_found):
             j = found[c]
             magnitude = abs(row[j])
             if not is_few:
-                magnitude = magnitude * (kind(1) + share) + _bound(bounds, j, rounded, i)
+                magnitude = magnitude * (kind(1) + share) + error_bound(bounds, j, rounded, i)
             if magnitude >= floor:
                 if n_kept < room:
                     survivors.latents[i, n_kept] = j
@@ -307,203 +304,3 @@ def survive(
         64,
         n_threads,
     )
-
-
-@njit(cache=True, nogil=True, fastmath=FAST)
-def _recompute(x, encoder, bias, divisors, picks, n_picks, activations):  # type: ignore[no-untyped-def]
-    dots(x, encoder, picks, n_picks, activations)
-    for p in range(n_picks):
-        if divisors.shape[0] > 0:
-            activations[p] /= divisors[picks[p]]
-        activations[p] += bias[picks[p]]
-
-
-@njit(cache=True, nogil=True)
-def _decide(  # type: ignore[no-untyped-def]
-    x, encoder, bias, divisors, rounded, bounds, n, start, stop, survivors, indices, values
-):
-    n_components = len(encoder)
-    everything = np.arange(n_components).astype(np.int32)
-    activations = np.empty(n_components, dtype=np.float32)
-    scratch = np.empty(n_components, dtype=np.float32)
-    n_violations = 0
-    for i in range(start, stop):
-        n_picks, picks, proposed = survivors.counts[i], survivors.latents[i], survivors.activations[i]
-        had_room = n_picks <= len(picks)
-        if not had_room:
-            n_violations += n_picks > n_components
-            n_picks, picks = n_components, everything
-        _recompute(x[i], encoder, bias, divisors, picks, n_picks, activations)
-        for c in range(n_picks):
-            scratch[c] = abs(activations[c])
-            if had_room:
-                bound = _bound(bounds, picks[c], rounded, i) + bounds.share * abs(proposed[c])
-                n_violations += abs(activations[c] - proposed[c]) > bound
-        kth = kth_largest(scratch, n_picks, n)
-        n_ties = n
-        for c in range(n_picks):
-            n_ties -= abs(activations[c]) > kth
-        written = 0
-        for c in range(n_picks):
-            magnitude = abs(activations[c])
-            if magnitude > kth or (magnitude == kth and n_ties > 0):
-                n_ties -= magnitude == kth
-                indices[i, written] = picks[c]
-                values[i, written] = activations[c]
-                written += 1
-    return n_violations
-
-
-def decide(
-    x: FloatArray,
-    encoder: FloatArray,
-    bias: FloatArray,
-    rounded: RoundedRows,
-    bounds: ErrorBounds,
-    survivors: Survivors,
-    n: int,
-    *,
-    n_threads: int,
-    divisors: FloatArray | None = None,
-) -> tuple[IndexArray, FloatArray, int]:
-    """Compute the survivors' activations in float32 and return the n largest of each row.
-
-    Parameters
-    ----------
-    x : float32 array of shape (n_rows, n_features)
-        Unit (or zero) rows.
-    bias, rounded, bounds, n, survivors
-        As in :func:`survive`.
-    encoder : float32 array of shape (n_components, n_features)
-    n_threads : int
-    divisors : float32 array of shape (n_components,), optional
-        As in :func:`error_bounds`.
-
-    Returns
-    -------
-    indices : int32 array of shape (n_rows, n), ascending in each row
-    values : float32 array of shape (n_rows, n)
-        The activations, as `candidate_activations` computes them.
-    n_violations : int
-        How many of them the product had further off than the bounds allow: 0, unless products are worse than assumed.
-    """
-    indices = np.empty((len(x), n), dtype=np.int32)
-    values = np.empty((len(x), n), dtype=np.float32)
-    divided = np.empty(0, dtype=np.float32) if divisors is None else divisors
-    counts: list[int] = []
-    run_blocks(
-        lambda start, stop: counts.append(
-            _decide(x, encoder, bias, divided, rounded, bounds, n, start, stop, survivors, indices, values)
-        ),
-        len(x),
-        64,
-        n_threads,
-    )
-    return indices, values, sum(counts)
-
-
-@njit(cache=True, nogil=True)
-def _settle(x, encoder, bias, rounded, bounds, n, start, stop, survivors, indices, values, errors):  # type: ignore[no-untyped-def]
-    n_components = len(encoder)
-    room = survivors.latents.shape[1]
-    none = np.empty(0, dtype=np.float32)
-    everything = np.arange(n_components).astype(np.int32)
-    activations = np.empty(n_components, dtype=np.float32)
-    scratch = np.empty(n_components, dtype=np.float32)
-    own_bounds = np.empty(room, dtype=np.float32)
-    is_sure = np.empty(room, dtype=np.bool_)
-    unsure = np.empty(n_components, dtype=np.int32)
-    places = np.empty(n_components, dtype=np.int64)
-    n_violations = 0
-    for i in range(start, stop):
-        n_picks, picks, proposed = survivors.counts[i], survivors.latents[i], survivors.activations[i]
-        had_room = n_picks <= room
-        error = np.float32(0)
-        n_open, n_unsure = n, 0
-        if had_room:
-            for c in range(n_picks):
-                magnitude = abs(proposed[c])
-                own_bounds[c] = _bound(bounds, picks[c], rounded, i) + bounds.share * magnitude
-                scratch[c] = magnitude + own_bounds[c]
-            following = kth_largest(scratch, n_picks, n + 1) if n_picks > n else np.float32(-1)
-            for c in range(n_picks):
-                is_sure[c] = abs(proposed[c]) - own_bounds[c] > following
-                if is_sure[c] or n_picks == n:
-                    is_sure[c] = True
-                    error = max(error, own_bounds[c])
-                    n_open -= 1
-                else:
-                    unsure[n_unsure] = picks[c]
-                    places[n_unsure] = c
-                    n_unsure += 1
-        else:
-            n_violations += n_picks > n_components
-            n_picks, picks, unsure[:], n_unsure = n_components, everything, everything, n_components
-        _recompute(x[i], encoder, bias, none, unsure, n_unsure, activations)
-        for u in range(n_unsure):
-            scratch[u] = abs(activations[u])
-            if had_room:
-                n_violations += abs(activations[u] - proposed[places[u]]) > own_bounds[places[u]]
-        kth = kth_largest(scratch, n_unsure, n_open) if n_open > 0 else np.float32(np.inf)
-        n_ties = n_open
-        for u in range(n_unsure):
-            n_ties -= abs(activations[u]) > kth
-        u = written = 0
-        for c in range(n_picks):
-            if had_room and is_sure[c]:
-                indices[i, written], values[i, written] = picks[c], proposed[c]
-                written += 1
-                continue
-            magnitude = abs(activations[u])
-            if magnitude > kth or (magnitude == kth and n_ties > 0):
-                n_ties -= magnitude == kth
-                indices[i, written], values[i, written] = picks[c], activations[u]
-                written += 1
-            u += 1
-        errors[i] = error
-    return n_violations
-
-
-def settle(
-    x: FloatArray,
-    encoder: FloatArray,
-    bias: FloatArray,
-    rounded: RoundedRows,
-    bounds: ErrorBounds,
-    survivors: Survivors,
-    n: int,
-    *,
-    n_threads: int,
-) -> tuple[IndexArray, FloatArray, FloatArray, int]:
-    """Return the latents that :func:`decide` would, and activations that may be off.
-
-    Only survivors that might or might not be among the n largest are computed again.
-
-    Parameters
-    ----------
-    x, encoder, bias, rounded, bounds, survivors, n, n_threads
-        As in :func:`decide`.
-
-    Returns
-    -------
-    indices : int32 array of shape (n_rows, n), ascending in each row
-    values : float32 array of shape (n_rows, n)
-        The activations, some of them of the rounded product.
-    errors : float32 array of shape (n_rows,)
-        How far any of a row's activations may be off.
-    n_violations : int
-        As in :func:`decide`.
-    """
-    indices = np.empty((len(x), n), dtype=np.int32)
-    values = np.empty((len(x), n), dtype=np.float32)
-    errors = np.empty(len(x), dtype=np.float32)
-    counts: list[int] = []
-    run_blocks(
-        lambda start, stop: counts.append(
-            _settle(x, encoder, bias, rounded, bounds, n, start, stop, survivors, indices, values, errors)
-        ),
-        len(x),
-        64,
-        n_threads,
-    )
-    return indices, values, errors, sum(counts)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._deciding import decide, settle
 from skcompressae._core._int16_products import MAX_COLUMNS, Int16Encoder
 from skcompressae._core._integer_products import IntegerProducts, dithers, of_latents, round_rows
 from skcompressae._core._processor import MULTIPLIES_BFLOAT16, MULTIPLIES_INT8, MULTIPLIES_INT16
@@ -18,13 +19,11 @@ from skcompressae._core._screening import (
     ErrorBounds,
     RoundedRows,
     Survivors,
-    decide,
     distances_to,
     error_bounds,
     integer_error_bounds,
     n_computed,
     room_for,
-    settle,
     survive,
 )
 from skcompressae._core._threads import run_product_blocks
@@ -241,14 +240,13 @@ class ScreenedActivations:
     def largest_nearly(
         self, x: FloatArray, n: int, block_rows: int, n_threads: int
     ) -> tuple[IndexArray, FloatArray, FloatArray] | None:
-        """Return the indices that :meth:`largest` would, activations that may be off, and each row's largest error.
-
-        Without divisors only.
-        """
+        """Return the indices that :meth:`largest` would, activations that may be off, and each row's largest error."""
         found = self._screen(x, n, block_rows, n_threads)
         if found is None:
             return None
-        indices, values, errors, n_violations = settle(x, self._encoder, self._bias, *found, n, n_threads=n_threads)
+        indices, values, errors, n_violations = settle(
+            x, self._encoder, self._bias, *found, n, n_threads=n_threads, divisors=self._divisors
+        )
         return None if self._is_violated(n_violations) else (indices, values, errors)
 
     def _is_violated(self, n_violations: int) -> bool:

@@ -1,0 +1,218 @@
+"""Decide which survivors of a screening are among the latents of largest activation.
+
+Activations are computed again in float32, in a fixed order, so that they depend on the row alone: those of all
+survivors, or, where only the choice is wanted, those whose place the bounds of their errors leave open.
+
+Invariant: the latents are those that a selection among the recomputed activations of all latents would return.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._gathers import FAST, dots
+from skcompressae._core._screening import ErrorBounds, RoundedRows, Survivors, error_bound
+from skcompressae._core._threads import run_blocks
+from skcompressae._core._topk import kth_largest
+
+__all__ = ["decide", "settle"]
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _recompute(x, encoder, bias, divisors, picks, n_picks, activations):  # type: ignore[no-untyped-def]
+    dots(x, encoder, picks, n_picks, activations)
+    for p in range(n_picks):
+        if divisors.shape[0] > 0:
+            activations[p] /= divisors[picks[p]]
+        activations[p] += bias[picks[p]]
+
+
+@njit(cache=True, nogil=True)
+def _write_largest(
+    picks: Any, activations: Any, magnitudes: Any, n_picks: int, n: int, scratch: Any, indices: Any, values: Any
+) -> None:
+    """Write the n picks of largest magnitude, in their order, and their activations; of equals the first."""
+    for c in range(n_picks):
+        scratch[c] = magnitudes[c]
+    kth = kth_largest(scratch, n_picks, n)
+    n_ties = n
+    for c in range(n_picks):
+        n_ties -= magnitudes[c] > kth
+    written = 0
+    for c in range(n_picks):
+        if magnitudes[c] > kth or (magnitudes[c] == kth and n_ties > 0):
+            n_ties -= magnitudes[c] == kth
+            indices[written], values[written] = picks[c], activations[c]
+            written += 1
+
+
+@njit(cache=True, nogil=True)
+def _decide(  # type: ignore[no-untyped-def]
+    x, encoder, bias, divisors, rounded, bounds, n, start, stop, survivors, indices, values
+):
+    n_components = len(encoder)
+    everything = np.arange(n_components).astype(np.int32)
+    activations = np.empty(n_components, dtype=np.float32)
+    magnitudes = np.empty(n_components, dtype=np.float32)
+    scratch = np.empty(n_components, dtype=np.float32)
+    n_violations = 0
+    for i in range(start, stop):
+        n_picks, picks, proposed = survivors.counts[i], survivors.latents[i], survivors.activations[i]
+        had_room = n_picks <= len(picks)
+        if not had_room:
+            n_violations += n_picks > n_components
+            n_picks, picks = n_components, everything
+        _recompute(x[i], encoder, bias, divisors, picks, n_picks, activations)
+        for c in range(n_picks):
+            magnitudes[c] = abs(activations[c])
+            if had_room:
+                bound = error_bound(bounds, picks[c], rounded, i) + bounds.share * abs(proposed[c])
+                n_violations += abs(activations[c] - proposed[c]) > bound
+        _write_largest(picks, activations, magnitudes, n_picks, n, scratch, indices[i], values[i])
+    return n_violations
+
+
+def decide(
+    x: FloatArray,
+    encoder: FloatArray,
+    bias: FloatArray,
+    rounded: RoundedRows,
+    bounds: ErrorBounds,
+    survivors: Survivors,
+    n: int,
+    *,
+    n_threads: int,
+    divisors: FloatArray | None = None,
+) -> tuple[IndexArray, FloatArray, int]:
+    """Compute the survivors' activations in float32 and return the n largest of each row.
+
+    Parameters
+    ----------
+    x : float32 array of shape (n_rows, n_features)
+        Unit (or zero) rows.
+    bias, rounded, bounds, n, survivors
+        As in :func:`~skcompressae._core._screening.survive`.
+    encoder : float32 array of shape (n_components, n_features)
+    n_threads : int
+    divisors : float32 array of shape (n_components,), optional
+        As in :func:`~skcompressae._core._screening.error_bounds`.
+
+    Returns
+    -------
+    indices : int32 array of shape (n_rows, n), ascending in each row
+    values : float32 array of shape (n_rows, n)
+        The activations, as `candidate_activations` computes them.
+    n_violations : int
+        How many of them the product had further off than the bounds allow: 0, unless products are worse than assumed.
+    """
+    indices = np.empty((len(x), n), dtype=np.int32)
+    values = np.empty((len(x), n), dtype=np.float32)
+    divided = np.empty(0, dtype=np.float32) if divisors is None else divisors
+    counts: list[int] = []
+    run_blocks(
+        lambda start, stop: counts.append(
+            _decide(x, encoder, bias, divided, rounded, bounds, n, start, stop, survivors, indices, values)
+        ),
+        len(x),
+        64,
+        n_threads,
+    )
+    return indices, values, sum(counts)
+
+
+@njit(cache=True, nogil=True)
+def _settle(  # type: ignore[no-untyped-def]
+    x, encoder, bias, divisors, rounded, bounds, n, start, stop, survivors, indices, values, errors
+):
+    n_components = len(encoder)
+    everything = np.arange(n_components).astype(np.int32)
+    activations = np.empty(n_components, dtype=np.float32)
+    magnitudes = np.empty(n_components, dtype=np.float32)
+    computed = np.empty(n_components, dtype=np.float32)
+    scratch = np.empty(n_components, dtype=np.float32)
+    own_bounds = np.empty(n_components, dtype=np.float32)
+    unsure = np.empty(n_components, dtype=np.int32)
+    places = np.empty(n_components, dtype=np.int64)
+    n_violations = 0
+    for i in range(start, stop):
+        n_picks, picks, proposed = survivors.counts[i], survivors.latents[i], survivors.activations[i]
+        errors[i] = np.float32(0)
+        if n_picks > len(picks):
+            n_violations += n_picks > n_components
+            _recompute(x[i], encoder, bias, divisors, everything, n_components, activations)
+            for c in range(n_components):
+                magnitudes[c] = abs(activations[c])
+            _write_largest(everything, activations, magnitudes, n_components, n, scratch, indices[i], values[i])
+            continue
+        for c in range(n_picks):
+            magnitude = abs(proposed[c])
+            own_bounds[c] = error_bound(bounds, picks[c], rounded, i) + bounds.share * magnitude
+            scratch[c] = magnitude + own_bounds[c]
+        # no more than n can reach what one exceeds that is larger than this
+        following = kth_largest(scratch, n_picks, n + 1) if n_picks > n else np.float32(-np.inf)
+        n_unsure = 0
+        for c in range(n_picks):
+            if abs(proposed[c]) - own_bounds[c] > following:
+                errors[i] = max(errors[i], own_bounds[c])
+                activations[c], magnitudes[c] = proposed[c], np.float32(np.inf)
+            else:
+                unsure[n_unsure], places[n_unsure] = picks[c], c
+                n_unsure += 1
+        _recompute(x[i], encoder, bias, divisors, unsure, n_unsure, computed)
+        for u in range(n_unsure):
+            c = places[u]
+            activations[c], magnitudes[c] = computed[u], abs(computed[u])
+            n_violations += abs(computed[u] - proposed[c]) > own_bounds[c]
+        _write_largest(picks, activations, magnitudes, n_picks, n, scratch, indices[i], values[i])
+    return n_violations
+
+
+def settle(
+    x: FloatArray,
+    encoder: FloatArray,
+    bias: FloatArray,
+    rounded: RoundedRows,
+    bounds: ErrorBounds,
+    survivors: Survivors,
+    n: int,
+    *,
+    n_threads: int,
+    divisors: FloatArray | None = None,
+) -> tuple[IndexArray, FloatArray, FloatArray, int]:
+    """Return the latents that :func:`decide` would, and activations that may be off.
+
+    Only survivors that might or might not be among the n largest are computed again.
+
+    Parameters
+    ----------
+    x, encoder, bias, rounded, bounds, survivors, n, n_threads, divisors
+        As in :func:`decide`.
+
+    Returns
+    -------
+    indices : int32 array of shape (n_rows, n), ascending in each row
+    values : float32 array of shape (n_rows, n)
+        The activations, some of them of the rounded product.
+    errors : float32 array of shape (n_rows,)
+        How far any of a row's activations may be off.
+    n_violations : int
+        As in :func:`decide`, but only activations that were computed again are compared.
+    """
+    indices = np.empty((len(x), n), dtype=np.int32)
+    values = np.empty((len(x), n), dtype=np.float32)
+    errors = np.empty(len(x), dtype=np.float32)
+    divided = np.empty(0, dtype=np.float32) if divisors is None else divisors
+    counts: list[int] = []
+    run_blocks(
+        lambda start, stop: counts.append(
+            _settle(x, encoder, bias, divided, rounded, bounds, n, start, stop, survivors, indices, values, errors)
+        ),
+        len(x),
+        64,
+        n_threads,
+    )
+    return indices, values, errors, sum(counts)
