@@ -8,6 +8,8 @@ OLDEST := .venv-oldest
 OLDEST_SKLEARN := 1.6.1
 BIN := $(VENV)/bin
 PIP_INSTALL := pip install --quiet --disable-pip-version-check
+# a file's tests stay together, as many share a fitted model
+TWO_PROCESSES := -n 2 --dist loadfile
 # what decides the content of an environment
 INPUTS := pyproject.toml constraints.txt
 
@@ -17,7 +19,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
 test: lint $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO_PROCESSES)
 	$(MAKE) docs
 	$(MAKE) oldest
 
@@ -36,7 +38,7 @@ docs-browser: docs
 	$(BIN)/python docs/check_pages.py docs/_build/html
 
 oldest: $(OLDEST)/.test
-	$(OLDEST)/bin/python -m pytest -p no:cacheprovider $(OLDEST_TESTS)
+	$(OLDEST)/bin/python -m pytest -p no:cacheprovider $(TWO_PROCESSES) $(OLDEST_TESTS)
 
 bench-smoke: $(VENV)/.test
 	$(BIN)/python -m pytest tests/test_benchmarks.py
