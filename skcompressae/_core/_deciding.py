@@ -17,13 +17,13 @@ from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._gathers import FAST, dots
 from skcompressae._core._screening import ErrorBounds, RoundedRows, Survivors, error_bound
 from skcompressae._core._threads import run_blocks
-from skcompressae._core._topk import kth_largest
+from skcompressae._core._topk import kth_largest, write_largest
 
 __all__ = ["decide", "settle"]
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _recompute(x, encoder, bias, divisors, picks, n_picks, activations):  # type: ignore[no-untyped-def]
+def _recompute(x: Any, encoder: Any, bias: Any, divisors: Any, picks: Any, n_picks: Any, activations: Any) -> None:
     dots(x, encoder, picks, n_picks, activations)
     for p in range(n_picks):
         if divisors.shape[0] > 0:
@@ -32,28 +32,20 @@ def _recompute(x, encoder, bias, divisors, picks, n_picks, activations):  # type
 
 
 @njit(cache=True, nogil=True)
-def _write_largest(
-    picks: Any, activations: Any, magnitudes: Any, n_picks: int, n: int, scratch: Any, indices: Any, values: Any
-) -> None:
-    """Write the n picks of largest magnitude, in their order, and their activations; of equals the first."""
-    for c in range(n_picks):
-        scratch[c] = magnitudes[c]
-    kth = kth_largest(scratch, n_picks, n)
-    n_ties = n
-    for c in range(n_picks):
-        n_ties -= magnitudes[c] > kth
-    written = 0
-    for c in range(n_picks):
-        if magnitudes[c] > kth or (magnitudes[c] == kth and n_ties > 0):
-            n_ties -= magnitudes[c] == kth
-            indices[written], values[written] = picks[c], activations[c]
-            written += 1
-
-
-@njit(cache=True, nogil=True)
-def _decide(  # type: ignore[no-untyped-def]
-    x, encoder, bias, divisors, rounded, bounds, n, start, stop, survivors, indices, values
-):
+def _decide(
+    x: Any,
+    encoder: Any,
+    bias: Any,
+    divisors: Any,
+    rounded: Any,
+    bounds: Any,
+    n: Any,
+    start: Any,
+    stop: Any,
+    survivors: Any,
+    indices: Any,
+    values: Any,
+) -> int:
     n_components = len(encoder)
     everything = np.arange(n_components).astype(np.int32)
     activations = np.empty(n_components, dtype=np.float32)
@@ -72,7 +64,7 @@ def _decide(  # type: ignore[no-untyped-def]
             if had_room:
                 bound = error_bound(bounds, picks[c], rounded, i) + bounds.share * abs(proposed[c])
                 n_violations += abs(activations[c] - proposed[c]) > bound
-        _write_largest(picks, activations, magnitudes, n_picks, n, scratch, indices[i], values[i])
+        write_largest(picks, activations, magnitudes, n_picks, n, scratch, indices[i], values[i])
     return n_violations
 
 
@@ -125,9 +117,21 @@ def decide(
 
 
 @njit(cache=True, nogil=True)
-def _settle(  # type: ignore[no-untyped-def]
-    x, encoder, bias, divisors, rounded, bounds, n, start, stop, survivors, indices, values, errors
-):
+def _settle(
+    x: Any,
+    encoder: Any,
+    bias: Any,
+    divisors: Any,
+    rounded: Any,
+    bounds: Any,
+    n: Any,
+    start: Any,
+    stop: Any,
+    survivors: Any,
+    indices: Any,
+    values: Any,
+    errors: Any,
+) -> int:
     n_components = len(encoder)
     everything = np.arange(n_components).astype(np.int32)
     activations = np.empty(n_components, dtype=np.float32)
@@ -146,7 +150,7 @@ def _settle(  # type: ignore[no-untyped-def]
             _recompute(x[i], encoder, bias, divisors, everything, n_components, activations)
             for c in range(n_components):
                 magnitudes[c] = abs(activations[c])
-            _write_largest(everything, activations, magnitudes, n_components, n, scratch, indices[i], values[i])
+            write_largest(everything, activations, magnitudes, n_components, n, scratch, indices[i], values[i])
             continue
         for c in range(n_picks):
             magnitude = abs(proposed[c])
@@ -167,7 +171,7 @@ def _settle(  # type: ignore[no-untyped-def]
             c = places[u]
             activations[c], magnitudes[c] = computed[u], abs(computed[u])
             n_violations += abs(computed[u] - proposed[c]) > own_bounds[c]
-        _write_largest(picks, activations, magnitudes, n_picks, n, scratch, indices[i], values[i])
+        write_largest(picks, activations, magnitudes, n_picks, n, scratch, indices[i], values[i])
     return n_violations
 
 

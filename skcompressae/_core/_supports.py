@@ -13,7 +13,7 @@ from numba import njit
 from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._gathers import FAST, dot, dots
 from skcompressae._core._threads import run_blocks
-from skcompressae._core._topk import kth_largest
+from skcompressae._core._topk import kth_largest, write_largest
 
 __all__ = ["activation_codes", "candidate_activations", "rounding_margin", "supports"]
 
@@ -26,6 +26,7 @@ def _activation_codes(  # type: ignore[no-untyped-def]
     n_candidates = candidates.shape[1]
     activations = np.empty(n_candidates, dtype=x.dtype)
     magnitudes = np.empty(n_candidates, dtype=x.dtype)
+    scratch = np.empty(n_candidates, dtype=x.dtype)
     for i in range(start, stop):
         dots(x[i], encoder, candidates[i], n_candidates, activations)
         for c in range(n_candidates):
@@ -33,18 +34,7 @@ def _activation_codes(  # type: ignore[no-untyped-def]
                 activations[c] /= divisors[candidates[i, c]]
             activations[c] += bias[candidates[i, c]]
             magnitudes[c] = abs(activations[c])
-        kth = kth_largest(magnitudes, n_candidates, k)
-        n_ties = k
-        for c in range(n_candidates):
-            n_ties -= abs(activations[c]) > kth
-        written = 0
-        for c in range(n_candidates):
-            magnitude = abs(activations[c])
-            if magnitude > kth or (magnitude == kth and n_ties > 0):
-                n_ties -= magnitude == kth
-                indices[i, written] = candidates[i, c]
-                values[i, written] = activations[c]
-                written += 1
+        write_largest(candidates[i], activations, magnitudes, n_candidates, k, scratch, indices[i], values[i])
 
 
 def activation_codes(

@@ -10,6 +10,8 @@ The guess starts from the row before; it changes the time only, never the result
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
@@ -26,6 +28,7 @@ __all__ = [
     "kth_largest",
     "max_and_count",
     "top_k",
+    "write_largest",
 ]
 
 # Survivors allowed per selected entry before the threshold is refined again: quickselect on 3k entries costs
@@ -153,6 +156,25 @@ def collect_at_least(row, threshold, indices):  # type: ignore[no-untyped-def]
             indices[n_found] = j
             n_found += 1
     return n_found
+
+
+@njit(cache=True, nogil=True)
+def write_largest(
+    picks: Any, activations: Any, magnitudes: Any, n_picks: int, n: int, scratch: Any, indices: Any, values: Any
+) -> None:
+    """Write the n picks of largest magnitude, in their order, and their activations; of equals the first."""
+    for c in range(n_picks):
+        scratch[c] = magnitudes[c]
+    kth = kth_largest(scratch, n_picks, n)
+    n_ties = n
+    for c in range(n_picks):
+        n_ties -= magnitudes[c] > kth
+    written = 0
+    for c in range(n_picks):
+        if magnitudes[c] > kth or (magnitudes[c] == kth and n_ties > 0):
+            n_ties -= magnitudes[c] == kth
+            indices[written], values[written] = picks[c], activations[c]
+            written += 1
 
 
 @njit(cache=True, nogil=True)
