@@ -109,7 +109,7 @@ def _round_groups(rows: Any, dither: Any, other_dither: Any, start: Any, stop: A
                 for pair in range(n_pairs):
                     targets[group, pair, lane, 0] = pairs[pair]
                 continue
-            # taken for zeros, or, with entries that are not finite, for such as make all products that neither
+            # taken for zeros; one that is not finite makes all its products NaN
             rounded.steps[i] = kind(0) if np.isfinite(norm) else kind(np.nan)
             rounded.offsets[i] = kind(0)
             rounded.distances[i] = largest * np.sqrt(kind(rows.shape[1]))  # at most
