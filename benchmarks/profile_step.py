@@ -47,7 +47,6 @@ TRANSFORM_STAGES = {
     "top_k": (_encoding, "top_k"),
     "screening": (_encoding.ScreenedActivations, "_screen"),  # product and survivors in one
     "decide": (_screened, "decide"),
-    "settle": (_screened, "settle"),
     "candidate_activations": (_encoding, "candidate_activations"),
     "activation_codes": (_encoding, "activation_codes"),
     "rounding_margin": (_encoding, "rounding_margin"),

@@ -237,8 +237,7 @@ class Encoder:
     def _screen(self, x: FloatArray, n: int) -> tuple[IndexArray, FloatArray, FloatArray] | None:
         """Return the n largest activations of each row by way of a rounded product, or None where that does not pay.
 
-        And how far each row's may be off, or an empty array where they are exact. Least squares needs no exact
-        activations, and a pursuit only a few.
+        And how far each row's may be off: least squares needs no exact activations, and a pursuit only a few.
         """
         for rounding in self._worth_screening(x.shape):
             if rounding not in self._screened:
@@ -247,16 +246,11 @@ class Encoder:
                     weights.encoder, weights.bias, self._divisors, rounding=rounding, n_threads=self._n_threads
                 )
             screened = self._screened[rounding]
-            if not screened.pays:
-                continue
-            if self._coding == "least_squares" or (self._coding == "pursuit" and screened.is_fine):
-                nearly = screened.largest_nearly(x, n, self._block_rows, self._n_threads)
-                if nearly is not None:
-                    return nearly
-                continue
-            found = screened.largest(x, n, self._block_rows, self._n_threads)
-            if found is not None:
-                return *found, np.empty(0, dtype=np.float32)
+            needs_all = self._coding == "activations" or (self._coding == "pursuit" and not screened.is_fine)
+            if screened.pays:
+                found = screened.largest(x, n, self._block_rows, self._n_threads, computes_all=needs_all)
+                if found is not None:
+                    return found
         return None
 
     def _worth_screening(self, shape: tuple[int, ...]) -> list[str]:

@@ -17,12 +17,16 @@ import pytest
 import torch
 
 from skcompressae import CompresSAETransformer
+from skcompressae._core._processor import HAS_AVX2
 
 # Without a GPU, Triton kernels run in Triton's interpreter, which has to be chosen before Triton is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 # before sentence-transformers is imported: no test reaches for the network
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# The kernel of 16-bit integers is written in instructions of AVX2, so elsewhere there is nothing to test.
+needs_avx2 = pytest.mark.skipif(not HAS_AVX2, reason="the kernel is one of AVX2")
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS, EXAMPLES, DOCS = ROOT / "benchmarks", ROOT / "examples", ROOT / "docs"

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from conftest import needs_avx2
 
-from skcompressae._core._processor import HAS_AVX2
 from skcompressae._torch import _cpu_engine
 from skcompressae._torch._cpu_engine import PreActivations
 
@@ -38,7 +38,7 @@ def test_factors_are_rounded_to_bfloat16_on_any_processor(monkeypatch, dtype, mu
         assert np.abs(products - x @ encoder.T).max() > 1e-3
 
 
-@pytest.mark.skipif(not HAS_AVX2, reason="the kernel is one of AVX2")
+@needs_avx2
 @pytest.mark.parametrize("is_divided", [False, True])
 def test_factors_are_rounded_to_16_bits_where_those_are_multiplied_fast(monkeypatch, is_divided):
     monkeypatch.setattr(_cpu_engine, "MULTIPLIES_INT16", True)

@@ -5,12 +5,13 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
+from conftest import needs_avx2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skcompressae import CompresSAETransformer, _encoding
 from skcompressae._core import _int16_products
-from skcompressae._core._deciding import decide, settle
+from skcompressae._core._deciding import decide
 from skcompressae._core._int16_products import ROWS_PER_PANEL, ROWS_PER_TILE, multiply_int16, round_to_int16
 from skcompressae._core._integer_products import IntegerProducts, dithers, products_of_sums, round_rows
 from skcompressae._core._processor import HAS_AVX2
@@ -27,7 +28,6 @@ from skcompressae._core._supports import activation_codes
 from skcompressae._torch import _screened
 from skcompressae._torch._screened import ScreenedActivations
 
-needs_avx2 = pytest.mark.skipif(not HAS_AVX2, reason="the kernel is one of AVX2")
 INT16 = pytest.param("int16", marks=needs_avx2)
 ROUNDINGS = ["int8", INT16, "bfloat16"]
 
@@ -93,14 +93,17 @@ def test_errors_as_large_as_the_bounds_change_nothing(
     )
     survivors = room_for(5, n, n_components)
     survive(products, rows, bias, bounds, n, survivors, n_threads=1)
-    indices, values, n_violations = decide(x, encoder, bias, rows, bounds, survivors, n, n_threads=1, divisors=divisors)
+    indices, values, errors, n_violations = decide(
+        x, encoder, bias, rows, bounds, survivors, n, n_threads=1, divisors=divisors
+    )
     expected = expected_codes(x, encoder, bias, divisors, n)
     np.testing.assert_array_equal(indices, expected[0])
     np.testing.assert_array_equal(values, expected[1])
     assert n_violations == 0
     assert 5 * n <= n_computed(survivors, n_components) <= 5 * n_components
-    settled, nearly, errors, n_violations = settle(
-        x, encoder, bias, rows, bounds, survivors, n, n_threads=1, divisors=divisors
+    assert not errors.any()
+    settled, nearly, errors, n_violations = decide(
+        x, encoder, bias, rows, bounds, survivors, n, n_threads=1, divisors=divisors, computes_all=False
     )
     np.testing.assert_array_equal(settled, expected[0])
     assert (abs(nearly - expected[1]) <= 1.001 * errors[:, None]).all()
@@ -115,11 +118,11 @@ def test_products_are_within_the_bounds(monkeypatch, n_features, scale, rounding
     x, encoder, bias, _ = draw(60, n_features, 300, np.random.RandomState(n_features))
     encoder, bias = encoder * np.float32(scale), bias * np.float32(scale)
     screened = ScreenedActivations(encoder, bias, rounding=rounding, n_threads=1)
-    indices, values = screened.largest(x, 20, 16, 1)
+    indices, values, _ = screened.largest(x, 20, 16, 1)
     expected = expected_codes(x, encoder, bias, None, 20)
     np.testing.assert_array_equal(indices, expected[0])
     np.testing.assert_array_equal(values, expected[1])
-    indices, values, errors = screened.largest_nearly(x, 20, 16, 1)
+    indices, values, errors = screened.largest(x, 20, 16, 1, computes_all=False)
     np.testing.assert_array_equal(indices, expected[0])
     assert (abs(values - expected[1]) <= 1.001 * errors[:, None]).all()
 
@@ -253,7 +256,7 @@ def test_what_rows_have_in_common_does_not_coarsen_integers(kind, rounding):
     x = x[x.any(axis=1)]
     x, _ = unit_rows(abs(x) if kind == "positive" else x + (np.arange(384) == 7))
     screened = ScreenedActivations(encoder, bias, rounding=rounding, n_threads=1)
-    indices, values = screened.largest(x, 20, 64, 1)
+    indices, values, _ = screened.largest(x, 20, 64, 1)
     expected = expected_codes(x, encoder, bias, None, 20)
     np.testing.assert_array_equal(indices, expected[0])
     np.testing.assert_array_equal(values, expected[1])
@@ -265,10 +268,9 @@ def test_rows_that_integers_tell_too_little_of_are_not_screened(monkeypatch):
     _, encoder, bias, _ = draw(1, 384, 4096, random_state)
     x, _ = unit_rows(random_state.standard_normal((2000, 384)) * (random_state.uniform(size=(2000, 384)) < 0.01))
     screened = ScreenedActivations(encoder, bias, rounding="int8", n_threads=1)
-    for name in ("decide", "settle"):
-        monkeypatch.setattr(_screened, name, lambda *given, **named: pytest.fail("computed again"))
+    monkeypatch.setattr(_screened, "decide", lambda *given, **named: pytest.fail("computed again"))
     assert screened.largest(x, 4, 512, 1) is None
-    assert screened.largest_nearly(x, 4, 512, 1) is None
+    assert screened.largest(x, 4, 512, 1, computes_all=False) is None
     assert not screened.pays
     assert screened._n_asked < 4 * 300
 
@@ -308,13 +310,13 @@ def spoil_integers(monkeypatch, factor):
     monkeypatch.setattr(_int16_products, "multiply_int16", spoiled)
 
 
-@pytest.mark.parametrize("method", ["largest", "largest_nearly"])
+@pytest.mark.parametrize("computes_all", [True, False])
 @pytest.mark.parametrize("rounding", ["int8", INT16])
-def test_sums_of_integers_beyond_the_bounds_are_noticed(monkeypatch, rounding, method):
+def test_sums_of_integers_beyond_the_bounds_are_noticed(monkeypatch, rounding, computes_all):
     x, encoder, bias, _ = draw(60, 100, 300, np.random.RandomState(1))
     screened = ScreenedActivations(encoder, bias, rounding=rounding, n_threads=1)
     spoil_integers(monkeypatch, 2)
-    assert getattr(screened, method)(x, 20, 16, 1) is None
+    assert screened.largest(x, 20, 16, 1, computes_all=computes_all) is None
     assert not screened.pays
 
 

@@ -14,21 +14,12 @@ import numpy as np
 from numba import njit
 
 from skcompressae._core._arrays import FloatArray, IndexArray
-from skcompressae._core._gathers import FAST, dots
 from skcompressae._core._screening import ErrorBounds, RoundedRows, Survivors, error_bound
+from skcompressae._core._supports import compute_activations
 from skcompressae._core._threads import run_blocks
 from skcompressae._core._topk import kth_largest, write_largest
 
-__all__ = ["decide", "settle"]
-
-
-@njit(cache=True, nogil=True, fastmath=FAST)
-def _recompute(x: Any, encoder: Any, bias: Any, divisors: Any, picks: Any, n_picks: Any, activations: Any) -> None:
-    dots(x, encoder, picks, n_picks, activations)
-    for p in range(n_picks):
-        if divisors.shape[0] > 0:
-            activations[p] /= divisors[picks[p]]
-        activations[p] += bias[picks[p]]
+__all__ = ["decide"]
 
 
 @njit(cache=True, nogil=True)
@@ -40,91 +31,7 @@ def _decide(
     rounded: Any,
     bounds: Any,
     n: Any,
-    start: Any,
-    stop: Any,
-    survivors: Any,
-    indices: Any,
-    values: Any,
-) -> int:
-    n_components = len(encoder)
-    everything = np.arange(n_components).astype(np.int32)
-    activations = np.empty(n_components, dtype=np.float32)
-    magnitudes = np.empty(n_components, dtype=np.float32)
-    scratch = np.empty(n_components, dtype=np.float32)
-    n_violations = 0
-    for i in range(start, stop):
-        n_picks, picks, proposed = survivors.counts[i], survivors.latents[i], survivors.activations[i]
-        had_room = n_picks <= len(picks)
-        if not had_room:
-            n_violations += n_picks > n_components
-            n_picks, picks = n_components, everything
-        _recompute(x[i], encoder, bias, divisors, picks, n_picks, activations)
-        for c in range(n_picks):
-            magnitudes[c] = abs(activations[c])
-            if had_room:
-                bound = error_bound(bounds, picks[c], rounded, i) + bounds.share * abs(proposed[c])
-                n_violations += abs(activations[c] - proposed[c]) > bound
-        write_largest(picks, activations, magnitudes, n_picks, n, scratch, indices[i], values[i])
-    return n_violations
-
-
-def decide(
-    x: FloatArray,
-    encoder: FloatArray,
-    bias: FloatArray,
-    rounded: RoundedRows,
-    bounds: ErrorBounds,
-    survivors: Survivors,
-    n: int,
-    *,
-    n_threads: int,
-    divisors: FloatArray | None = None,
-) -> tuple[IndexArray, FloatArray, int]:
-    """Compute the survivors' activations in float32 and return the n largest of each row.
-
-    Parameters
-    ----------
-    x : float32 array of shape (n_rows, n_features)
-        Unit (or zero) rows.
-    bias, rounded, bounds, n, survivors
-        As in :func:`~skcompressae._core._screening.survive`.
-    encoder : float32 array of shape (n_components, n_features)
-    n_threads : int
-    divisors : float32 array of shape (n_components,), optional
-        As in :func:`~skcompressae._core._screening.error_bounds`.
-
-    Returns
-    -------
-    indices : int32 array of shape (n_rows, n), ascending in each row
-    values : float32 array of shape (n_rows, n)
-        The activations, as `candidate_activations` computes them.
-    n_violations : int
-        How many of them the product had further off than the bounds allow: 0, unless products are worse than assumed.
-    """
-    indices = np.empty((len(x), n), dtype=np.int32)
-    values = np.empty((len(x), n), dtype=np.float32)
-    divided = np.empty(0, dtype=np.float32) if divisors is None else divisors
-    counts: list[int] = []
-    run_blocks(
-        lambda start, stop: counts.append(
-            _decide(x, encoder, bias, divided, rounded, bounds, n, start, stop, survivors, indices, values)
-        ),
-        len(x),
-        64,
-        n_threads,
-    )
-    return indices, values, sum(counts)
-
-
-@njit(cache=True, nogil=True)
-def _settle(
-    x: Any,
-    encoder: Any,
-    bias: Any,
-    divisors: Any,
-    rounded: Any,
-    bounds: Any,
-    n: Any,
+    computes_all: Any,
     start: Any,
     stop: Any,
     survivors: Any,
@@ -147,7 +54,7 @@ def _settle(
         errors[i] = np.float32(0)
         if n_picks > len(picks):
             n_violations += n_picks > n_components
-            _recompute(x[i], encoder, bias, divisors, everything, n_components, activations)
+            compute_activations(x[i], encoder, bias, divisors, everything, n_components, activations)
             for c in range(n_components):
                 magnitudes[c] = abs(activations[c])
             write_largest(everything, activations, magnitudes, n_components, n, scratch, indices[i], values[i])
@@ -158,6 +65,8 @@ def _settle(
             scratch[c] = magnitude + own_bounds[c]
         # no more than n can reach what one exceeds that is larger than this
         following = kth_largest(scratch, n_picks, n + 1) if n_picks > n else np.float32(-np.inf)
+        if computes_all:
+            following = np.float32(np.inf)
         n_unsure = 0
         for c in range(n_picks):
             if abs(proposed[c]) - own_bounds[c] > following:
@@ -166,7 +75,7 @@ def _settle(
             else:
                 unsure[n_unsure], places[n_unsure] = picks[c], c
                 n_unsure += 1
-        _recompute(x[i], encoder, bias, divisors, unsure, n_unsure, computed)
+        compute_activations(x[i], encoder, bias, divisors, unsure, n_unsure, computed)
         for u in range(n_unsure):
             c = places[u]
             activations[c], magnitudes[c] = computed[u], abs(computed[u])
@@ -175,7 +84,7 @@ def _settle(
     return n_violations
 
 
-def settle(
+def decide(
     x: FloatArray,
     encoder: FloatArray,
     bias: FloatArray,
@@ -186,35 +95,42 @@ def settle(
     *,
     n_threads: int,
     divisors: FloatArray | None = None,
+    computes_all: bool = True,
 ) -> tuple[IndexArray, FloatArray, FloatArray, int]:
-    """Return the latents that :func:`decide` would, and activations that may be off.
-
-    Only survivors that might or might not be among the n largest are computed again.
+    """Return the n largest activations of each row, survivors computed again in float32.
 
     Parameters
     ----------
-    x, encoder, bias, rounded, bounds, survivors, n, n_threads, divisors
-        As in :func:`decide`.
+    x : float32 array of shape (n_rows, n_features)
+        Unit (or zero) rows.
+    bias, rounded, bounds, n, survivors
+        As in :func:`~skcompressae._core._screening.survive`.
+    encoder : float32 array of shape (n_components, n_features)
+    n_threads : int
+    divisors : float32 array of shape (n_components,), optional
+        As in :func:`~skcompressae._core._screening.error_bounds`.
+    computes_all : bool, default=True
+        Compute all survivors again; else only those that might or might not be among the n largest.
 
     Returns
     -------
     indices : int32 array of shape (n_rows, n), ascending in each row
     values : float32 array of shape (n_rows, n)
-        The activations, some of them of the rounded product.
+        The activations, as `candidate_activations` computes them, or those of the rounded product.
     errors : float32 array of shape (n_rows,)
-        How far any of a row's activations may be off.
+        How far any of a row's activations may be off; 0 where all were computed again.
     n_violations : int
-        As in :func:`decide`, but only activations that were computed again are compared.
+        How many of those computed again the product had further off than the bounds allow: 0, unless products are
+        worse than assumed.
     """
     indices = np.empty((len(x), n), dtype=np.int32)
     values = np.empty((len(x), n), dtype=np.float32)
     errors = np.empty(len(x), dtype=np.float32)
     divided = np.empty(0, dtype=np.float32) if divisors is None else divisors
+    shared = x, encoder, bias, divided, rounded, bounds, n, computes_all
     counts: list[int] = []
     run_blocks(
-        lambda start, stop: counts.append(
-            _settle(x, encoder, bias, divided, rounded, bounds, n, start, stop, survivors, indices, values, errors)
-        ),
+        lambda start, stop: counts.append(_decide(*shared, start, stop, survivors, indices, values, errors)),
         len(x),
         64,
         n_threads,

@@ -20,7 +20,7 @@ the bias: a column far from 0 would otherwise coarsen all others.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -85,7 +85,7 @@ def of_latents(
 
 
 @njit(cache=True, nogil=True, fastmath={"nnan", "ninf", "nsz"})
-def largest_magnitude(row):  # type: ignore[no-untyped-def]
+def largest_magnitude(row: Any) -> Any:
     """Return the largest magnitude of a row."""
     largest = row.dtype.type(0)
     for j in range(row.shape[0]):

@@ -9,7 +9,7 @@ between them. (The bounds of integer products fail for one of 2e17 activations.)
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -77,7 +77,7 @@ class RoundedRows(NamedTuple):
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def error_bound(bounds, j, rounded, i):  # type: ignore[no-untyped-def]
+def error_bound(bounds: Any, j: Any, rounded: Any, i: Any) -> Any:
     """Return how far the activation of latent j for row i may be off, but for the share of its magnitude."""
     noise, own = bounds.spread[j] * rounded.steps[i], bounds.own[j] * rounded.norms[i]
     # at least the root of the sum of squares, which might overflow or vanish

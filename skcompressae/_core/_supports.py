@@ -7,6 +7,8 @@ whose place among the k largest no rounding error could change, and in float32 t
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
@@ -15,24 +17,32 @@ from skcompressae._core._gathers import FAST, dot, dots
 from skcompressae._core._threads import run_blocks
 from skcompressae._core._topk import kth_largest, write_largest
 
-__all__ = ["activation_codes", "candidate_activations", "rounding_margin", "supports"]
+__all__ = ["activation_codes", "candidate_activations", "compute_activations", "rounding_margin", "supports"]
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def compute_activations(
+    x: Any, encoder: Any, bias: Any, divisors: Any, picks: Any, n_picks: Any, activations: Any
+) -> None:
+    """Write the activations of the latents ``picks[:n_picks]`` for one row, in a fixed order of summation."""
+    dots(x, encoder, picks, n_picks, activations)
+    for p in range(n_picks):
+        if divisors.shape[0] > 0:
+            activations[p] /= divisors[picks[p]]
+        activations[p] += bias[picks[p]]
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
 def _activation_codes(  # type: ignore[no-untyped-def]
     x, encoder, bias, divisors, candidates, k, start, stop, indices, values
 ):
-    is_divided = divisors.shape[0] > 0
     n_candidates = candidates.shape[1]
     activations = np.empty(n_candidates, dtype=x.dtype)
     magnitudes = np.empty(n_candidates, dtype=x.dtype)
     scratch = np.empty(n_candidates, dtype=x.dtype)
     for i in range(start, stop):
-        dots(x[i], encoder, candidates[i], n_candidates, activations)
+        compute_activations(x[i], encoder, bias, divisors, candidates[i], n_candidates, activations)
         for c in range(n_candidates):
-            if is_divided:
-                activations[c] /= divisors[candidates[i, c]]
-            activations[c] += bias[candidates[i, c]]
             magnitudes[c] = abs(activations[c])
         write_largest(candidates[i], activations, magnitudes, n_candidates, k, scratch, indices[i], values[i])
 

@@ -84,7 +84,7 @@ def _count_at_least(row, threshold):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath={"nnan", "nsz", "reassoc"})
-def max_and_count(row, threshold):  # type: ignore[no-untyped-def]
+def max_and_count(row: Any, threshold: Any) -> Any:
     """Return the largest magnitude and the number of magnitudes of at least `threshold`."""
     largest = row.dtype.type(0)
     count = np.int32(0)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from skcompressae._core._arrays import FloatArray, IndexArray
-from skcompressae._core._deciding import decide, settle
+from skcompressae._core._deciding import decide
 from skcompressae._core._int16_products import MAX_COLUMNS, Int16Encoder
 from skcompressae._core._integer_products import IntegerProducts, dithers, of_latents, round_rows
 from skcompressae._core._processor import MULTIPLIES_BFLOAT16, MULTIPLIES_INT8, MULTIPLIES_INT16
@@ -216,9 +216,12 @@ class ScreenedActivations:
         # False once products were off by more than they can be, or so many latents are near ties that it does not pay
         self.pays = bool(max(bound.max() for bound in self._bounds) < _MAX_WEIGHT)
 
-    def largest(self, x: FloatArray, n: int, block_rows: int, n_threads: int) -> tuple[IndexArray, FloatArray] | None:
-        """Return indices and activations, both (n_rows, n), of the n largest magnitudes of each unit row.
+    def largest(
+        self, x: FloatArray, n: int, block_rows: int, n_threads: int, *, computes_all: bool = True
+    ) -> tuple[IndexArray, FloatArray, FloatArray] | None:
+        """Return the n largest activations of each unit row, indices and values, and how far a row's may be off.
 
+        That is not at all, unless `computes_all` is False: then only those are exact that had to be for the choice.
         None where it would not pay, as some of the rows tell, or where the bounds turn out not to hold, as with a
         library that does not sum as exactly as it should. All rows pass the product before any is computed again, so
         that the weights of either stage stay in the cache.
@@ -226,7 +229,7 @@ class ScreenedActivations:
         found = self._screen(x, n, block_rows, n_threads)
         if found is None:
             return None
-        indices, values, n_violations = decide(
+        indices, values, errors, n_violations = decide(
             x,
             self._encoder,
             self._bias,
@@ -234,24 +237,12 @@ class ScreenedActivations:
             n,
             n_threads=n_threads,
             divisors=self._divisors,
+            computes_all=computes_all,
         )
-        return None if self._is_violated(n_violations) else (indices, values)
-
-    def largest_nearly(
-        self, x: FloatArray, n: int, block_rows: int, n_threads: int
-    ) -> tuple[IndexArray, FloatArray, FloatArray] | None:
-        """Return the indices that :meth:`largest` would, activations that may be off, and each row's largest error."""
-        found = self._screen(x, n, block_rows, n_threads)
-        if found is None:
+        if n_violations:
+            self.pays = False
             return None
-        indices, values, errors, n_violations = settle(
-            x, self._encoder, self._bias, *found, n, n_threads=n_threads, divisors=self._divisors
-        )
-        return None if self._is_violated(n_violations) else (indices, values, errors)
-
-    def _is_violated(self, n_violations: int) -> bool:
-        self.pays = self.pays and n_violations == 0
-        return n_violations > 0
+        return indices, values, errors
 
     def _screen(
         self, x: FloatArray, n: int, block_rows: int, n_threads: int
