@@ -29,6 +29,6 @@ def naive_pursuit(x, decoder, candidates, activations, k):
             break
         scores = np.abs(decoder[candidates] @ unexplained) + guidance
         scores[picked] = -1
-        n_picks = min(int(np.ceil((k - k // 2) / 4)), k - len(picked))
+        n_picks = min(int(np.ceil((k - k // 2) / 2)), k - len(picked))
     picked = np.sort(picked)
     return candidates[picked], naive_values(x, decoder[candidates[picked]]), gap
