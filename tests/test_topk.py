@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skcompressae._core._topk import top_k
+from skcompressae._core._topk import add_max_and_count, kth_largest, max_and_count, partition_largest, top_k
 
 
 def naive_top_k(pre_activations, k):
@@ -93,3 +93,50 @@ def test_ties_go_to_the_lowest_index():
     indices, values = top_k(np.array([[1.0, -2.0, 2.0, 2.0, -2.0, 0.5]]), 2, n_threads=1)
     assert indices.tolist() == [[1, 2]]
     assert values.tolist() == [[-2.0, 2.0]]
+
+
+def draw_magnitudes(kind, n, dtype, random_state):
+    """Magnitudes, some infinite where the kind says so."""
+    magnitudes = np.abs(draw_pre_activations("normal" if kind == "infinite" else kind, n, dtype, random_state))
+    return np.where((kind == "infinite") & (random_state.uniform(size=n) < 0.4), dtype(np.inf), magnitudes)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    kind=st.sampled_from([*KINDS, "infinite"]),
+    n=st.integers(1, 90),
+    dtype=st.sampled_from([np.float32, np.float64]),
+    seed=st.integers(0, 2**31),
+    data=st.data(),
+)
+def test_kth_largest_is_that_of_a_sort(kind, n, dtype, seed, data):
+    k = data.draw(st.integers(1, n), label="k")
+    magnitudes = draw_magnitudes(kind, n, dtype, np.random.RandomState(seed))
+    expected = np.sort(magnitudes)[::-1]
+    assert kth_largest(magnitudes, n, k) == expected[k - 1]
+    reordered = magnitudes.copy()
+    assert partition_largest(reordered, n, k) == expected[k - 1]
+    np.testing.assert_array_equal(np.sort(reordered[:k])[::-1], expected[:k])
+
+
+def test_kth_largest_leaves_out_what_is_no_number():
+    magnitudes = np.array([np.nan, 2.0, np.nan, 1.0, 3.0], dtype=np.float32)
+    assert [kth_largest(magnitudes, 5, k) for k in range(1, 6)] == [3, 2, 1, 0, 0]
+    assert kth_largest(np.full(20, np.nan), 20, 3) == 0
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    kind=st.sampled_from(["normal", "ties", "mostly zero"]),
+    n=st.integers(1, 90),
+    dtype=st.sampled_from([np.float32, np.float64]),
+    seed=st.integers(0, 2**31),
+)
+def test_largest_magnitude_and_how_many_reach_a_threshold(kind, n, dtype, seed):
+    random_state = np.random.RandomState(seed)
+    row, bias = draw_pre_activations(kind, n, dtype, random_state), random_state.randint(-2, 3, n).astype(dtype)
+    total = row + bias
+    threshold = abs(random_state.choice(total))
+    assert max_and_count(total, threshold) == (np.abs(total).max(), (np.abs(total) >= threshold).sum())
+    assert add_max_and_count(row, bias, threshold) == (np.abs(total).max(), (np.abs(total) >= threshold).sum())
+    np.testing.assert_array_equal(row, total)

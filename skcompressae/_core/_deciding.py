@@ -64,9 +64,9 @@ def _decide(
             own_bounds[c] = error_bound(bounds, picks[c], rounded, i) + bounds.share * magnitude
             scratch[c] = magnitude + own_bounds[c]
         # no more than n can reach what one exceeds that is larger than this
-        following = kth_largest(scratch, n_picks, n + 1) if n_picks > n else np.float32(-np.inf)
-        if computes_all:
-            following = np.float32(np.inf)
+        following = np.float32(np.inf if computes_all else -np.inf)
+        if n_picks > n and not computes_all:
+            following = kth_largest(scratch, n_picks, n + 1)
         n_unsure = 0
         for c in range(n_picks):
             if abs(proposed[c]) - own_bounds[c] > following:

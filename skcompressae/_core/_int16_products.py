@@ -262,7 +262,8 @@ def _multiply_int16(
                 i = t * ROWS_PER_TILE + r
                 step, offset = rows.steps[i], rows.offsets[i]
                 if n_lanes == ROWS_PER_PANEL:
-                    _scale_sums(sums[r], offset, step, offsets[start:], factors[start:], bias[start:], products[i, start:])
+                    found = products[i, start:]
+                    _scale_sums(sums[r], offset, step, offsets[start:], factors[start:], bias[start:], found)
                 else:
                     for lane in range(n_lanes):
                         j = start + lane

@@ -9,9 +9,19 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["N_LANES", "add_multiple", "lanes_at_least", "lowest_lane"]
+__all__ = [
+    "N_LANES",
+    "add_max_and_count_lanes",
+    "add_multiple",
+    "count_lanes",
+    "lanes_at_least",
+    "lowest_lane",
+    "max_and_count_lanes",
+    "midway",
+]
 
 N_LANES = 16
 
@@ -29,6 +39,12 @@ def _vector_at(context: Any, builder: Any, kind: Any, array: Any, start: Any) ->
     return vector, builder.bitcast(first, vector.as_pointer()), kind.dtype.bitwidth // 8
 
 
+def _magnitudes(builder: Any, entries: Any) -> Any:
+    name = f"llvm.fabs.v{N_LANES}f{32 if isinstance(entries.type.element, ir.FloatType) else 64}"
+    kind = ir.FunctionType(entries.type, [entries.type])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [entries])
+
+
 @intrinsic
 def lanes_at_least(typing_context, row, start, threshold):  # type: ignore[no-untyped-def]
     """Return the bits of the lanes j with ``abs(row[start + j]) >= threshold``; `row` is C-contiguous."""
@@ -38,12 +54,110 @@ def lanes_at_least(typing_context, row, start, threshold):  # type: ignore[no-un
 def _generate_lanes_at_least(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     row, start, threshold = arguments
     vector, pointer, alignment = _vector_at(context, builder, signature.args[0], row, start)
-    entries = builder.load(pointer, align=alignment)
-    passing = builder.or_(
-        builder.fcmp_ordered(">=", entries, _broadcast(builder, vector, threshold)),
-        builder.fcmp_ordered("<=", entries, _broadcast(builder, vector, builder.fneg(threshold))),
-    )
+    magnitudes = _magnitudes(builder, builder.load(pointer, align=alignment))
+    passing = builder.fcmp_ordered(">=", magnitudes, _broadcast(builder, vector, threshold))
     return builder.zext(builder.bitcast(passing, ir.IntType(N_LANES)), ir.IntType(32))
+
+
+@intrinsic
+def count_lanes(typing_context: Any, lanes: Any) -> Any:
+    """Return how many lanes' bits are set."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.zext(builder.ctpop(arguments[0]), ir.IntType(64))
+
+    return types.int64(types.int32), generate
+
+
+@intrinsic
+def max_and_count_lanes(typing_context: Any, row: Any, n_groups: Any, threshold: Any) -> Any:
+    """Return the largest magnitude of the first `n_groups` times N_LANES entries, and how many reach `threshold`.
+
+    At least one group; `row` is C-contiguous. NaN counts as less than all numbers.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        row, n_groups, threshold = arguments
+        return _generate_max_and_count(context, builder, signature, row, None, n_groups, threshold)
+
+    return types.Tuple((row.dtype, types.int64))(row, types.int64, row.dtype), generate
+
+
+@intrinsic
+def add_max_and_count_lanes(typing_context: Any, row: Any, bias: Any, n_groups: Any, threshold: Any) -> Any:
+    """Add the bias to the row in place; else as :func:`max_and_count_lanes`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _generate_max_and_count(context, builder, signature, *arguments)
+
+    return types.Tuple((row.dtype, types.int64))(row, bias, types.int64, row.dtype), generate
+
+
+def _generate_max_and_count(
+    context: Any, builder: Any, signature: Any, row: Any, bias: Any, n_groups: Any, threshold: Any
+) -> Any:
+    kind = signature.args[0]
+    vector = ir.VectorType(context.get_value_type(kind.dtype), N_LANES)
+    counts_kind = ir.VectorType(ir.IntType(kind.dtype.bitwidth), N_LANES)
+    integer = n_groups.type
+    thresholds = _broadcast(builder, vector, threshold)
+    before, loop, after = builder.block, builder.append_basic_block("groups"), builder.append_basic_block("reduced")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    group, maxima, counts = builder.phi(integer), builder.phi(vector), builder.phi(counts_kind)
+    start = builder.mul(group, ir.Constant(integer, N_LANES))
+    _, pointer, alignment = _vector_at(context, builder, kind, row, start)
+    entries = builder.load(pointer, align=alignment)
+    if bias is not None:
+        _, added, _ = _vector_at(context, builder, signature.args[1], bias, start)
+        entries = builder.fadd(entries, builder.load(added, align=alignment))
+        builder.store(entries, pointer, align=alignment)
+    magnitudes = _magnitudes(builder, entries)
+    larger = builder.select(builder.fcmp_ordered(">", magnitudes, maxima), magnitudes, maxima)
+    more = builder.sub(counts, builder.sext(builder.fcmp_ordered(">=", magnitudes, thresholds), counts_kind))
+    following = builder.add(group, ir.Constant(integer, 1))
+    for phi, initial, grown in (
+        (group, ir.Constant(integer, 0), following),
+        (maxima, ir.Constant(vector, [0.0] * N_LANES), larger),
+        (counts, ir.Constant(counts_kind, [0] * N_LANES), more),
+    ):
+        phi.add_incoming(initial, before)
+        phi.add_incoming(grown, loop)
+    builder.cbranch(builder.icmp_signed("<", following, n_groups), loop, after)
+    builder.position_at_end(after)
+    largest = _folded(builder, larger, lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+    count = _folded(builder, more, builder.add)
+    if count.type != ir.IntType(64):
+        count = builder.sext(count, ir.IntType(64))
+    return context.make_tuple(builder, signature.return_type, (largest, count))
+
+
+def _folded(builder: Any, vector: Any, combine: Any) -> Any:
+    """Combine the lanes of a vector, one half with the other until one is left."""
+    width = N_LANES
+    undefined = ir.Constant(vector.type, ir.Undefined)
+    while width > 1:
+        width //= 2
+        places = [(lane + width) % N_LANES for lane in range(N_LANES)]
+        shuffle = ir.Constant(ir.VectorType(ir.IntType(32), N_LANES), places)
+        vector = combine(vector, builder.shuffle_vector(vector, undefined, shuffle))
+    return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
+
+
+@intrinsic
+def midway(typing_context: Any, low: Any, high: Any) -> Any:
+    """Return the number half way between two that are not negative, in the order of all floats of their type.
+
+    So between 0 and infinity there are no more than 31 or 63 such steps. It is `low` where there is none between them.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        integer = ir.IntType(low.bitwidth)
+        first, last = (builder.bitcast(argument, integer) for argument in arguments)
+        half = builder.lshr(builder.sub(last, first), ir.Constant(integer, 1))
+        return builder.bitcast(builder.add(first, half), context.get_value_type(low))
+
+    return low(low, low), generate
 
 
 @intrinsic

@@ -29,7 +29,7 @@ from skcompressae._core._packed_vectors import (
 from skcompressae._core._search_kernels import first_limits, make_room, note_down, offer, replace_worst
 from skcompressae._core._search_pending import compact, reject_below
 from skcompressae._core._search_vectors import LANES, ROWS_AT_ONCE, VECTOR
-from skcompressae._core._topk import kth_largest
+from skcompressae._core._topk import partition_largest
 
 __all__ = [
     "RAGGED_ROWS",
@@ -167,14 +167,14 @@ def largest_norm(target: Any, n: int) -> np.float32:
         for run in range(n_runs):
             for i in range(run * VECTOR, (run + 1) * VECTOR):
                 maxima[run] = max(maxima[run], magnitudes[i])
-        least = kth_largest(maxima, n_runs, n)
+        least = partition_largest(maxima, n_runs, n)
         count = 0
         for i in range(n_entries):
             if magnitudes[i] >= least:
                 magnitudes[count] = magnitudes[i]
                 count += 1
     # leaves no entry after the first n larger than one of those
-    kth_largest(magnitudes, count, n)
+    partition_largest(magnitudes, count, n)
     total = 0.0
     for i in range(n):
         total += np.float64(magnitudes[i]) ** 2

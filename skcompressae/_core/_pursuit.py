@@ -278,7 +278,7 @@ def _pursue_rows(  # type: ignore[no-untyped-def]
             activations[c] = proposed[i, c]
             magnitudes[c] = abs(activations[c])
         kth = kth_largest(magnitudes, n_candidates, k)
-        first = kth_largest(magnitudes, k, n_first) if n_first > 0 else kind(0)  # the k largest come first by now
+        first = kth_largest(magnitudes, n_candidates, n_first) if n_first > 0 else kind(0)
         if error > 0:
             kth = _exact_threshold(
                 x[i], inexact, candidates[i], kth, k, error, near, near_places, unexplained, activations

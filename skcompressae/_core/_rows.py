@@ -6,6 +6,8 @@ all zero and has norm 0. Codes travel as pairs of (n_rows, k) arrays and become 
 
 from __future__ import annotations
 
+from copy import copy
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,8 @@ __all__ = ["MIN_STRETCHED", "codes_to_csr", "decode_csr", "decode_norms", "scale
 # Squared norm, of a unit row, that the latents beside the mean's must decode to before they are stretched alone: a
 # hundred times what float32 leaves of it when the mean's share is taken away.
 MIN_STRETCHED = 3e-5
+# Rows up to which a SciPy matrix is made of an empty one, whose shape is known to be right.
+_FEW_ROWS = 32
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz", "nnan", "ninf"})
@@ -150,6 +154,23 @@ def scales_apart(scales_mean_apart: bool, coding: str, norm: str | None) -> bool
     return scales_mean_apart and coding != "activations" and norm is not None
 
 
+@njit(cache=True, nogil=True)
+def _scale_codes(indices: Any, values: Any, decoded: Any, wanted: Any, keeps_mean: bool, out: Any) -> None:
+    for i in range(values.shape[0]):
+        factor = 1.0 / np.float64(decoded[i]) if decoded[i] > 0 else 1.0
+        first = 0
+        if keeps_mean and indices[i, 0] == 0:
+            fitted = np.float64(values[i, 0])
+            share = fitted * (1.0 + RIDGE)
+            stretched = np.float64(decoded[i]) ** 2 - fitted**2
+            if fitted != 0 and stretched > MIN_STRETCHED and share**2 < 1:
+                factor = np.sqrt((1.0 - share**2) / stretched)
+                out[i, 0] = share * wanted[i]
+                first = 1
+        for a in range(first, values.shape[1]):
+            out[i, a] = values[i, a] * (factor * wanted[i])
+
+
 def scale_codes(
     indices: IndexArray,
     values: FloatArray,
@@ -176,19 +197,12 @@ def scale_codes(
         The scaled values.
     keeps_mean : bool
     """
-    factors = np.divide(1.0, decoded, out=np.ones(len(values)), where=decoded > 0)
-    if keeps_mean:
-        fitted = np.where(indices[:, 0] == 0, values[:, 0], 0.0).astype(np.float64)
-        share = fitted * (1.0 + RIDGE)
-        stretched = decoded.astype(np.float64) ** 2 - fitted**2
-        is_stretched = (fitted != 0) & (stretched > MIN_STRETCHED) & (share**2 < 1)
-        missing = np.where(is_stretched, 1.0 - share**2, 1.0)
-        stretch = np.sqrt(missing / np.where(is_stretched, stretched, 1.0))
-        factors = np.where(is_stretched, stretch, factors)
-    with np.errstate(over="ignore"):
-        np.multiply(values, (factors * wanted)[:, None], out=out, casting="same_kind")
-        if keeps_mean:
-            np.multiply(share, wanted, out=out[:, 0], where=is_stretched, casting="same_kind")
+    _scale_codes(indices, values, decoded, wanted, keeps_mean, out)
+
+
+@lru_cache(maxsize=16)
+def _no_codes(n_rows: int, n_components: int, csr_type: Any) -> Any:
+    return csr_type((n_rows, n_components))
 
 
 def codes_to_csr(
@@ -217,7 +231,12 @@ def codes_to_csr(
         indptr = np.zeros(n_rows + 1, dtype=index_dtype)
         np.cumsum(is_stored.sum(axis=1), out=indptr[1:])
         flat_indices, flat_values = indices[is_stored], values[is_stored]
-    codes = csr_type((flat_values, flat_indices.astype(index_dtype, copy=False), indptr), shape=(n_rows, n_components))
+    flat_indices = flat_indices.astype(index_dtype, copy=False)
+    if n_rows <= _FEW_ROWS:  # SciPy's checks would take a tenth of the time that encoding a row does
+        codes = copy(_no_codes(n_rows, n_components, csr_type))
+        codes.data, codes.indices, codes.indptr = flat_values, flat_indices, indptr
+    else:
+        codes = csr_type((flat_values, flat_indices, indptr), shape=(n_rows, n_components))
     codes.has_sorted_indices = True
     codes.has_canonical_format = True
     return codes

@@ -243,7 +243,7 @@ def _survive(  # type: ignore[no-untyped-def]
         if not is_few:  # the same with each latent's own bound
             for c in range(n_found):
                 j = found[c]
-                scratch[c] = abs(row[j]) * (kind(1) - share) - error_bound(bounds, j, rounded, i)
+                scratch[c] = max(kind(0), abs(row[j]) * (kind(1) - share) - error_bound(bounds, j, rounded, i))
             floor = kth_largest(scratch, n_found, n)
         n_kept = 0
         for c in range(n_found):

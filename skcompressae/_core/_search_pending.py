@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from skcompressae._core._topk import kth_largest
+from skcompressae._core._topk import partition_largest
 
 __all__ = ["Pending", "compact", "new_pending", "reject_below"]
 
@@ -55,7 +55,7 @@ def compact(pending: Pending, query: int, n_neighbors: int, margin: float, limit
     if count >= n_neighbors:
         for i in range(count):
             scratch[i] = scores[i]
-        nth_best = np.float64(kth_largest(scratch, count, n_neighbors))
+        nth_best = np.float64(partition_largest(scratch, count, n_neighbors))
         limits[query] = max(limits[query], reject_below(nth_best, 1.0, 2.0 * margin))
     limit = limits[query]
     kept = 0

@@ -138,7 +138,7 @@ def _supports(x, encoder, bias, candidates, proposed, margin, k, start, stop, in
         for c in range(n_candidates):
             magnitudes[c] = abs(proposed[i, c])
         following = kth_largest(magnitudes, n_candidates, k + 1)
-        kth = kth_largest(magnitudes, k, k)  # the k largest now come first
+        kth = kth_largest(magnitudes, n_candidates, k)
         n_open, n_unsure = k, 0
         for c in range(n_candidates):
             magnitude = abs(proposed[i, c])

@@ -16,7 +16,15 @@ import numpy as np
 from numba import njit
 
 from skcompressae._core._arrays import FloatArray, IndexArray
-from skcompressae._core._lanes import N_LANES, lanes_at_least, lowest_lane
+from skcompressae._core._lanes import (
+    N_LANES,
+    add_max_and_count_lanes,
+    count_lanes,
+    lanes_at_least,
+    lowest_lane,
+    max_and_count_lanes,
+    midway,
+)
 from skcompressae._core._threads import run_blocks
 
 __all__ = [
@@ -27,6 +35,7 @@ __all__ = [
     "collect_at_least",
     "kth_largest",
     "max_and_count",
+    "partition_largest",
     "top_k",
     "write_largest",
 ]
@@ -35,6 +44,8 @@ __all__ = [
 # less than one more pass over the row for every (k, m) timed by benchmarks/training_speed.py.
 SLACK = 3
 _MAX_REFINEMENTS = 24
+# Times a threshold is doubled or halved, as most of what is selected from is of like size, before it is bisected.
+_MAX_GUESSES = 4
 # The threshold tried first for a row, as a share of the k-th magnitude of the row before: some 2k entries of a normal
 # row pass. And the factors by which it moves once where too few or too many do, before it is bisected.
 GUESS = 0.9
@@ -43,7 +54,7 @@ _RAISED = 1.1
 
 
 @njit(cache=True, nogil=True)
-def kth_largest(values, n, k):  # type: ignore[no-untyped-def]
+def partition_largest(values, n, k):  # type: ignore[no-untyped-def]
     """Reorder ``values[:n]`` and return its k-th largest entry (k counts from 1)."""
     left, right = 0, n - 1
     target = k - 1
@@ -76,36 +87,78 @@ def kth_largest(values, n, k):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _count_at_least(row, threshold):  # type: ignore[no-untyped-def]
-    count = np.int32(0)
-    for j in range(row.shape[0]):
-        count += np.int32(abs(row[j]) >= threshold)
+def _count_at_least(values: Any, n: int, threshold: Any) -> int:
+    """Count the magnitudes among ``values[:n]`` of at least `threshold`."""
+    n_grouped = n - n % N_LANES
+    count = 0
+    for group in range(0, n_grouped, N_LANES):
+        count += count_lanes(lanes_at_least(values, group, threshold))
+    for j in range(n_grouped, n):
+        count += int(abs(values[j]) >= threshold)
     return count
 
 
-@njit(cache=True, nogil=True, fastmath={"nnan", "nsz", "reassoc"})
+@njit(cache=True, nogil=True)
+def kth_largest(values: Any, n: int, k: int) -> Any:
+    """Return the k-th largest of ``values[:n]``, none of them negative (k counts from 1); 0 where fewer are numbers.
+
+    A threshold that k of them reach is bracketed by counting, sixteen values at a time. :func:`partition_largest`
+    branches on every comparison, and takes several times as long.
+    """
+    kind = values.dtype.type
+    low, high = kind(0), kind(np.inf)  # more than k reach the one (or are NaN), fewer the other (or are infinite)
+    probe = values[0]
+    n_guesses = 0
+    while True:
+        if not low < probe < high:
+            probe = midway(low, high)
+            if probe == low:
+                return high if _count_at_least(values, n, high) >= k else low
+        reached = _count_at_least(values, n, probe)
+        if reached == k:
+            break
+        if reached > k:
+            low = probe
+        else:
+            high = probe
+        n_guesses += 1
+        if n_guesses > _MAX_GUESSES or (low > 0 and high < np.inf):
+            probe = midway(low, high)
+        else:
+            probe = kind(2) * low if low > 0 else kind(0.5) * high
+    least = kind(np.inf)
+    for j in range(n):
+        if probe <= values[j] < least:
+            least = values[j]
+    return least
+
+
+@njit(cache=True, nogil=True)
 def max_and_count(row: Any, threshold: Any) -> Any:
     """Return the largest magnitude and the number of magnitudes of at least `threshold`."""
-    largest = row.dtype.type(0)
-    count = np.int32(0)
-    for j in range(row.shape[0]):
+    n_groups = row.shape[0] // N_LANES
+    largest, count = row.dtype.type(0), 0
+    if n_groups > 0:
+        largest, count = max_and_count_lanes(row, n_groups, threshold)
+    for j in range(n_groups * N_LANES, row.shape[0]):
         value = abs(row[j])
         largest = value if value > largest else largest
-        count += np.int32(value >= threshold)
+        count += int(value >= threshold)
     return largest, count
 
 
-@njit(cache=True, nogil=True, fastmath={"nnan", "nsz", "reassoc"})
-def add_max_and_count(row, bias, threshold):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True)
+def add_max_and_count(row: Any, bias: Any, threshold: Any) -> Any:
     """Add the bias to the row, then as :func:`max_and_count`."""
-    largest = row.dtype.type(0)
-    count = np.int32(0)
-    for j in range(row.shape[0]):
-        total = row[j] + bias[j]
-        row[j] = total
-        value = abs(total)
+    n_groups = row.shape[0] // N_LANES
+    largest, count = row.dtype.type(0), 0
+    if n_groups > 0:
+        largest, count = add_max_and_count_lanes(row, bias, n_groups, threshold)
+    for j in range(n_groups * N_LANES, row.shape[0]):
+        row[j] += bias[j]
+        value = abs(row[j])
         largest = value if value > largest else largest
-        count += np.int32(value >= threshold)
+        count += int(value >= threshold)
     return largest, count
 
 
@@ -120,7 +173,7 @@ def candidate_threshold(row, k, threshold, count, largest, largest_count):  # ty
     best = low
     if not (low < threshold < high):
         threshold = kind(0.5) * high
-        count = _count_at_least(row, threshold)
+        count = _count_at_least(row, row.shape[0], threshold)
     for _ in range(_MAX_REFINEMENTS):
         if count >= k:
             best = threshold
@@ -135,7 +188,7 @@ def candidate_threshold(row, k, threshold, count, largest, largest_count):  # ty
             threshold = kind(0.5) * (low + high)
             if not (low < threshold < high):
                 break
-        count = _count_at_least(row, threshold)
+        count = _count_at_least(row, row.shape[0], threshold)
     return best
 
 
