@@ -382,8 +382,8 @@ def test_what_is_screened_is_what_the_processor_multiplies_fast(monkeypatch):
     assert _screened.roundings_worth_screening(4096, 768) == []
     monkeypatch.setattr(_screened, "MULTIPLIES_INT16", True)
     assert _screened.roundings_worth_screening(4096, 768) == ["int16"]
-    assert _screened.roundings_worth_screening(600, 768) == ["int16"]
-    assert _screened.roundings_worth_screening(300, 768) == []
+    assert _screened.roundings_worth_screening(200, 768) == ["int16"]
+    assert _screened.roundings_worth_screening(100, 768) == []
     assert _screened.roundings_worth_screening(4096, 140_000) == []
 
 

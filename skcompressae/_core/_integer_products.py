@@ -28,6 +28,7 @@ from numba import njit
 from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._gathers import FAST
 from skcompressae._core._threads import run_blocks
+from skcompressae._core._topk import max_and_count
 
 __all__ = [
     "DEVIATIONS",
@@ -84,14 +85,10 @@ def of_latents(
     return factors, (offsets - constant).astype(np.float32)
 
 
-@njit(cache=True, nogil=True, fastmath={"nnan", "ninf", "nsz"})
+@njit(cache=True, nogil=True)
 def largest_magnitude(row: Any) -> Any:
     """Return the largest magnitude of a row."""
-    largest = row.dtype.type(0)
-    for j in range(row.shape[0]):
-        magnitude = abs(row[j])
-        largest = magnitude if magnitude > largest else largest
-    return largest
+    return max_and_count(row, row.dtype.type(np.inf))[0]
 
 
 @njit(cache=True, nogil=True)

@@ -35,7 +35,7 @@ __all__ = ["ScreenedActivations", "roundings_worth_screening"]
 # Rows from which the faster product saves more than rounding the encoder and measuring the errors takes.
 _MIN_ROWS = 1024
 # The same for 16-bit integers, of which no rows are tried first.
-_MIN_INT16_ROWS = 512
+_MIN_INT16_ROWS = 192
 # Encoder rows of larger norm might overflow.
 _MAX_WEIGHT = 1e37
 # Activations computed again per latent asked for, from which the float32 product is the faster way.
