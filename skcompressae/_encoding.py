@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 
 from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._pursuit import Inexact, count_candidates, least_squares_codes, pursuit_codes
-from skcompressae._core._rows import codes_to_csr, decode_csr, decode_norms, scale_codes, scales_apart, unit_rows
+from skcompressae._core._rows import (
+    codes_to_csr,
+    decode_csr,
+    decode_norms,
+    flatten_codes,
+    scale_codes,
+    scales_apart,
+    unit_rows,
+)
 from skcompressae._core._sparse_step import reconstruction_gradients
 from skcompressae._core._supports import activation_codes, candidate_activations, rounding_margin, supports
 from skcompressae._core._threads import effective_n_threads, row_blocks, run_blocks, run_product_blocks
@@ -47,6 +55,8 @@ class Encoder:
     device : torch.device
     scales_mean_apart : bool
         See `skcompressae._core._rows.scales_apart`.
+    flattening : float, default=0
+        Of fitted values, where they are scaled: see `skcompressae._core._rows.flatten_codes`.
     divisors : array of shape (n_components,), optional
         What pre-activations are divided by: where an encoder was scaled to choose by, and `coding` is "activations",
         whose values they are.
@@ -61,6 +71,7 @@ class Encoder:
         precision: str,
         device: torch.device,
         scales_mean_apart: bool,
+        flattening: float = 0.0,
         divisors: FloatArray | None = None,
     ) -> None:
         given = weights
@@ -71,6 +82,7 @@ class Encoder:
         self._coding = coding
         self._scales_mean_apart = scales_mean_apart
         self._candidate_factor = candidate_factor
+        self._flattening = flattening if coding != "activations" else 0.0
         self._n_threads = effective_n_threads()
         self._on_device: DeviceEncoder | None = None
         self._has_exact_products = device.type == "cpu" and precision != "bfloat16"
@@ -81,7 +93,8 @@ class Encoder:
             self._pre_activations = PreActivations(weights.encoder, precision, divisors)
             self._block_rows = self._pre_activations.block_rows
         else:
-            self._on_device = kept_device_encoder(given, device, precision, coding, scales_mean_apart, divisors)
+            settings = precision, coding, scales_mean_apart, self._flattening
+            self._on_device = kept_device_encoder(given, device, *settings, divisors)
 
     @property
     def n_components(self) -> int:
@@ -131,6 +144,7 @@ class Encoder:
             if norm is None:
                 np.multiply(raw, is_nonzero[:, None], out=values, casting="same_kind")
             else:
+                decoded = self._flatten(indices, raw, decoded, norm)
                 is_kept = scales_apart(self._scales_mean_apart, self._coding, norm)
                 wanted = norms if norm == "input" else is_nonzero.astype(np.float64)
                 scale_codes(indices, raw, decoded, wanted, values, keeps_mean=is_kept)
@@ -145,6 +159,7 @@ class Encoder:
         cosines = np.ones(len(rows))
         for start, stop in row_blocks(len(rows), BLOCK_ROWS):
             x, norms, indices, values, decoded = self._encode_unit_rows(rows[start:stop], k)
+            decoded = self._flatten(indices, values, decoded, norm)
             if is_kept:  # one factor for all entries would not change a cosine
                 scale_codes(indices, values, decoded, np.ones(stop - start), values, keeps_mean=True)
             _, _, _, found = reconstruction_gradients(
@@ -220,6 +235,20 @@ class Encoder:
                 return x, norms, *codes, decode_norms(weights.decoder, *codes, n_threads=n_threads)
             indices = codes[0]
         return x, norms, indices, *least_squares_codes(x, weights.decoder, indices, n_threads=n_threads)
+
+    def _flatten(self, indices: IndexArray, values: FloatArray, decoded: FloatArray, norm: str | None) -> FloatArray:
+        """Flatten values in place, where they are to be; return the norms of what they decode to then."""
+        if norm is None or self._flattening == 0:
+            return decoded
+        return flatten_codes(
+            self._weights.decoder,
+            indices,
+            values,
+            decoded,
+            self._flattening,
+            keeps_mean=scales_apart(self._scales_mean_apart, self._coding, norm),
+            n_threads=self._n_threads,
+        )
 
     def _unit_rows(self, rows: NDArray[Any]) -> tuple[FloatArray, NDArray[np.float64]]:
         """Return unit rows, valid until the next call, and norms."""

@@ -142,7 +142,8 @@ class ModelFileMixin:
             if name not in _UNSAVED_PARAMETERS
         }
         # What "auto" means may change with a version; the codes of a saved model may not.
-        parameters["coding"] = model._resolved("coding")
+        for name in ("coding", "flattening"):
+            parameters[name] = model._resolved(name)
         header = {
             "class": type(model).__name__,
             "versions": library_versions(),
@@ -239,6 +240,7 @@ def _build(
         parameters["loss_weights"] = tuple(parameters["loss_weights"])
     if parameters.get("coding") == "auto":
         parameters["coding"] = _FIRST_CODINGS[parameters["recipe"]]
+    parameters.setdefault("flattening", 0.0)  # files that do not know it hold models whose codes were as fitted
     model.set_params(**parameters)
     model._validate_params()
 

@@ -19,6 +19,7 @@ __all__ = [
     "code_settings",
     "coding_weights",
     "encoder_scale",
+    "flattening",
     "scales_mean_apart",
     "settings_digest",
     "stored_weights",
@@ -75,6 +76,12 @@ def scales_mean_apart(model: Any) -> bool:
     return bool(getattr(model, "scales_mean_apart_", False))
 
 
+def flattening(model: Any) -> float:
+    """Return how far values are drawn together: not at all where they are activations, or stay as they are fitted."""
+    is_scaled = model.norm is not None and model._resolved("coding") != "activations"
+    return float(model._resolved("flattening")) if is_scaled else 0.0
+
+
 def code_settings(model: Any) -> dict[str, Any]:
     """Return what decides a fitted model's codes beside its weights, "auto" resolved."""
     coding = model._resolved("coding")
@@ -84,14 +91,15 @@ def code_settings(model: Any) -> dict[str, Any]:
         "candidate_factor": float(model.candidate_factor) if coding == "pursuit" else None,
         "norm": model.norm,
         "precision": model.precision,
+        "flattening": flattening(model),
         "keeps_mean": scales_apart(scales_mean_apart(model), coding, model.norm),
     }
 
 
 def settings_digest(weights: Mapping[str, NDArray[Any]], settings: Mapping[str, Any]) -> str:
     """Return the SHA-256 of weights, by the names of `coding_weights`, and of `code_settings`."""
-    # false is left out: the hashes of all such models are what they were before there was such a setting
-    hashed = {name: value for name, value in settings.items() if name != "keeps_mean" or value}
+    # false and 0 are left out: the hashes of all such models are what they were before there were such settings
+    hashed = {name: value for name, value in settings.items() if name not in ("flattening", "keeps_mean") or value}
     return array_digest(weights, "skcompressae codes 1", json.dumps(hashed, sort_keys=True))
 
 

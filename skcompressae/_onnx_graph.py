@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skcompressae._core._pursuit import GUIDANCE, RIDGE, count_candidates, pursuit_rounds
-from skcompressae._core._rows import MIN_STRETCHED
+from skcompressae._core._rows import MIN_LEFT, MIN_STRETCHED
 from skcompressae._onnx_nodes import GraphBuilder
 
 __all__ = ["INPUT", "OUTPUTS", "encoder_model"]
@@ -76,6 +76,11 @@ def encoder_model(onnx: Any, weights: Mapping[str, NDArray[np.float32]], setting
         indices, values, correlations = _fit(graph, unit, _atoms(graph, weights, indices), indices, magnitudes, n, k)
         if norm is not None:
             decoded_norms = _fitted_norms(graph, values, correlations)
+            if settings["flattening"] > 0:
+                values = _flattened(
+                    graph, indices, values, decoded_norms, settings["flattening"], keeps_mean=settings["keeps_mean"]
+                )
+                decoded_norms = _decoded_norms(graph, values, _atoms(graph, weights, indices))
     factors = None if decoded_norms is None else _to_unit_norm(graph, decoded_norms)
     if factors is not None and decoded_norms is not None and settings["keeps_mean"]:
         factors = _stretched(graph, indices, values, decoded_norms, factors)
@@ -120,6 +125,21 @@ def _to_unit_norm(graph: GraphBuilder, decoded_norms: str) -> str:
     """Return factors, shape (n_rows, 1), of values that decode to these norms; 1 where they are 0."""
     zero, one = graph.constant(0, np.float32), graph.constant(1, np.float32)
     return graph.add("Div", one, graph.add("Where", graph.add("Greater", decoded_norms, zero), decoded_norms, one))
+
+
+def _flattened(
+    graph: GraphBuilder, indices: str, values: str, decoded_norms: str, flattening: float, *, keeps_mean: bool
+) -> str:
+    """Return fitted values drawn together; see `flatten_codes` in `_core/_rows.py`."""
+    zero, one = graph.constant(0, np.float32), graph.constant(1, np.float32)
+    left = graph.add("Sub", one, graph.add("Mul", decoded_norms, decoded_norms))
+    is_left = graph.add("Greater", left, graph.constant(MIN_LEFT, np.float32))
+    rest = graph.add("Sqrt", graph.add("Where", is_left, left, zero))
+    powers = graph.add("Sub", one, graph.add("Mul", graph.constant(flattening, np.float32), rest))
+    found = graph.add("Mul", graph.add("Sign", values), graph.add("Pow", graph.add("Abs", values), powers))
+    if not keeps_mean:
+        return found
+    return graph.add("Where", graph.add("Equal", indices, graph.constant(0)), values, found)
 
 
 def _stretched(graph: GraphBuilder, indices: str, values: str, decoded_norms: str, factors: str) -> str:

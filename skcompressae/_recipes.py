@@ -23,6 +23,7 @@ class Recipe:
     early_stopping: bool
     neighborhood_weight_at_32: float  # nonzeros or more
     usage_power: float
+    flattening: float
 
     # Uses of a latent by a batch, on average, from which on the learning rate is the full one; 0: always.
     full_rate_uses: float
@@ -63,6 +64,7 @@ RECIPES = {
         early_stopping=False,
         neighborhood_weight_at_32=1.0,
         usage_power=0.15,
+        flattening=0.2,
         full_rate_uses=96.0,
         min_batches_per_epoch=16,
     ),
@@ -81,6 +83,7 @@ RECIPES = {
         early_stopping=False,
         neighborhood_weight_at_32=0.0,
         usage_power=0.0,
+        flattening=0.0,
         full_rate_uses=0.0,
         min_batches_per_epoch=1,
     ),

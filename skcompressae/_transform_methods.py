@@ -18,7 +18,7 @@ from sklearn.utils.validation import assert_all_finite, check_array, check_is_fi
 from skcompressae import _encoding
 from skcompressae._compat import csr_type, validate_parameter_constraints
 from skcompressae._core._threads import copy_rows, effective_n_threads, row_blocks, run_blocks
-from skcompressae._model_weights import encoder_scale, scales_mean_apart
+from skcompressae._model_weights import encoder_scale, flattening, scales_mean_apart
 from skcompressae._plain_rows import are_plain_codes, are_plain_rows
 from skcompressae._recipes import RECIPES
 from skcompressae._torch._devices import resolve_device
@@ -30,7 +30,7 @@ __all__ = ["TransformMethodsMixin"]
 # Rows whose codes teach a value quantiser: as many as ValueQuantizer.fit looks at.
 _QUANTIZER_ROWS = 4096
 _ENCODING_PARAMETERS = (
-    "k", "recipe", "coding", "candidate_factor", "norm", "precision", "sparse_output", "device",
+    "k", "recipe", "coding", "candidate_factor", "norm", "flattening", "precision", "sparse_output", "device",
 )  # fmt: skip
 
 
@@ -426,5 +426,6 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
             precision=self.precision,
             device=device or resolve_device(self.device),
             scales_mean_apart=scales_mean_apart(self),
+            flattening=flattening(self),
             divisors=self._encoder_divisors(),
         )

@@ -67,8 +67,9 @@ def to_onnx(model: CompresSAETransformer, path: str | os.PathLike[str]) -> None:
     ones with ``norm="input"``.
 
     The metadata entry "skcompressae" of the file is a JSON object with ``format``, ``format_version``,
-    ``n_components``, ``n_features``, ``k``, ``coding``, ``candidate_factor``, ``norm``, ``model_hash`` (see
-    :func:`~skcompressae.model_hash`; that of the model with ``precision="float32"``) and ``version`` of skcompressae.
+    ``n_components``, ``n_features``, ``k``, ``coding``, ``candidate_factor``, ``norm``, ``flattening`` (0 where values
+    stay as they are), ``model_hash`` (see :func:`~skcompressae.model_hash`; that of the model with
+    ``precision="float32"``) and ``version`` of skcompressae.
 
     Examples
     --------
@@ -119,7 +120,7 @@ def _header(model: CompresSAETransformer, weights: dict[str, Any], settings: dic
         "format_version": FORMAT_VERSION,
         "n_components": n_components,
         "n_features": n_features,
-        **{name: settings[name] for name in ("k", "coding", "candidate_factor", "norm")},
+        **{name: settings[name] for name in ("k", "coding", "candidate_factor", "norm", "flattening")},
         "model_hash": settings_digest(weights, settings),
         "version": __version__,
     }

@@ -34,7 +34,7 @@ __all__ = ["CompresSAEModule"]
 _FORMAT_VERSION = 1
 _KIND = "skcompressae sparse encoder module"
 _WEIGHTS = ("encoder_weights", "encoder_bias", "components")
-_SETTINGS = ("k", "coding", "candidate_factor", "norm", "keeps_mean")
+_SETTINGS = ("k", "coding", "candidate_factor", "norm", "flattening", "keeps_mean")
 
 
 class CompresSAEModule(Module):
@@ -62,6 +62,9 @@ class CompresSAEModule(Module):
         As in :class:`~skcompressae.CompresSAETransformer`; None where `coding` is not "pursuit".
     norm : {"input", "unit", None}
         As in :class:`~skcompressae.CompresSAETransformer`.
+    flattening : float, default=0
+        How far fitted values are drawn together, as in :class:`~skcompressae.CompresSAETransformer`; used where `norm`
+        is not None and `coding` not "activations".
     keeps_mean : bool, default=False
         Whether scaling to `norm` leaves latent 0, the mean's, at the row's share of the mean and stretches the others.
 
@@ -97,6 +100,7 @@ class CompresSAEModule(Module):
         coding: str,
         candidate_factor: float | None,
         norm: str | None,
+        flattening: float = 0.0,
         keeps_mean: bool = False,
     ) -> None:
         super().__init__()
@@ -107,6 +111,7 @@ class CompresSAEModule(Module):
         self.coding = coding
         self.candidate_factor = candidate_factor
         self.norm = norm
+        self.flattening = flattening
         self.keeps_mean = keeps_mean
 
     @classmethod
@@ -251,6 +256,7 @@ class CompresSAEModule(Module):
             coding=self.coding,
             candidate_factor=self.candidate_factor,
             norm=self.norm,
+            flattening=self.flattening,
             keeps_mean=self.keeps_mean,
         )
         codes = torch.zeros((len(values), n_components), dtype=values.dtype, device=values.device)
@@ -471,8 +477,8 @@ class CompresSAEModule(Module):
         except SafetensorError as error:
             raise ModelFormatError(f"{name} is damaged: {error}") from error
         try:
-            # earlier versions scaled all latents alike, and did not say so
-            config = {"keeps_mean": False, **config}
+            # earlier versions left fitted values as they are and scaled all latents alike, and did not say so
+            config = {"flattening": 0.0, "keeps_mean": False, **config}
             module = cls(weights, **{key: config[key] for key in _SETTINGS})
             is_intact = module.model_hash == config["model_hash"]
         except KeyError as error:

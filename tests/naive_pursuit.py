@@ -3,6 +3,7 @@
 import numpy as np
 
 from skcompressae._core._pursuit import GUIDANCE, RIDGE
+from skcompressae._core._rows import MIN_LEFT
 
 
 def naive_values(x, rows):
@@ -32,3 +33,10 @@ def naive_pursuit(x, decoder, candidates, activations, k):
         n_picks = min(int(np.ceil((k - k // 2) / 2)), k - len(picked))
     picked = np.sort(picked)
     return candidates[picked], naive_values(x, decoder[candidates[picked]]), gap
+
+
+def naive_flattening(values, rows, flattening):
+    """Draw together the fitted values of a unit row's code."""
+    flattening = 0.2 if flattening == "auto" else flattening
+    left = 1 - np.linalg.norm(values @ rows) ** 2
+    return np.sign(values) * np.abs(values) ** (1 - flattening * np.sqrt(left if left > MIN_LEFT else 0))

@@ -30,7 +30,7 @@ def weights():
 def make_encoder(weights, coding, device, precision="float32", scales_mean_apart=False):
     """An encoder whose torch path works on any device, the CPU included."""
     cpu = torch.device("cpu")
-    options = {"coding": coding, "precision": precision, "scales_mean_apart": scales_mean_apart}
+    options = {"coding": coding, "precision": precision, "scales_mean_apart": scales_mean_apart, "flattening": 0.3}
     encoder = Encoder(weights, candidate_factor=3.0, device=cpu, **options)
     if device is not None:
         encoder._on_device = DeviceEncoder(weights, torch.device(device), **options)
@@ -58,7 +58,7 @@ def test_an_encoder_stays_on_its_device_while_its_weights_are_there(monkeypatch,
     mine, cpu = weights.copy(), torch.device("cpu")
 
     def kept(coding="pursuit", divisors=None):
-        return kept_device_encoder(mine, cpu, "float32", coding, False, divisors)
+        return kept_device_encoder(mine, cpu, "float32", coding, False, divisors=divisors)
 
     first = kept()
     assert kept() is first

@@ -1,6 +1,5 @@
 """Codes of strongly anisotropic rows: scaling keeps the row's own share of the mean and stretches the rest."""
 
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +38,10 @@ def unit(rows):
 @pytest.mark.parametrize("coding", ["pursuit", "least_squares"])
 @pytest.mark.parametrize("norm", ["input", "unit"])
 def test_the_share_of_the_mean_is_exact_and_the_rest_is_stretched(fitted, rows, coding, norm):
-    fitted.set_params(coding=coding, norm=norm)
+    fitted.set_params(coding=coding, norm=norm, flattening=0)
     codes = fitted.transform(rows).toarray()
-    projections = fitted.set_params(norm=None).transform(rows).toarray()
+    flat = fitted.set_params(flattening=0.3).transform(rows).toarray()
+    projections = fitted.set_params(norm=None, flattening=0).transform(rows).toarray()
     wanted = np.linalg.norm(rows, axis=1) if norm == "input" else np.ones(len(rows))
     np.testing.assert_allclose(np.linalg.norm(codes @ fitted.components_, axis=1), wanted, rtol=1e-4)
     assert (projections[:, 0] > 0).all()
@@ -52,6 +52,13 @@ def test_the_share_of_the_mean_is_exact_and_the_rest_is_stretched(fitted, rows, 
     factors = np.where(is_stored, codes[:, 1:], 1) / np.where(is_stored, projections[:, 1:], 1) / wanted[:, None]
     factors = np.where(is_stored, factors, np.nan)
     assert (np.nanmin(factors, axis=1) > 0.999).all()
+    np.testing.assert_allclose(np.nanmin(factors, axis=1), np.nanmax(factors, axis=1), rtol=1e-4)
+    # flattening changes the others only
+    np.testing.assert_allclose(flat[:, 0], codes[:, 0], rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(flat @ fitted.components_, axis=1), wanted, rtol=1e-4)
+    left = np.sqrt(1 - np.linalg.norm(projections @ fitted.components_, axis=1) ** 2)
+    powers = np.where(is_stored, np.abs(projections[:, 1:]), 0) ** (1 - 0.3 * left[:, None])
+    factors = np.where(is_stored, np.abs(flat[:, 1:]) / np.where(is_stored, powers, 1), np.nan)
     np.testing.assert_allclose(np.nanmin(factors, axis=1), np.nanmax(factors, axis=1), rtol=1e-4)
 
 
@@ -101,13 +108,13 @@ def test_neighbours_by_cosine_are_found_better_than_with_one_factor():
 
 
 def test_torch_gives_the_same_on_every_path(fitted, rows):
-    fitted.set_params(coding="pursuit", norm="input")
+    fitted.set_params(coding="pursuit", norm="input", flattening=0.3)
     expected = fitted.transform(rows).toarray()
     arrays = (fitted.encoder_weights_, fitted.encoder_bias_, fitted.components_)
     weights = [torch.from_numpy(array) for array in arrays]
     batch = torch.from_numpy(rows).requires_grad_()
     indices, values = encode_batch(
-        batch, *weights, 6, coding="pursuit", candidate_factor=2.0, norm="input", keeps_mean=True
+        batch, *weights, 6, coding="pursuit", candidate_factor=2.0, norm="input", flattening=0.3, keeps_mean=True
     )
     found = np.zeros_like(expected)
     np.put_along_axis(found, indices.numpy(), values.detach().numpy(), axis=1)
@@ -120,7 +127,9 @@ def test_torch_gives_the_same_on_every_path(fitted, rows):
 def test_a_zero_row_has_no_gradient(fitted, coding):
     weights = [torch.from_numpy(a) for a in (fitted.encoder_weights_, fitted.encoder_bias_, fitted.components_)]
     batch = torch.zeros((2, 24), requires_grad=True)
-    _, values = encode_batch(batch, *weights, 6, coding=coding, candidate_factor=2.0, norm="unit", keeps_mean=True)
+    _, values = encode_batch(
+        batch, *weights, 6, coding=coding, candidate_factor=2.0, norm="unit", flattening=0.3, keeps_mean=True
+    )
     values.square().sum().backward()
     assert not values.any()
     assert torch.isfinite(batch.grad).all()
@@ -156,8 +165,10 @@ def test_the_hash_tells_which_scaling_made_the_codes(fitted, rows):
 
 def test_pickles_that_do_not_know_give_the_codes_that_they_gave(fitted, rows):
     fitted.set_params(coding="pursuit", norm="unit")
-    old = pickle.loads(pickle.dumps(fitted))
-    del old.scales_mean_apart_
+    state = dict(fitted.__getstate__())
+    del state["scales_mean_apart_"], state["flattening"]
+    old = CompresSAETransformer.__new__(CompresSAETransformer)
+    old.__setstate__(state)
     codes = old.transform(rows[:50]).toarray()
     projections = old.set_params(norm=None).transform(rows[:50]).toarray()
     norms = np.linalg.norm(projections @ old.components_, axis=1, keepdims=True)

@@ -10,7 +10,7 @@ from cli_cases import refuses, refuses_usage
 from conftest import make_embeddings
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from naive_pursuit import naive_pursuit, naive_values
+from naive_pursuit import naive_flattening, naive_pursuit, naive_values
 from sklearn.exceptions import NotFittedError
 
 from skcompressae import CompresSAETransformer, load_model, model_hash
@@ -83,6 +83,8 @@ def naive_code(x, model, coding):
     condition = 1 if coding == "activations" else np.linalg.cond(atoms @ atoms.T + RIDGE * np.eye(k))
     error = 1e-6 * condition / min(1, abs(values).max())
     if model.norm is not None:
+        if coding != "activations":
+            values = naive_flattening(values, atoms, model.flattening)
         values *= (length if model.norm == "input" else 1) / np.linalg.norm(values @ atoms)
     return chosen, values, min(gaps, default=1), error * abs(values).max()
 
@@ -231,6 +233,7 @@ def test_metadata_tell_what_the_graph_computes(tmp_path, norm):
         "coding": "pursuit",
         "candidate_factor": 2.0,
         "norm": norm,
+        "flattening": 0.0 if norm is None else 0.2,
         "model_hash": model_hash(model.set_params(precision="float32")),
     }
 

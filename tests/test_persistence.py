@@ -1,5 +1,6 @@
 """Model files: what is saved comes back, and what is no model file says so."""
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -57,6 +58,8 @@ def test_everything_comes_back_and_trains_on(embeddings, tmp_path, how, paramete
     again = load_model(path)
     if model.coding == "auto":  # files say what it stands for
         model.set_params(coding="activations" if model.recipe == "paper" else "pursuit")
+    assert model.flattening == "auto"
+    model.set_params(flattening=0.0 if model.recipe == "paper" else 0.2)
     assert_same_state(model, again)
     assert model_hash(again) == model_hash(model)
     np.testing.assert_array_equal(again.transform(embeddings).toarray(), model.transform(embeddings).toarray())
@@ -114,7 +117,7 @@ def test_hash_follows_codes_and_nothing_else(tiny):
     # k above n_components is n_components
     assert hash_with(k=3) == hash_with(k=300)
     others = [{"k": 1}, {"norm": None}, {"norm": "unit"}, {"coding": "activations"}, {"precision": "bfloat16"}]
-    others += [{"coding": "least_squares"}, {"candidate_factor": 3.0}]
+    others += [{"coding": "least_squares"}, {"candidate_factor": 3.0}, {"flattening": 0.0}]
     hashes = {hash_with(**parameters) for parameters in others}
     assert len(hashes) == len(others)
     assert model_hash(tiny) not in hashes
@@ -245,6 +248,21 @@ def test_parameters_of_later_versions_default(tmp_path, tiny):
     del header["parameters"]["candidate_factor"]
     changed(path, parameters=header["parameters"])
     assert load_model(path).candidate_factor == CompresSAETransformer().candidate_factor
+
+
+def test_models_of_before_flattening_keep_their_codes(tmp_path, tiny):
+    path = tmp_path / "model"
+    as_fitted = copy.copy(tiny).set_params(flattening=0.0)
+    as_fitted.save(path)
+    header, _ = read_model_file(path, _KIND, FORMAT_VERSION)
+    del header["parameters"]["flattening"]
+    changed(path, parameters=header["parameters"])
+    assert load_model(path).flattening == 0
+    state = dict(tiny.__getstate__())
+    del state["flattening"]
+    old = CompresSAETransformer.__new__(CompresSAETransformer)
+    old.__setstate__(state)
+    assert model_hash(old) == model_hash(as_fitted) != model_hash(tiny)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, tiny, monkeypatch):

@@ -100,7 +100,7 @@ def test_export_is_what_import_reads(tmp_path, fitted, embeddings):
         "decoder_w": (48, 24),
     }
     again = from_reference_checkpoint(tmp_path / "model.pt", k=fitted.k, norm=fitted.norm).set_params(
-        coding="pursuit", device="cpu"
+        coding="pursuit", flattening=0.2, device="cpu"
     )
     np.testing.assert_array_equal(again.transform(embeddings).toarray(), fitted.transform(embeddings).toarray())
     with pytest.raises(TypeError, match="model must be a CompresSAETransformer; got dict"):

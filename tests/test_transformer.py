@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from conftest import make_embeddings
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from naive_pursuit import naive_flattening
 
 from skcompressae import CompresSAETransformer
 
@@ -145,11 +146,30 @@ def test_norm_is_what_it_says(data):
     np.testing.assert_allclose(decoded, np.linalg.norm(rows.astype(np.float64), axis=1), rtol=1e-3)
     units = variant(estimator, norm="unit").transform(rows).astype(np.float64)
     np.testing.assert_allclose(np.linalg.norm(units @ estimator.components_.astype(np.float64), axis=1), 1, rtol=1e-3)
-    # the three differ by a positive factor per row and nothing else
+    # without flattening the three differ by a positive factor per row and nothing else
+    codes, units = (
+        variant(estimator, norm=norm, flattening=0).transform(rows).astype(np.float64) for norm in ("input", "unit")
+    )
     raw = variant(estimator, norm=None).transform(rows).astype(np.float64).toarray()
     for other in (codes.toarray(), units.toarray()):
         factors = np.linalg.norm(other, axis=1) / np.linalg.norm(raw, axis=1)
         np.testing.assert_allclose(other, raw * factors[:, None], rtol=1e-4, atol=1e-6 * np.abs(other).max())
+
+
+@laws
+@given(data=st.data(), flattening=st.floats(0, 0.99))
+def test_values_are_flattened_by_what_the_fit_leaves(data, flattening):
+    estimator = data.draw(compressors(norm="unit", flattening=flattening))
+    rows = data.draw(rows_for(estimator, zero_rows=False))
+    found = estimator.transform(rows).toarray().astype(np.float64)
+    fitted = variant(estimator, norm=None).transform(rows).toarray().astype(np.float64)
+    decoder = estimator.components_.astype(np.float64)
+    for values, flat in zip(fitted, found, strict=True):
+        if estimator.coding != "activations":
+            values = naive_flattening(values, decoder, flattening)
+        expected = values / np.linalg.norm(values @ decoder)
+        # what is left of a row that is explained nearly completely is a difference of two ones
+        np.testing.assert_allclose(flat, expected, atol=2e-3 * np.abs(expected).max())
 
 
 @laws

@@ -12,14 +12,14 @@ from typing import NamedTuple
 import torch
 
 from skcompressae._core._pursuit import RIDGE, count_candidates
-from skcompressae._core._rows import MIN_STRETCHED
+from skcompressae._core._rows import MIN_LEFT, MIN_STRETCHED
 from skcompressae._torch import _devices
 from skcompressae._torch._products import Products
 from skcompressae._torch._pursuit import GramTable, pursuit_codes_torch
 from skcompressae._torch._row_ops import decoded_norms, gathered_dots
 from skcompressae._torch._selection import select
 
-__all__ = ["Codes", "encode_batch", "encode_unit_rows", "scale_factors"]
+__all__ = ["Codes", "encode_batch", "encode_unit_rows", "flattened", "scale_factors"]
 
 # Candidates beyond k that the product proposes: it may order neighbours of the k-th wrongly.
 _MARGIN = 8
@@ -88,6 +88,7 @@ def encode_batch(
     coding: str,
     candidate_factor: float | None,
     norm: str | None,
+    flattening: float,
     keeps_mean: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Encode rows of any scale, in float32 whatever autocast says, for models that run, and learn, in torch.
@@ -104,8 +105,10 @@ def encode_batch(
     candidate_factor : float or None
         Used where `coding` is "pursuit".
     norm : {"input", "unit", None}
+    flattening : float in [0, 1)
+        See `flattened`; used, as `keeps_mean` is, where `norm` is not None, and of fitted values.
     keeps_mean : bool
-        See `scale_factors`; used where `norm` is not None.
+        See `scale_factors`.
 
     Returns
     -------
@@ -129,10 +132,39 @@ def encode_batch(
             indices = encode_unit_rows(unit, proposals, encoder, bias, grams, k, n_candidates, chooser).indices.long()
         values, decoded = _values(unit, encoder, bias, decoder, indices, is_fitted=coding != "activations")
         if norm is not None:
+            if flattening > 0 and coding != "activations":
+                values = flattened(indices, values, decoded.detach(), flattening, keeps_mean=keeps_mean)
+                decoded = _decoded(values, decoder[indices])
             values = values * scale_factors(indices, values, decoded, keeps_mean=keeps_mean)
             if norm == "input":
                 return indices, values * norms
         return indices, values * (norms > 0).to(values.dtype)
+
+
+def flattened(
+    indices: torch.Tensor, values: torch.Tensor, decoded: torch.Tensor, flattening: float, *, keeps_mean: bool
+) -> torch.Tensor:
+    """Draw fitted values of unit rows together, see `skcompressae._core._rows.flatten_codes`.
+
+    Parameters
+    ----------
+    indices, values : tensors of shape (n_rows, k), indices ascending in each row
+    decoded : tensor of shape (n_rows, 1)
+        Norms of what the values decode to.
+    flattening : float in [0, 1)
+    keeps_mean : bool
+        Leave latent 0 as it is.
+
+    Returns
+    -------
+    values : tensor of shape (n_rows, k)
+    """
+    left = 1 - decoded.square()
+    powers = 1 - flattening * torch.where(left > MIN_LEFT, left, torch.zeros_like(left)).sqrt()
+    magnitudes = values.abs()
+    # the gradient of a power is infinite at 0
+    found = torch.where(magnitudes > 0, magnitudes, torch.ones_like(values)) ** powers * values.sign()
+    return torch.where(indices == 0, values, found) if keeps_mean else found
 
 
 def scale_factors(
@@ -181,7 +213,7 @@ def _values(
     atoms = decoder[indices]
     if not is_fitted:
         values = (encoder[indices] @ unit[:, :, None])[..., 0] + bias[indices]
-        return values, (values[:, None, :] @ atoms)[:, 0].norm(dim=1, keepdim=True)
+        return values, _decoded(values, atoms)
     system = atoms @ atoms.mT + RIDGE * torch.eye(indices.shape[1], device=unit.device)
     correlations = atoms @ unit[:, :, None]
     values = torch.linalg.solve(system, correlations)[..., 0]
@@ -190,6 +222,11 @@ def _values(
     # the gradient of a root is infinite at 0, where a row is all zero
     is_positive = squares > 0
     return values, torch.where(is_positive, squares, torch.ones_like(squares)).sqrt() * is_positive
+
+
+def _decoded(values: torch.Tensor, atoms: torch.Tensor) -> torch.Tensor:
+    """Return the norms, (n_rows, 1), of what values decode to."""
+    return (values[:, None, :] @ atoms)[:, 0].norm(dim=1, keepdim=True)
 
 
 def _unit_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,11 +20,11 @@ from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._rows import scales_apart
 from skcompressae._core._threads import copy_rows, row_blocks
 from skcompressae._torch import _devices
-from skcompressae._torch._codes import Codes, encode_unit_rows, scale_factors
+from skcompressae._torch._codes import Codes, encode_unit_rows, flattened, scale_factors
 from skcompressae._torch._encode_graph import EncodeGraphs
 from skcompressae._torch._products import Products
 from skcompressae._torch._pursuit import GramTable
-from skcompressae._torch._row_ops import gathered_dots, unit_rows_torch
+from skcompressae._torch._row_ops import decoded_norms, gathered_dots, unit_rows_torch
 from skcompressae._torch._staging import RowStream, download_blocks
 from skcompressae._torch._weights import Weights
 
@@ -51,16 +51,25 @@ class DeviceEncoder:
     coding : {"pursuit", "least_squares", "activations"}
     scales_mean_apart : bool
         See `skcompressae._core._rows.scales_apart`.
+    flattening : float, default=0
+        Of fitted values, where they are scaled.
     """
 
     def __init__(
-        self, weights: Weights, device: torch.device, precision: str, coding: str, scales_mean_apart: bool
+        self,
+        weights: Weights,
+        device: torch.device,
+        precision: str,
+        coding: str,
+        scales_mean_apart: bool,
+        flattening: float = 0.0,
     ) -> None:
         # Copied rather than shared: weights that joblib memory-maps are read-only, which torch warns about.
         self._encoder, self._bias, self._decoder = (torch.tensor(array, device=device) for array in weights.arrays)
         self._device = device
         self._coding = coding
         self._scales_mean_apart = scales_mean_apart
+        self._flattening = flattening
         self._products = Products(precision, device)
         self._factor = self._encoder.to(self._products.dtype)
         self._grams: GramTable | None = None  # of the decoder, once values are fitted
@@ -94,7 +103,7 @@ class DeviceEncoder:
         """
 
         def encode(x: torch.Tensor, norms: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            codes = self._encode(x, k, n_candidates)
+            codes = self._encode(x, k, n_candidates, norm)
             kind = torch.float64 if dtype == np.float64 else torch.float32
             return codes.indices.to(torch.int32), self._scale(codes, norms, norm).to(kind), norms
 
@@ -116,7 +125,7 @@ class DeviceEncoder:
 
         def work() -> Iterator[tuple[slice, tuple[torch.Tensor, ...]]]:
             for where, x, norms in self._fetch(rows):
-                codes = self._encode(x, k, n_candidates)
+                codes = self._encode(x, k, n_candidates, norm)
                 if is_kept:
                     factors = scale_factors(codes.indices, codes.values, codes.norms[:, None], keeps_mean=True)
                     found = (codes.values * factors * gathered_dots(x, self._decoder, codes.indices)).sum(dim=1)
@@ -170,10 +179,16 @@ class DeviceEncoder:
 
         return can_pursue(n_candidates) and can_select(len(self._encoder), n_candidates)
 
-    def _encode(self, x: torch.Tensor, k: int, n_candidates: int) -> Codes:
-        """Encode unit rows."""
+    def _encode(self, x: torch.Tensor, k: int, n_candidates: int, norm: str | None) -> Codes:
+        """Encode unit rows, with values that remain to be scaled to `norm`."""
         proposals = self._products.multiply(x, self._factor.T)
-        return encode_unit_rows(x, proposals, self._encoder, self._bias, self._table(), k, n_candidates, self._coding)
+        codes = encode_unit_rows(x, proposals, self._encoder, self._bias, self._table(), k, n_candidates, self._coding)
+        if norm is None or self._flattening == 0 or self._coding == "activations":
+            return codes
+        is_kept = scales_apart(self._scales_mean_apart, self._coding, norm)
+        indices, decoded = codes.indices, codes.norms[:, None]
+        values = flattened(indices, codes.values, decoded, self._flattening, keeps_mean=is_kept)
+        return Codes(indices, values, *decoded_norms(x, values, self._decoder, indices))
 
     def _table(self) -> GramTable:
         """Return the products of decoder rows, made at the first call."""
@@ -217,6 +232,7 @@ def kept_device_encoder(
     precision: str,
     coding: str,
     scales_mean_apart: bool,
+    flattening: float = 0.0,
     divisors: FloatArray | None = None,
 ) -> DeviceEncoder:
     """Return an encoder of these arrays, the one of an earlier call where there was one.
@@ -227,12 +243,12 @@ def kept_device_encoder(
 
     Parameters
     ----------
-    weights, device, precision, coding, scales_mean_apart
+    weights, device, precision, coding, scales_mean_apart, flattening
         As :class:`DeviceEncoder` takes them.
     divisors : array of shape (n_components,), optional
         What the rows of the encoder and its bias are divided by; for activations, as they are the values of a code.
     """
-    settings = _devices.with_index(device), precision, coding, scales_mean_apart
+    settings = _devices.with_index(device), precision, coding, scales_mean_apart, flattening
     sampled = [_sample(array) for array in weights.arrays]
     sampled.append(np.empty(0) if divisors is None else divisors.copy())
     for kept in list(_kept):
