@@ -52,7 +52,7 @@ MODES = {
     "sparse_query128": "sparse, query of 128 nonzeros",
 }
 # Parameters of ours that rows name where they are not the default.
-OTHERS = ("usage_power", "neighborhood_weight")
+OTHERS = ("usage_power", "neighborhood_weight", "flattening")
 # A mode of ours, and the mode of the paper's recipe that its margin is over.
 MARGINS = (
     ("sparse", "sparse", "sparse"),

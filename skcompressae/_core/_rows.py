@@ -168,7 +168,15 @@ def scales_apart(scales_mean_apart: bool, coding: str, norm: str | None) -> bool
 
 @njit(cache=True, nogil=True)
 def _flatten_codes(
-    indices: Any, values: Any, decoded: Any, flattening: float, keeps_mean: bool, start: int, stop: int
+    decoder: Any,
+    indices: Any,
+    values: Any,
+    decoded: Any,
+    flattening: float,
+    keeps_mean: bool,
+    start: int,
+    stop: int,
+    norms: Any,
 ) -> None:
     for i in range(start, stop):
         left = 1.0 - np.float64(decoded[i]) ** 2
@@ -179,6 +187,7 @@ def _flatten_codes(
             if not (keeps_mean and indices[i, a] == 0):
                 value = np.float64(values[i, a])
                 values[i, a] = np.copysign(abs(value) ** power, value)
+    _decode_norms(decoder, indices, values, start, stop, norms)
 
 
 def flatten_codes(
@@ -212,13 +221,10 @@ def flatten_codes(
     decoded : float64 array of shape (n_rows,)
         Norms of what the new values decode to.
     """
-    run_blocks(
-        lambda start, stop: _flatten_codes(indices, values, decoded, flattening, keeps_mean, start, stop),
-        len(values),
-        256,
-        n_threads,
-    )
-    return decode_norms(decoder, indices, values, n_threads=n_threads)
+    norms = np.empty(len(values), dtype=np.float64)
+    shared = decoder, indices, values, decoded, flattening, keeps_mean
+    run_blocks(lambda start, stop: _flatten_codes(*shared, start, stop, norms), len(values), 64, n_threads)
+    return norms
 
 
 @njit(cache=True, nogil=True)
