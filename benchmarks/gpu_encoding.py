@@ -22,6 +22,7 @@ from _gpu import ceilings, describe, kernel_choices, kernels, queued_seconds
 
 from skcompressae import CompresSAETransformer
 from skcompressae._core._threads import row_blocks
+from skcompressae._recipes import RECIPES
 from skcompressae._torch._device_encoder import DeviceEncoder
 from skcompressae._torch._devices import matmul_precision, resolve_device
 from skcompressae._torch._products import Products
@@ -76,13 +77,13 @@ def on_device_rates(
     for has_kernels in kernel_choices(device):
         for coding in CODINGS:
             for precision in PRECISIONS:
-                ours = DeviceEncoder(weights, device, precision, coding, scales_mean_apart=False)
+                ours = DeviceEncoder(weights, device, precision, coding, False, RECIPES["default"].flattening)
                 wanted = n_pursued if coding == "pursuit" else n_candidates
 
                 def encode(ours: DeviceEncoder = ours, wanted: int = wanted) -> None:
                     for start, stop in row_blocks(n_rows, ours.block_rows):
                         unit, _ = unit_rows_torch(x[start:stop])
-                        ours._encode(unit, k, wanted)
+                        ours._encode(unit, k, wanted, "unit")
 
                 # without kernels it is slow: once is enough
                 n_times = (options.n_repeats, options.n_calls) if has_kernels else (1, 1)

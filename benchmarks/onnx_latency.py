@@ -24,6 +24,7 @@ from threadpoolctl import threadpool_limits
 
 from skcompressae import CompresSAETransformer
 from skcompressae._core._rows import scales_apart
+from skcompressae._model_weights import flattening
 from skcompressae._torch._codes import encode_batch
 from skcompressae.onnx import to_onnx
 
@@ -43,6 +44,7 @@ def in_torch(compressor, coding):
     names = ("encoder_weights_", "encoder_bias_", "components_")
     weights = [torch.tensor(getattr(compressor, name)) for name in names]
     settings = {"coding": coding, "candidate_factor": compressor.candidate_factor, "norm": compressor.norm}
+    settings["flattening"] = flattening(compressor.set_params(coding=coding))
     settings["keeps_mean"] = scales_apart(compressor.scales_mean_apart_, coding, compressor.norm)
 
     def encode(rows):

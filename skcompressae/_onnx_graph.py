@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from skcompressae._core._pursuit import GUIDANCE, RIDGE, count_candidates, pursuit_rounds
+from skcompressae._core._pursuit import GUIDANCE, RIDGE, count_candidates, pursuit_starts
 from skcompressae._core._rows import MIN_LEFT, MIN_STRETCHED
 from skcompressae._onnx_nodes import GraphBuilder
 
@@ -260,8 +260,7 @@ def _pursue(graph: GraphBuilder, system: str, magnitudes: str, n: int, k: int) -
     is_positive = graph.add("Greater", kth, graph.constant(0, np.float32))
     safe = graph.add("Where", is_positive, kth, graph.constant(1, np.float32))
     guidance = graph.add("Div", graph.add("Mul", magnitudes, graph.constant(GUIDANCE, np.float32)), safe)
-    n_first, n_per_round = pursuit_rounds(k)
-    starts_round = [step >= n_first and (step - n_first) % n_per_round == 0 for step in range(k)]
+    starts_round = [step in pursuit_starts(k) for step in range(k)]
     body = GraphBuilder(graph.onnx, graph)
     unexplained = body.add("Abs", body.add("Gather", "system", body.constant(n), axis=2))
     starts = body.add("Gather", body.constant(starts_round, np.bool_), "number", axis=0)

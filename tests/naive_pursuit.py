@@ -19,6 +19,8 @@ def naive_pursuit(x, decoder, candidates, activations, k):
     magnitudes = np.abs(activations)
     guidance = GUIDANCE * magnitudes / np.sort(magnitudes)[-k]
     picked, scores, n_picks, gap = [], magnitudes, k // 2, np.inf
+    n_left = k - n_picks
+    sizes = [n_left - n_left // 2, n_left // 2 - n_left // 4, n_left // 4]  # half, a quarter, a quarter
     while True:
         if n_picks:
             best = np.argsort(-scores, kind="stable")
@@ -30,7 +32,7 @@ def naive_pursuit(x, decoder, candidates, activations, k):
             break
         scores = np.abs(decoder[candidates] @ unexplained) + guidance
         scores[picked] = -1
-        n_picks = min(int(np.ceil((k - k // 2) / 2)), k - len(picked))
+        n_picks = sizes.pop(0)
     picked = np.sort(picked)
     return candidates[picked], naive_values(x, decoder[candidates[picked]]), gap
 

@@ -4,7 +4,8 @@ Orthogonal matching pursuit (Pati et al. 1993) picks, one after the other, the c
 most with what is still unexplained. Close rows then end with different supports, and code-to-code search loses what
 reconstruction gains. The pursuit here is guided by the encoder, which learned where close rows meet: the half of the
 code with the largest activations is taken as it is; the rest is picked by correlation plus a share of the activation,
-a quarter of k at a time, with all values refitted in between (docs/research_notes_sparse.md). With exactly k
+a quarter of k at once, then an eighth, and another, with all values refitted in between
+(docs/research_notes_sparse.md). With exactly k
 candidates there is nothing to pick and one elimination gives the least-squares values on the support.
 
 Only the Gram matrix of the picked decoder rows is built, a few kilobytes per row that stay in the first-level cache;
@@ -31,7 +32,7 @@ __all__ = [
     "count_candidates",
     "least_squares_codes",
     "pursuit_codes",
-    "pursuit_rounds",
+    "pursuit_starts",
 ]
 
 # Added to the unit diagonal of the Gram matrix: keeps the solve stable when two latents (nearly) coincide, and is
@@ -42,8 +43,6 @@ RIDGE = 1e-5
 GUIDANCE = 0.06
 # Four epsilons of float32: what rounding may add to the difference of two scores, as a share of them.
 _SCORE_ROUNDING = 4.8e-7
-# Rounds in which the second half of a code is picked; four, or one latent at a time, gain 0.001 of recall at most.
-_N_ROUNDS = 2
 # Rows that a thread takes at a time; eight take 0.2 to 0.4 ms.
 _MIN_BLOCK_ROWS, _MAX_BLOCK_ROWS = 8, 64
 
@@ -61,10 +60,21 @@ def count_candidates(k: int, candidate_factor: float, n_components: int) -> int:
     return min(n_components, max(k, round(candidate_factor * k)))
 
 
-def pursuit_rounds(k: int) -> tuple[int, int]:
-    """Return how many latents pursuit takes by their activations, and how many it picks in each round after that."""
-    n_first = k // 2
-    return n_first, -(-(k - n_first) // _N_ROUNDS)
+def _pursuit_rounds(k: int) -> tuple[int, int, int]:
+    """Return how many latents pursuit takes by their activations, and how many it picks in the two rounds after that.
+
+    A last round picks what is missing. One latent at a time would gain 0.001 of recall at most; two rounds lose up to
+    0.004 of it (words, k = 16).
+    """
+    n_left = k - k // 2
+    n_after = n_left // 2
+    return k // 2, n_left - n_after, n_after - n_after // 2
+
+
+def pursuit_starts(k: int) -> tuple[int, int, int]:
+    """Return how many latents are picked when each round starts; as many as all, or as the round before, for none."""
+    n_first, n_next, n_then = _pursuit_rounds(k)
+    return n_first, n_first + n_next, n_first + n_next + n_then
 
 
 def _block_rows(n_rows: int, n_threads: int) -> int:
@@ -250,8 +260,7 @@ def _pursue_rows(  # type: ignore[no-untyped-def]
     proposed,
     inexact,
     k,
-    n_first,
-    n_per_round,
+    rounds,
     ridge,
     start,
     stop,
@@ -259,6 +268,7 @@ def _pursue_rows(  # type: ignore[no-untyped-def]
     values,
     norms,
 ):
+    n_first = rounds[0]
     n_candidates = candidates.shape[1]
     kind = x.dtype.type
     width = (k // N_LANES + 1) * N_LANES
@@ -308,7 +318,7 @@ def _pursue_rows(  # type: ignore[no-untyped-def]
                 picked[n] = candidates[i, c]
                 position[c] = n
                 n += 1
-        n_known = 0
+        n_known, n_rounds = 0, 0
         while True:
             if n > 0:
                 _gram(decoder, picked, n_known, n, gram)
@@ -337,7 +347,8 @@ def _pursue_rows(  # type: ignore[no-untyped-def]
             dots(rest, decoder, left, n_left, unexplained)
             for p in range(n_left):
                 unexplained[p] = abs(unexplained[p])
-            n_wanted = min(n_per_round, k - n)
+            n_rounds += 1
+            n_wanted = min(rounds[n_rounds], k - n) if n_rounds < len(rounds) else k - n
             lowest, following = _mark_best(unexplained, guidance, activations, left_places, n_left, n_wanted, scores)
             lowest_near = lowest - (margin + kind(_SCORE_ROUNDING) * lowest)
             if margin > 0 and following >= lowest_near:
@@ -434,7 +445,7 @@ def pursuit_codes(
     values = np.empty((n_rows, k), dtype=x.dtype)
     norms = np.empty(n_rows, dtype=x.dtype)
     ridge = x.dtype.type(RIDGE)
-    n_first, n_per_round = pursuit_rounds(k)
+    rounds = _pursuit_rounds(k)
     if inexact is None:
         inexact = Inexact(np.empty(0, dtype=x.dtype), decoder, np.empty(0, dtype=x.dtype))
     run_blocks(
@@ -445,8 +456,7 @@ def pursuit_codes(
             activations,
             inexact,
             k,
-            n_first,
-            n_per_round,
+            rounds,
             ridge,
             start,
             stop,

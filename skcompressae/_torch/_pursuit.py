@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from skcompressae._core._pursuit import GUIDANCE, RIDGE, pursuit_rounds
+from skcompressae._core._pursuit import GUIDANCE, RIDGE, pursuit_starts
 from skcompressae._core._threads import row_blocks
 from skcompressae._torch import _devices
 from skcompressae._torch._row_ops import TEMPORARY_BYTES, gathered_dots
@@ -103,7 +103,7 @@ def _pursue(
     right = correlations.clone()
     is_picked = torch.zeros_like(candidates, dtype=torch.bool)
     pivots = torch.ones_like(right)
-    n_first, n_per_round = pursuit_rounds(k)
+    starts = pursuit_starts(k)
     kth = magnitudes.topk(k, dim=1).values[:, -1:]
     guidance = GUIDANCE * magnitudes / torch.where(kth > 0, kth, torch.ones_like(kth))
     scores = magnitudes.nan_to_num(nan=0.0)  # so that k are picked of what is no number too
@@ -111,7 +111,7 @@ def _pursue(
         if n_candidates == k:
             pick = candidates.new_full((len(candidates), 1), step, dtype=torch.int64)
         else:
-            if step >= n_first and (step - n_first) % n_per_round == 0:
+            if step in starts:
                 scores = (right.abs() + guidance).nan_to_num(nan=0.0)
             pick = scores.masked_fill(is_picked, -1.0).argmax(dim=1, keepdim=True)
         is_picked.scatter_(1, pick, True)

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from skcompressae._core._pursuit import GUIDANCE, RIDGE, pursuit_rounds
+from skcompressae._core._pursuit import GUIDANCE, RIDGE, pursuit_starts
 from skcompressae._torch._pursuit import GramTable
 from skcompressae._torch._triton_rows import OPTIONS, launching_on
 
@@ -24,10 +24,10 @@ _ENTRIES_PER_WARP = 4096
 _MAX_REGISTERS = 168
 
 
-@triton.jit(do_not_specialize=["n_candidates", "k", "n_first", "n_per_round"])
+@triton.jit(do_not_specialize=["n_candidates", "k", "start_first", "start_second", "start_third"])
 def _pursue(  # type: ignore[no-untyped-def]
     grams, correlations, candidates, activations, scales, indices, values, norms, overlaps,
-    n_candidates, n_components, k, n_first, n_per_round, ridge,
+    n_candidates, n_components, k, start_first, start_second, start_third, ridge,
     WIDTH: tl.constexpr, HAS_TABLE: tl.constexpr, IS_FIXED: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
@@ -58,7 +58,7 @@ def _pursue(  # type: ignore[no-untyped-def]
     for step in range(k):
         pick = step
         if not IS_FIXED:
-            starts_round = (step >= n_first) & ((step - n_first) % n_per_round == 0)
+            starts_round = (step == start_first) | (step == start_second) | (step == start_third)
             score = tl.where(starts_round, tl.abs(right) + guidance, score)
             score = tl.where(score == score, score, 0.0)  # so that k are picked of what is no number too
             pick = tl.argmax(tl.where(is_open, score, -1.0), axis=0)
@@ -104,7 +104,7 @@ def pursue_triton(
     with launching_on(candidates):
         _pursue[(n_rows,)](
             gram, correlations, candidates, activations, scales, indices, values, norms, overlaps,
-            n_candidates, grams.decoder.shape[0], k, *pursuit_rounds(k), RIDGE,
+            n_candidates, grams.decoder.shape[0], k, *pursuit_starts(k), RIDGE,
             WIDTH=width, HAS_TABLE=grams.table is not None, IS_FIXED=n_candidates == k,
             num_warps=max(1, width * width // _ENTRIES_PER_WARP), maxnreg=_MAX_REGISTERS, **OPTIONS,
         )  # fmt: skip
