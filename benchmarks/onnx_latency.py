@@ -11,6 +11,7 @@ them, relative to the largest value of its row.
 from __future__ import annotations
 
 import argparse
+import copy
 import tempfile
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def in_torch(compressor, coding):
     names = ("encoder_weights_", "encoder_bias_", "components_")
     weights = [torch.tensor(getattr(compressor, name)) for name in names]
     settings = {"coding": coding, "candidate_factor": compressor.candidate_factor, "norm": compressor.norm}
-    settings["flattening"] = flattening(compressor.set_params(coding=coding))
+    settings["flattening"] = flattening(copy.copy(compressor).set_params(coding=coding))
     settings["keeps_mean"] = scales_apart(compressor.scales_mean_apart_, coding, compressor.norm)
 
     def encode(rows):

@@ -65,10 +65,10 @@ def shown_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     But not those of fitted values that were not drawn together, where there are no others of ours.
     """
-    rows = [row for row in rows if "usage_power" not in row["params"]]
-    as_fitted = [row for row in rows if "flattening" in row["params"]]
-    others = [row for row in rows if "flattening" not in row["params"]]
-    return others if any(row["method"] == "ours" for row in others) else others + as_fitted
+    others = [row for row in rows if not {"usage_power", "neighborhood_weight", "flattening"} & set(row["params"])]
+    if any(row["method"] == "ours" for row in others):
+        return others
+    return others + [row for row in rows if row["method"] == "ours" and row["params"].keys() == {"k", "flattening"}]
 
 
 def budget_curves() -> dict[str, dict[float, float]]:

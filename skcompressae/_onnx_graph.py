@@ -132,10 +132,15 @@ def _flattened(
 ) -> str:
     """Return fitted values drawn together; see `flatten_codes` in `_core/_rows.py`."""
     zero, one = graph.constant(0, np.float32), graph.constant(1, np.float32)
-    left = graph.add("Sub", one, graph.add("Mul", decoded_norms, decoded_norms))
+    explained = graph.add("Mul", decoded_norms, decoded_norms)
+    left = graph.add("Sub", one, explained)
     is_left = graph.add("Greater", left, graph.constant(MIN_LEFT, np.float32))
     rest = graph.add("Sqrt", graph.add("Where", is_left, left, zero))
-    powers = graph.add("Sub", one, graph.add("Mul", graph.constant(flattening, np.float32), rest))
+    squares = graph.add("ReduceSum", graph.add("Mul", values, values), graph.constant([1]))
+    divisors = graph.add("Where", graph.add("Greater", squares, zero), squares, one)
+    share = graph.add("Min", graph.add("Div", explained, divisors), one)
+    amounts = graph.add("Mul", graph.constant(flattening, np.float32), graph.add("Mul", share, rest))
+    powers = graph.add("Sub", one, amounts)
     found = graph.add("Mul", graph.add("Sign", values), graph.add("Pow", graph.add("Abs", values), powers))
     if not keeps_mean:
         return found

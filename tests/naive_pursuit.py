@@ -40,5 +40,6 @@ def naive_pursuit(x, decoder, candidates, activations, k):
 def naive_flattening(values, rows, flattening):
     """Draw together the fitted values of a unit row's code."""
     flattening = 0.2 if flattening == "auto" else flattening
-    left = 1 - np.linalg.norm(values @ rows) ** 2
-    return np.sign(values) * np.abs(values) ** (1 - flattening * np.sqrt(left if left > MIN_LEFT else 0))
+    explained = np.linalg.norm(values @ rows) ** 2
+    rest = np.sqrt(1 - explained) if 1 - explained > MIN_LEFT else 0
+    return np.sign(values) * np.abs(values) ** (1 - flattening * rest * min(1, explained / (values**2).sum()))

@@ -56,8 +56,9 @@ def test_the_share_of_the_mean_is_exact_and_the_rest_is_stretched(fitted, rows, 
     # flattening changes the others only
     np.testing.assert_allclose(flat[:, 0], codes[:, 0], rtol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(flat @ fitted.components_, axis=1), wanted, rtol=1e-4)
-    left = np.sqrt(1 - np.linalg.norm(projections @ fitted.components_, axis=1) ** 2)
-    powers = np.where(is_stored, np.abs(projections[:, 1:]), 0) ** (1 - 0.3 * left[:, None])
+    explained = np.linalg.norm(projections @ fitted.components_, axis=1) ** 2
+    amounts = 0.3 * np.sqrt(1 - explained) * np.minimum(1, explained / (projections**2).sum(axis=1))
+    powers = np.where(is_stored, np.abs(projections[:, 1:]), 0) ** (1 - amounts[:, None])
     factors = np.where(is_stored, np.abs(flat[:, 1:]) / np.where(is_stored, powers, 1), np.nan)
     np.testing.assert_allclose(np.nanmin(factors, axis=1), np.nanmax(factors, axis=1), rtol=1e-4)
 

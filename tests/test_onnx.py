@@ -208,7 +208,7 @@ def test_the_graph_is_standard_small_and_of_one_size(tmp_path):
         bodies = [node.attribute[0].g for node in proto.graph.node if node.op_type == "Loop"]
         n_nodes.add(len(proto.graph.node) + sum(len(body.node) for body in bodies))
     assert len(n_nodes) == 1
-    assert n_nodes.pop() < 100
+    assert n_nodes.pop() < 120
     # activations at their own scale need no decoder, which is half of the file
     to_onnx(make_model(40, 64, k=4, coding="activations", norm=None), tmp_path / "a.onnx")
     names = {tensor.name for tensor in onnx.load(tmp_path / "a.onnx").graph.initializer}

@@ -379,3 +379,17 @@ def test_nested_model_serves_an_eighth_of_its_k_better(embeddings):
         for nested in (False, True)
     )
     assert nested > plain + 0.02
+
+
+@pytest.mark.parametrize("coding", ["pursuit", "least_squares"])
+@pytest.mark.parametrize(("n_features", "k"), [(8, 7), (8, 8), (24, 22), (24, 24)])
+def test_flattening_leaves_values_that_cancel_one_another(coding, n_features, k):
+    rows = make_embeddings(n_rows=600, n_features=n_features)
+    model = CompresSAETransformer(4 * n_features, k=4, max_iter=50, norm="unit", random_state=0).fit(rows)
+    model.set_params(coding=coding, k=k)
+    cosines = {}
+    for flattening in (0.0, 0.2):
+        x_hat = model.set_params(flattening=flattening).inverse_transform(model.transform(rows))
+        cosines[flattening] = (x_hat * rows).sum(axis=1) / np.linalg.norm(rows, axis=1)
+    assert cosines[0.2].min() > cosines[0.0].min() - 0.05
+    assert cosines[0.2].mean() > cosines[0.0].mean() - 0.001

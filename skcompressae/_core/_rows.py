@@ -179,10 +179,14 @@ def _flatten_codes(
     norms: Any,
 ) -> None:
     for i in range(start, stop):
-        left = 1.0 - np.float64(decoded[i]) ** 2
-        if left <= MIN_LEFT:
+        explained = np.float64(decoded[i]) ** 2
+        left = 1.0 - explained
+        squares = 0.0
+        for a in range(values.shape[1]):
+            squares += np.float64(values[i, a]) ** 2
+        if left <= MIN_LEFT or squares == 0:
             continue
-        power = 1.0 - flattening * np.sqrt(min(left, 1.0))
+        power = 1.0 - flattening * np.sqrt(min(left, 1.0)) * min(1.0, explained / squares)
         for a in range(values.shape[1]):
             if not (keeps_mean and indices[i, a] == 0):
                 value = np.float64(values[i, a])
@@ -202,7 +206,9 @@ def flatten_codes(
 ) -> NDArray[np.float64]:
     """Draw fitted values together: raise magnitudes to the power of 1 - `flattening` r, r what the fit leaves of a row.
 
-    docs/research_notes_sparse.md says what that brings.
+    docs/research_notes_sparse.md says what that brings. Where values cancel one another, as where k is near the number
+    of features, changing them would undo that: there r is divided by how many times their squares exceed the square of
+    what they decode to.
 
     Parameters
     ----------

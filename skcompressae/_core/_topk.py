@@ -290,7 +290,7 @@ def top_k(
     n_rows = pre_activations.shape[0]
     indices = np.empty((n_rows, k), dtype=np.int32)
     values = np.empty((n_rows, k), dtype=pre_activations.dtype)
-    added = np.empty(0, dtype=pre_activations.dtype) if bias is None else bias
+    added = np.ascontiguousarray(() if bias is None else bias, dtype=pre_activations.dtype)  # as vectors are read
     run_blocks(
         lambda start, stop: _top_k_rows(pre_activations, added, bias is not None, k, start, stop, indices, values),
         n_rows,

@@ -159,8 +159,10 @@ def flattened(
     -------
     values : tensor of shape (n_rows, k)
     """
-    left = 1 - decoded.square()
-    powers = 1 - flattening * torch.where(left > MIN_LEFT, left, torch.zeros_like(left)).sqrt()
+    explained, squares = decoded.square(), values.detach().square().sum(dim=1, keepdim=True)
+    left = 1 - explained
+    share = (explained / torch.where(squares > 0, squares, torch.ones_like(squares))).clamp_max(1)
+    powers = 1 - flattening * share * torch.where(left > MIN_LEFT, left, torch.zeros_like(left)).sqrt()
     magnitudes = values.abs()
     # the gradient of a power is infinite at 0
     found = torch.where(magnitudes > 0, magnitudes, torch.ones_like(values)) ** powers * values.sign()
