@@ -140,3 +140,12 @@ def test_largest_magnitude_and_how_many_reach_a_threshold(kind, n, dtype, seed):
     assert max_and_count(total, threshold) == (np.abs(total).max(), (np.abs(total) >= threshold).sum())
     assert add_max_and_count(row, bias, threshold) == (np.abs(total).max(), (np.abs(total) >= threshold).sum())
     np.testing.assert_array_equal(row, total)
+
+
+def test_what_is_no_number_is_selected_where_there_is_nothing_else():
+    rows = np.full((3, 40), np.nan, dtype=np.float32)
+    rows[1, 5] = 1
+    indices, values = top_k(rows, 4, n_threads=1)
+    assert ((indices >= 0) & (indices < 40)).all()
+    assert (np.diff(indices, axis=1) > 0).all()
+    np.testing.assert_array_equal(values, np.take_along_axis(rows, indices.astype(np.intp), axis=1))

@@ -419,3 +419,11 @@ def test_the_neighbourhood_term_weighs_more_for_short_codes(embeddings, monkeypa
     monkeypatch.setattr(CpuEngine, "__init__", record)
     small(n_components=64, max_iter=1, **parameters).fit(embeddings)
     assert seen == [pytest.approx(expected)]
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.parametrize("learning_rate", [1e38, 3e38])
+def test_training_that_diverges_says_so(learning_rate):
+    model = CompresSAETransformer(16, k=3, max_iter=20, learning_rate=learning_rate, random_state=0, device="cpu")
+    with pytest.raises(ValueError, match="Training diverged: activations are no longer finite"):
+        model.fit(np.random.RandomState(0).standard_normal((300, 8)))

@@ -78,6 +78,8 @@ def _reconstruction_gradients_rows(  # type: ignore[no-untyped-def]
             if magnitude == kth and n_ties > 0:
                 leads = True
                 n_ties -= 1
+            elif n_others == n_active - k:  # too few are numbers
+                leads = True
             is_leading[i, a] = leads
             if leads:
                 position = n_leading

@@ -228,6 +228,9 @@ def write_largest(
             n_ties -= magnitudes[c] == kth
             indices[written], values[written] = picks[c], activations[c]
             written += 1
+    if written < n:  # too few are numbers
+        for c in range(n):
+            indices[c], values[c] = picks[c], activations[c]
 
 
 @njit(cache=True, nogil=True)
@@ -263,6 +266,9 @@ def _top_k_rows(pre_activations, bias, has_bias, k, start, stop, indices, values
                 indices[i, position] = j
                 values[i, position] = row[j]
                 position += 1
+        if position < k:  # too few are numbers
+            for j in range(k):
+                indices[i, j], values[i, j] = j, row[j]
         guess = kind(GUESS) * kth
 
 

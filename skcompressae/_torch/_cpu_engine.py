@@ -289,4 +289,6 @@ class CpuEngine:
 
         with pre_activations.hold_torch_threads():
             run_product_blocks(activate, len(x), pre_activations.block_rows, self._n_threads)
+        if not np.isfinite(values).all():
+            raise ValueError("Training diverged: activations are no longer finite. Lower learning_rate.")
         return indices, values
