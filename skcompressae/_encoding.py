@@ -94,7 +94,7 @@ class Encoder:
             self._block_rows = self._pre_activations.block_rows
         else:
             settings = precision, coding, scales_mean_apart, self._flattening
-            self._on_device = kept_device_encoder(given, device, *settings, divisors)
+            self._on_device = kept_device_encoder(given, device, *settings, divisors=divisors)
 
     @property
     def n_components(self) -> int:

@@ -123,7 +123,7 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         faster where the processor multiplies it natively. Where it does not but has AVX2 (x86 without AVX-512), the
         factors are rounded to 16-bit integers instead, which is faster too and ten times closer; elsewhere
         factors rounded to bfloat16 are multiplied in float32. "tf32" has an effect on CUDA only. On a processor that
-        multiplies integers or bfloat16 faster than float32, :meth:`transform` of 1,024 rows or more (512 by 16-bit
+        multiplies integers or bfloat16 faster than float32, :meth:`transform` of 1,024 rows or more (192 by 16-bit
         integers) lets a product of rounded factors rule out latents that no rounding error could bring into a code,
         and computes what remains open in float32: the same codes in less time, with "bfloat16" too where it is the
         integers that are faster.

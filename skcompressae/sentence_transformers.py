@@ -253,11 +253,7 @@ class CompresSAEModule(Module):
             self.encoder_bias,
             self.components,
             min(self.k if max_active_dims is None else max_active_dims, n_components),
-            coding=self.coding,
-            candidate_factor=self.candidate_factor,
-            norm=self.norm,
-            flattening=self.flattening,
-            keeps_mean=self.keeps_mean,
+            **{name: getattr(self, name) for name in _SETTINGS if name != "k"},
         )
         codes = torch.zeros((len(values), n_components), dtype=values.dtype, device=values.device)
         features["sentence_embedding"] = codes.scatter(1, indices, values)

@@ -23,6 +23,7 @@ from numba.extending import intrinsic
 from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._gathers import FAST
 from skcompressae._core._integer_products import dithers, largest_magnitude, of_latents
+from skcompressae._core._lanes import broadcast
 from skcompressae._core._threads import run_blocks
 
 __all__ = [
@@ -165,13 +166,6 @@ def _at(builder: Any, items: Any, offset: Any, kind: Any) -> Any:
     return builder.bitcast(place, kind.as_pointer())
 
 
-def _everywhere(builder: Any, value: Any, kind: Any) -> Any:
-    """Return a vector of a kind with a value in all its lanes."""
-    undefined = ir.Constant(kind, ir.Undefined)
-    first = builder.insert_element(undefined, value, ir.Constant(_int32, 0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_int32, _LANES), [0] * _LANES))
-
-
 def _generate_multiply_tile(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     n_pairs = arguments[2]
     n_vectors = ROWS_PER_PANEL // _LANES
@@ -198,7 +192,7 @@ def _generate_multiply_tile(context: Any, builder: Any, signature: Any, argument
         ]
         for r in range(ROWS_PER_TILE):
             of_row = builder.load(_at(builder, rows, 2 * (u * ROWS_PER_TILE + r), _int32), align=2)
-            everywhere = builder.bitcast(_everywhere(builder, of_row, _ints), _shorts)
+            everywhere = builder.bitcast(broadcast(builder, _ints, of_row), _shorts)
             for v in range(n_vectors):
                 place = r * n_vectors + v
                 running[place] = builder.add(running[place], builder.call(multiply, [vectors[v], everywhere]))
@@ -231,7 +225,7 @@ def _generate_scale_sums(context: Any, builder: Any, signature: Any, arguments: 
     of_sums, of_offsets, of_factors, of_bias, of_products = (
         _items_of(context, builder, signature.args[position], arguments[position]) for position in (0, 3, 4, 5, 6)
     )
-    offset, step = (_everywhere(builder, argument, _floats) for argument in arguments[1:3])
+    offset, step = (broadcast(builder, _floats, argument) for argument in arguments[1:3])
     fused = {"flags": ("contract",)}
     for start in range(0, ROWS_PER_PANEL, _LANES):
         total = builder.sitofp(builder.load(_at(builder, of_sums, start, _ints), align=4), _floats)

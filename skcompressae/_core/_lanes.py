@@ -16,6 +16,7 @@ __all__ = [
     "N_LANES",
     "add_max_and_count_lanes",
     "add_multiple",
+    "broadcast",
     "count_lanes",
     "lanes_at_least",
     "lowest_lane",
@@ -26,10 +27,12 @@ __all__ = [
 N_LANES = 16
 
 
-def _broadcast(builder: Any, vector: Any, value: Any) -> Any:
+def broadcast(builder: Any, vector: Any, value: Any) -> Any:
+    """Return a vector of a type with a value in all its lanes."""
     undefined = ir.Constant(vector, ir.Undefined)
     lane = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(lane, undefined, ir.Constant(ir.VectorType(ir.IntType(32), N_LANES), [0] * N_LANES))
+    places = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
+    return builder.shuffle_vector(lane, undefined, places)
 
 
 def _vector_at(context: Any, builder: Any, kind: Any, array: Any, start: Any) -> tuple[Any, Any, int]:
@@ -55,7 +58,7 @@ def _generate_lanes_at_least(context: Any, builder: Any, signature: Any, argumen
     row, start, threshold = arguments
     vector, pointer, alignment = _vector_at(context, builder, signature.args[0], row, start)
     magnitudes = _magnitudes(builder, builder.load(pointer, align=alignment))
-    passing = builder.fcmp_ordered(">=", magnitudes, _broadcast(builder, vector, threshold))
+    passing = builder.fcmp_ordered(">=", magnitudes, broadcast(builder, vector, threshold))
     return builder.zext(builder.bitcast(passing, ir.IntType(N_LANES)), ir.IntType(32))
 
 
@@ -100,7 +103,7 @@ def _generate_max_and_count(
     vector = ir.VectorType(context.get_value_type(kind.dtype), N_LANES)
     counts_kind = ir.VectorType(ir.IntType(kind.dtype.bitwidth), N_LANES)
     integer = n_groups.type
-    thresholds = _broadcast(builder, vector, threshold)
+    thresholds = broadcast(builder, vector, threshold)
     before, loop, after = builder.block, builder.append_basic_block("groups"), builder.append_basic_block("reduced")
     builder.branch(loop)
     builder.position_at_end(loop)
@@ -170,7 +173,7 @@ def _generate_add_multiple(context: Any, builder: Any, signature: Any, arguments
     items, target, source, factor = arguments
     vector, to, alignment = _vector_at(context, builder, signature.args[0], items, target)
     _, of, _ = _vector_at(context, builder, signature.args[0], items, source)
-    multiple = builder.fmul(_broadcast(builder, vector, factor), builder.load(of, align=alignment), flags=("contract",))
+    multiple = builder.fmul(broadcast(builder, vector, factor), builder.load(of, align=alignment), flags=("contract",))
     total = builder.fadd(builder.load(to, align=alignment), multiple, flags=("contract",))
     builder.store(total, to, align=alignment)
     return context.get_dummy_value()

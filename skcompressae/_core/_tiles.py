@@ -16,6 +16,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from skcompressae._core._lanes import broadcast
+
 __all__ = ["TILE_COLUMNS", "TILE_ROWS", "add_tile_rows", "empty_tiles", "fill_tile"]
 
 # Columns of a tile. Of 16 to 128, 64 was the fastest: wide enough to spread the cost of reading an index, narrow enough
@@ -58,19 +60,13 @@ def _generate_add_tile_rows(context: Any, builder: Any, signature: Any, argument
     def term(position: Any, sums: list[Any]) -> list[Any]:
         """Add one entry's multiple of its row to the sums."""
         pick = builder.zext(builder.load(builder.gep(picks, [position])), integer)
-        undefined = ir.Constant(vector, ir.Undefined)
-        coefficient = builder.load(builder.gep(coefficients, [position]))
-        broadcast = builder.shuffle_vector(
-            builder.insert_element(undefined, coefficient, ir.Constant(ir.IntType(32), 0)),
-            undefined,
-            ir.Constant(ir.VectorType(ir.IntType(32), _LANES), [0] * _LANES),
-        )
+        coefficient = broadcast(builder, vector, builder.load(builder.gep(coefficients, [position])))
         row = builder.bitcast(builder.gep(tile, [builder.mul(pick, constant(TILE_COLUMNS))]), vector.as_pointer())
         return [
             builder.fadd(
                 sums[v],
                 builder.fmul(
-                    broadcast, builder.load(builder.gep(row, [constant(v)]), align=alignment), flags=("contract",)
+                    coefficient, builder.load(builder.gep(row, [constant(v)]), align=alignment), flags=("contract",)
                 ),
                 flags=("contract",),
             )

@@ -54,7 +54,7 @@ _RAISED = 1.1
 
 
 @njit(cache=True, nogil=True)
-def partition_largest(values, n, k):  # type: ignore[no-untyped-def]
+def partition_largest(values: Any, n: int, k: int) -> Any:
     """Reorder ``values[:n]`` and return its k-th largest entry (k counts from 1)."""
     left, right = 0, n - 1
     target = k - 1

@@ -227,13 +227,7 @@ def _sample(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def kept_device_encoder(
-    weights: Weights,
-    device: torch.device,
-    precision: str,
-    coding: str,
-    scales_mean_apart: bool,
-    flattening: float = 0.0,
-    divisors: FloatArray | None = None,
+    weights: Weights, device: torch.device, *settings: Any, divisors: FloatArray | None = None
 ) -> DeviceEncoder:
     """Return an encoder of these arrays, the one of an earlier call where there was one.
 
@@ -243,12 +237,12 @@ def kept_device_encoder(
 
     Parameters
     ----------
-    weights, device, precision, coding, scales_mean_apart, flattening
+    weights, device, *settings
         As :class:`DeviceEncoder` takes them.
     divisors : array of shape (n_components,), optional
         What the rows of the encoder and its bias are divided by; for activations, as they are the values of a code.
     """
-    settings = _devices.with_index(device), precision, coding, scales_mean_apart, flattening
+    settings = _devices.with_index(device), *settings
     sampled = [_sample(array) for array in weights.arrays]
     sampled.append(np.empty(0) if divisors is None else divisors.copy())
     for kept in list(_kept):
