@@ -18,6 +18,7 @@ __all__ = [
     "add_multiple",
     "broadcast",
     "count_lanes",
+    "folded",
     "lanes_at_least",
     "lowest_lane",
     "max_and_count_lanes",
@@ -128,21 +129,21 @@ def _generate_max_and_count(
         phi.add_incoming(grown, loop)
     builder.cbranch(builder.icmp_signed("<", following, n_groups), loop, after)
     builder.position_at_end(after)
-    largest = _folded(builder, larger, lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
-    count = _folded(builder, more, builder.add)
+    largest = folded(builder, larger, lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+    count = folded(builder, more, builder.add)
     if count.type != ir.IntType(64):
         count = builder.sext(count, ir.IntType(64))
     return context.make_tuple(builder, signature.return_type, (largest, count))
 
 
-def _folded(builder: Any, vector: Any, combine: Any) -> Any:
+def folded(builder: Any, vector: Any, combine: Any) -> Any:
     """Combine the lanes of a vector, one half with the other until one is left."""
-    width = N_LANES
+    n_lanes = width = vector.type.count
     undefined = ir.Constant(vector.type, ir.Undefined)
     while width > 1:
         width //= 2
-        places = [(lane + width) % N_LANES for lane in range(N_LANES)]
-        shuffle = ir.Constant(ir.VectorType(ir.IntType(32), N_LANES), places)
+        places = [(lane + width) % n_lanes for lane in range(n_lanes)]
+        shuffle = ir.Constant(ir.VectorType(ir.IntType(32), n_lanes), places)
         vector = combine(vector, builder.shuffle_vector(vector, undefined, shuffle))
     return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
 

@@ -8,27 +8,64 @@ at most 4k active latents of a row:
 - :func:`sum_gradients` walks the latents: the gradients of the encoder, its bias and the decoder, tile by tile of
   columns (see `_tiles.py`). What an optimiser does with them is in `_adam.py`.
 
+Rows that are gathered, those of the decoder and of the tiles, are in the dtype of the batch or rounded to bfloat16 (see
+`_words.py`); all sums are in the dtype of the batch.
+
 Invariant: each output element is summed in a fixed order by one thread, so results do not depend on the number
 of threads.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.extending import overload
 from numpy.typing import NDArray
 
-from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._arrays import FloatArray, IndexArray, WordArray
 from skcompressae._core._gathers import FAST, add_combination, dot, dots
 from skcompressae._core._threads import run_blocks
-from skcompressae._core._tiles import TILE_COLUMNS, TILE_ROWS, add_tile_rows, empty_tiles, fill_tile
+from skcompressae._core._tiles import TILE_COLUMNS, TILE_ROWS, add_tile_rows, empty_tiles, fill_tile, write_part
 from skcompressae._core._topk import kth_largest
+from skcompressae._core._words import add_word_rows, dot_word_rows
 
-__all__ = ["BATCH_ROWS", "group_by_latent", "reconstruction_gradients", "sum_gradients"]
+__all__ = ["BATCH_ROWS", "count_leading", "group_by_latent", "reconstruction_gradients", "sum_gradients"]
 
 # Rows whose gradients are best summed at once: larger batches are cut into as many, so that a tile fits the cache and
 # the working memory does not grow with the batch.
 BATCH_ROWS = TILE_ROWS
+
+
+def _add_rows(total: Any, rows: Any, coefficients: Any, picks: Any, n_picks: Any) -> None:
+    """Add a combination of rows, or of rows of words, to `total`."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(_add_rows)
+def _choose_add_rows(total: Any, rows: Any, coefficients: Any, picks: Any, n_picks: Any) -> Any:
+    add = add_word_rows if rows.dtype == types.uint32 else add_combination
+
+    def chosen(total: Any, rows: Any, coefficients: Any, picks: Any, n_picks: Any) -> None:
+        add(total, rows, coefficients, picks, n_picks)
+
+    return chosen
+
+
+def _dot_rows(row: Any, rows: Any, picks: Any, n_picks: Any, products: Any) -> None:
+    """Write the products of a row with others, or with rows of words."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(_dot_rows)
+def _choose_dot_rows(row: Any, rows: Any, picks: Any, n_picks: Any, products: Any) -> Any:
+    multiply = dot_word_rows if rows.dtype == types.uint32 else dots
+
+    def chosen(row: Any, rows: Any, picks: Any, n_picks: Any, products: Any) -> None:
+        multiply(row, rows, picks, n_picks, products)
+
+    return chosen
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
@@ -49,21 +86,33 @@ def _cosine_gradient(x, x_hat, weight, gradient):  # type: ignore[no-untyped-def
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _reconstruction_gradients_rows(  # type: ignore[no-untyped-def]
-    x, decoder, indices, values, k, weights, start, stop, latent_gradients, is_leading, x_gradients, cosines
-):
+def _reconstruction_gradients_rows(
+    x: Any,
+    decoder: Any,
+    indices: Any,
+    values: Any,
+    k: Any,
+    weights: Any,
+    start: Any,
+    stop: Any,
+    width: Any,
+    latent_gradients: Any,
+    is_leading: Any,
+    x_gradients: Any,
+    cosines: Any,
+) -> None:
     n_features = x.shape[1]
     n_active = indices.shape[1]
     kind = x.dtype.type
     magnitudes = np.empty(n_active, dtype=x.dtype)
-    x_hat = np.empty(n_features, dtype=x.dtype)
+    x_hat = np.empty(width, dtype=x.dtype)
     # Leading entries fill these from the front, the others after position k.
     order = np.empty(n_active, dtype=np.int32)
     picks = np.empty(n_active, dtype=np.int32)
     coefficients = np.empty(n_active, dtype=x.dtype)
     products = np.empty(n_active, dtype=x.dtype)
-    gradient = np.empty(n_features, dtype=x.dtype)  # reaches the k leading latents (both loss terms)
-    gradient_wide = np.empty(n_features, dtype=x.dtype)  # reaches the others
+    gradient = np.zeros(width, dtype=x.dtype)  # reaches the k leading latents (both loss terms)
+    gradient_wide = np.zeros(width, dtype=x.dtype)  # reaches the others
     for i in range(start, stop):
         for a in range(n_active):
             magnitudes[a] = abs(values[i, a])
@@ -91,39 +140,38 @@ def _reconstruction_gradients_rows(  # type: ignore[no-untyped-def]
             picks[position] = indices[i, a]
             coefficients[position] = values[i, a]
         x_hat[:] = kind(0)
-        add_combination(x_hat, decoder, coefficients, picks, k)
+        _add_rows(x_hat, decoder, coefficients, picks, k)
         cosines[i, 0] = _cosine_gradient(x[i], x_hat, weights[0], gradient)
-        add_combination(x_hat, decoder, coefficients[k:], picks[k:], n_active - k)
+        _add_rows(x_hat, decoder, coefficients[k:], picks[k:], n_active - k)
         cosines[i, 1] = _cosine_gradient(x[i], x_hat, weights[1], gradient_wide)
         for j in range(n_features):
             gradient[j] += gradient_wide[j]
-        dots(gradient, decoder, picks, k, products)
-        dots(gradient_wide, decoder, picks[k:], n_active - k, products[k:])
+        _dot_rows(gradient, decoder, picks, k, products)
+        _dot_rows(gradient_wide, decoder, picks[k:], n_active - k, products[k:])
         for tile in range(x_gradients.shape[0]):
-            first = tile * TILE_COLUMNS
-            for j in range(min(TILE_COLUMNS, n_features - first)):
-                x_gradients[tile, 0, i, j] = gradient[first + j]
-                x_gradients[tile, 1, i, j] = gradient_wide[first + j]
+            write_part(gradient[:n_features], tile, x_gradients[tile, 0, i])
+            write_part(gradient_wide[:n_features], tile, x_gradients[tile, 1, i])
         for position in range(n_active):
             latent_gradients[i, order[position]] = products[position]
 
 
 def reconstruction_gradients(
     x: FloatArray,
-    decoder: FloatArray,
+    decoder: FloatArray | WordArray,
     indices: IndexArray,
     values: FloatArray,
     k: int,
     loss_weights: tuple[float, float],
     *,
     n_threads: int,
-) -> tuple[FloatArray, NDArray[np.bool_], FloatArray, FloatArray]:
+) -> tuple[FloatArray, NDArray[np.bool_], FloatArray | WordArray, FloatArray]:
     """Decode a batch with its k and with all its active latents; differentiate the two cosine distances.
 
     Parameters
     ----------
     x : array of shape (n_rows, n_features), unit-norm (or zero) rows
-    decoder : array of shape (n_components, n_features)
+    decoder : array of shape (n_components, n_features), or as :func:`_words.round_rows` rounds it
+        Rounded, it makes `x_gradients` rounded.
     indices, values : arrays of shape (n_rows, n_active)
         Active latents of each row in ascending order and their activations.
     k : int in [1, n_active]
@@ -136,7 +184,7 @@ def reconstruction_gradients(
         Gradient of the loss with respect to `values`.
     is_leading : bool array of shape (n_rows, n_active)
         Whether the latent is among the k of largest magnitude.
-    x_gradients : array of shape (n_tiles, 2, n_rows, TILE_COLUMNS)
+    x_gradients : array of shape (n_tiles, 2, n_rows, columns or words of a tile)
         Tiles (see `_tiles.py`) of the gradient with respect to the decoded row that reaches leading (0) and other (1)
         latents.
     cosines : array of shape (n_rows, 2)
@@ -145,7 +193,9 @@ def reconstruction_gradients(
     n_rows, n_active = indices.shape
     latent_gradients = np.empty_like(values)
     is_leading = np.empty((n_rows, n_active), dtype=np.bool_)
-    x_gradients = empty_tiles((2, n_rows), x.shape[1], x.dtype)
+    is_rounded = decoder.dtype == np.uint32
+    width = 2 * decoder.shape[1] if is_rounded else x.shape[1]
+    x_gradients = empty_tiles((2, n_rows), x.shape[1], decoder.dtype)
     cosines = np.empty((n_rows, 2), dtype=x.dtype)
     weights = np.asarray(loss_weights, dtype=x.dtype)
     run_blocks(
@@ -158,6 +208,7 @@ def reconstruction_gradients(
             weights,
             start,
             stop,
+            width,
             latent_gradients,
             is_leading,
             x_gradients,
@@ -168,6 +219,14 @@ def reconstruction_gradients(
         n_threads,
     )
     return latent_gradients, is_leading, x_gradients, cosines
+
+
+@njit(cache=True, nogil=True)
+def count_leading(indices: Any, is_leading: Any, counts: Any) -> None:
+    """Add to `counts`, (n_components,), how often each latent leads a row."""
+    for i in range(indices.shape[0]):
+        for a in range(indices.shape[1]):
+            counts[indices[i, a]] += is_leading[i, a]
 
 
 @njit(cache=True, nogil=True)
@@ -223,7 +282,7 @@ def _lay_out_entries(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _add_tile_sums(tile, picks, coefficients, starts, number, gradient):  # type: ignore[no-untyped-def]
+def _add_tile_sums(tile: Any, picks: Any, coefficients: Any, starts: Any, number: Any, gradient: Any) -> None:
     """Add every latent's sum over one tile to its columns of `gradient`."""
     first = number * TILE_COLUMNS
     width = min(TILE_COLUMNS, gradient.shape[1] - first)
@@ -232,7 +291,7 @@ def _add_tile_sums(tile, picks, coefficients, starts, number, gradient):  # type
             total = gradient[latent, first : first + TILE_COLUMNS]
             add_tile_rows(total, tile, picks, coefficients, starts[latent], starts[latent + 1])
         return
-    total = np.empty(TILE_COLUMNS, dtype=tile.dtype)
+    total = np.empty(TILE_COLUMNS, dtype=gradient.dtype)
     for latent in range(gradient.shape[0]):
         total[:] = 0
         add_tile_rows(total, tile, picks, coefficients, starts[latent], starts[latent + 1])
@@ -245,7 +304,7 @@ def sum_gradients(
     values: FloatArray,
     latent_gradients: FloatArray,
     is_leading: NDArray[np.bool_],
-    x_gradients: FloatArray,
+    x_gradients: FloatArray | WordArray,
     starts: NDArray[np.int64],
     entries: NDArray[np.int64],
     gradients: tuple[FloatArray, FloatArray, FloatArray],
@@ -259,7 +318,7 @@ def sum_gradients(
     x : array of shape (n_rows, n_features)
         At most :data:`BATCH_ROWS` rows for full speed.
     values, latent_gradients, is_leading, x_gradients
-        As :func:`reconstruction_gradients` takes and gives them.
+        As :func:`reconstruction_gradients` takes and gives them; rounded gradients have `x` rounded too.
     starts, entries
         As :func:`group_by_latent` gives them.
     gradients : encoder (n_components, n_features), bias (n_components,), decoder (n_components, n_features)
@@ -281,14 +340,14 @@ def sum_gradients(
     n_tiles = len(x_gradients)
 
     def add_tiles(start: int, stop: int) -> None:
-        tile = np.empty((len(x), TILE_COLUMNS), dtype=x.dtype)
+        tile = np.empty(x_gradients.shape[2:], dtype=x_gradients.dtype)
         for number in range(start, stop):
             if number < n_tiles:
                 fill_tile(x, number, tile)
                 _add_tile_sums(tile, rows, slopes, starts, number, encoder_gradient)
             else:
                 number -= n_tiles
-                tile_gradients = x_gradients[number].reshape(-1, TILE_COLUMNS)
+                tile_gradients = x_gradients[number].reshape(2 * len(x), -1)
                 _add_tile_sums(tile_gradients, gradient_rows, activations, starts, number, decoder_gradient)
 
     run_blocks(add_tiles, 2 * n_tiles, 1, n_threads)

@@ -3,7 +3,7 @@
 The float32 product is NumPy's (its BLAS beat torch's on the machine timed by benchmarks/training_speed.py); the
 bfloat16 product is torch's on processors that multiply bfloat16 natively. On others that takes several times as long as
 float32. There the factors are rounded to 16-bit integers, closer than to bfloat16, where our kernel multiplies those
-faster; else they are rounded to bfloat16 and multiplied in float32.
+faster; else they are rounded to bfloat16 and multiplied in float32. With "bfloat16" the kernels read rounded rows, too.
 """
 
 from __future__ import annotations
@@ -16,15 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skcompressae._core._adam import apply_adam
-from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._arrays import FloatArray, IndexArray, WordArray
 from skcompressae._core._few_products import FEW_VECTORS, multiply_few
 from skcompressae._core._int16_products import MAX_COLUMNS, Int16Encoder
 from skcompressae._core._neighborhood import neighborhood_gradients
 from skcompressae._core._processor import MULTIPLIES_BFLOAT16, MULTIPLIES_INT16
 from skcompressae._core._rows import unit_rows
-from skcompressae._core._sparse_step import BATCH_ROWS, group_by_latent, reconstruction_gradients, sum_gradients
-from skcompressae._core._threads import effective_n_threads, row_blocks, run_product_blocks
+from skcompressae._core._sparse_step import (
+    BATCH_ROWS,
+    count_leading,
+    group_by_latent,
+    reconstruction_gradients,
+    sum_gradients,
+)
+from skcompressae._core._threads import effective_n_threads, row_blocks, run_blocks, run_product_blocks
 from skcompressae._core._topk import top_k
+from skcompressae._core._words import round_rows
 from skcompressae._torch._torch_threads import hold_torch_threads, torch_threads
 from skcompressae._torch._weights import Moments, StepLosses, StepSettings, Weights, adam_rates
 
@@ -39,6 +46,8 @@ _BLOCK_BYTES = 8 * 2**20
 # Rows below which rounding the encoder to bfloat16 takes longer than the faster product saves: 1 ms against 17 us a row
 # at 4,096 x 768, see the profile in benchmarks/results.
 _MIN_ROUNDED_ROWS = 64
+# Rows of a batch that a thread copies at a time.
+_COPIED_ROWS = 256
 # Weights that `multiply_few` meets in the time that waking another thread takes.
 _PRODUCTS_PER_THREAD = 2 * 2**20
 
@@ -220,16 +229,17 @@ class CpuEngine:
         """Return mean cosines and counts of use; add gradients, where asked for, over blocks of the batch."""
         weights = self._weights
         loss_weights = settings.loss_weights[0] / len(row_indices), settings.loss_weights[1] / len(row_indices)
+        decoder = self._decoder(len(row_indices))
         totals = np.zeros(2)
         fired = np.zeros(weights.n_components, dtype=np.int64)
         for start, stop in row_blocks(len(row_indices), BATCH_ROWS):
-            x, _ = unit_rows(self._rows[row_indices[start:stop]])
+            x = self._unit_rows(row_indices[start:stop])
             indices, values = self._activate(x, settings)
             latent_gradients, is_leading, x_gradients, cosines = reconstruction_gradients(
-                x, weights.decoder, indices, values, settings.k, loss_weights, n_threads=self._n_threads
+                x, decoder, indices, values, settings.k, loss_weights, n_threads=self._n_threads
             )
             totals += cosines.sum(axis=0, dtype=np.float64)
-            fired += np.bincount(indices[is_leading], minlength=weights.n_components)
+            count_leading(indices, is_leading, fired)
             if gradients is None:
                 continue
             if start == 0 and settings.neighborhood_weight > 0 and len(x) > 1:
@@ -246,6 +256,23 @@ class CpuEngine:
                 n_threads=self._n_threads,
             )
         return totals / len(row_indices), fired
+
+    def _unit_rows(self, row_indices: NDArray[np.intp]) -> FloatArray:
+        """Copy rows and divide each by its norm."""
+        x = np.empty((len(row_indices), self._rows.shape[1]), dtype=np.float32)
+
+        def copy(start: int, stop: int) -> None:
+            unit_rows(self._rows[row_indices[start:stop]], out=x[start:stop])
+
+        run_blocks(copy, len(x), _COPIED_ROWS, self._n_threads)
+        return x
+
+    def _decoder(self, n_rows: int) -> FloatArray | WordArray:
+        """Return the decoder to gather rows of so large a batch from: rounded where that saves more than it costs."""
+        decoder = self._weights.decoder
+        if self._settings.precision != "bfloat16" or decoder.dtype != np.float32 or n_rows < _MIN_ROUNDED_ROWS:
+            return decoder
+        return round_rows(decoder, n_threads=self._n_threads)
 
     def _add_neighborhood(
         self,
