@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from skcompressae._arrow_codes import METADATA_KEY, METADATA_VERSION, codes_from_arrow, decode_batch
 from skcompressae._arrow_columns import compact_index_type, embedding_rows, import_pyarrow, lists_of_csr
+from skcompressae._model_weights import flattening
 from skcompressae._transformer import CompresSAETransformer
 from skcompressae._worker_model import bare_model, encode_rows
 from skcompressae.persistence import model_hash
@@ -52,7 +53,7 @@ class ArrowEncoder:
     ----------
     metadata : dict of bytes to bytes
         What the schema's metadata gets: one JSON text under ``b"skcompressae.codes"`` with version, `n_components`,
-        `k`, `norm`, `model_hash`, `layout`, `columns`, `split_signs`.
+        `k`, `norm`, `flattening`, `model_hash`, `layout`, `columns`, `split_signs`.
 
     Raises
     ------
@@ -125,6 +126,7 @@ class ArrowEncoder:
             "n_components": self.n_components,
             "k": min(self.model.k, width),
             "norm": self.model.norm,
+            "flattening": flattening(self.model),
             "model_hash": model_hash(self.model),
             "layout": layout,
             "columns": list(self.code_columns),

@@ -50,6 +50,30 @@ def test_encode_takes_the_parameters_of_a_fitted_model(files, fitted, embeddings
     np.testing.assert_array_equal(np.load("back.npy"), other.inverse_transform(other.transform(embeddings)))
 
 
+def test_codes_of_another_flattening_are_of_the_same_model(files, fitted, embeddings):
+    import copy
+
+    other = copy.deepcopy(fitted).set_params(flattening=0.4)
+    expected = other.transform(embeddings)
+    assert abs(expected - fitted.transform(embeddings)).max() > 1e-3
+    assert main(["encode", "model.safetensors", "x.parquet", "c.parquet", "-q", "--flattening", "0.4"]) == 0
+    table = pq.read_table("c.parquet")
+    same_matrix(codes_from_arrow(table), expected)
+    assert main(["decode", "model.safetensors", "c.parquet", "back.npy", "-q"]) == 0
+    np.testing.assert_array_equal(np.load("back.npy"), other.inverse_transform(expected))
+    # as tables were written before they said it
+    meta = {key: value.replace(b'"flattening": 0.4, ', b"") for key, value in table.schema.metadata.items()}
+    assert meta != table.schema.metadata
+    pq.write_table(table.replace_schema_metadata(meta), "older.parquet")
+    assert main(["decode", "model.safetensors", "older.parquet", "other.npy", "-q"]) == 1
+    assert main(["encode", "model.safetensors", "x.parquet", "plain.parquet", "-q", "--flattening", "0"]) == 0
+    table = pq.read_table("plain.parquet")
+    meta = {key: value.replace(b'"flattening": 0.0, ', b"") for key, value in table.schema.metadata.items()}
+    pq.write_table(table.replace_schema_metadata(meta), "plain.parquet")
+    assert main(["decode", "model.safetensors", "plain.parquet", "other.npy", "-q"]) == 0
+    assert main(["encode", "model.safetensors", "x.npy", "codes.npz", "-q", "--flattening", "1.5"]) == 2
+
+
 @pytest.mark.parametrize("dtype", ["<f2", ">f4", "<f8", "<i4"])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_every_kind_of_array_is_encoded(files, small_blocks, fitted, embeddings, dtype, order):

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 from skcompressae._cli._errors import CommandError, UsageError
 from skcompressae._cli._formats import kind_of
 
-__all__ = ["add_encoding_options", "checked_model", "matching_model", "positive", "read_model"]
+__all__ = ["add_encoding_options", "checked_model", "matching_model", "number_or_auto", "positive", "read_model"]
+
+_CODINGS = "least_squares", "activations", "pursuit"
 
 
 def positive(text: str) -> int:
@@ -20,14 +24,25 @@ def positive(text: str) -> int:
     return value
 
 
+def number_or_auto(kind: type) -> Callable[[str], Any]:
+    """Return the converter of an argument that is a number of this type, or "auto"."""
+
+    def convert(text: str) -> Any:
+        return text if text == "auto" else kind(text)
+
+    convert.__name__ = f"{kind.__name__} or auto"
+    return convert
+
+
 def add_encoding_options(parser: argparse.ArgumentParser) -> None:
     """Declare the parameters of a fitted model that may be set anew."""
     group = parser.add_argument_group("parameters of the model, as it was saved where they are not given")
     group.add_argument("--k", type=positive, help="nonzeros per code; a model serves smaller k than it was fitted with")
-    group.add_argument(
-        "--coding", choices=["auto", "least_squares", "pursuit", "activations"], help="how a code is made"
-    )
+    group.add_argument("--coding", choices=["auto", *_CODINGS], help="how a code is made")
     group.add_argument("--norm", choices=["input", "unit", "none"], help="scale of a code")
+    group.add_argument(
+        "--flattening", type=number_or_auto(float), metavar="F", help="how far values are drawn together, 0 for not"
+    )
     group.add_argument("--precision", choices=["float32", "tf32", "bfloat16"], help="of the encoder's product")
     group.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps")
 
@@ -45,7 +60,7 @@ def read_model(path: str | os.PathLike[str], arguments: argparse.Namespace) -> A
     from skcompressae.persistence import load_model
 
     model = load_model(path)
-    names = ("k", "coding", "norm", "precision", "device")
+    names = ("k", "coding", "norm", "flattening", "precision", "device")
     given = {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
     if given.get("norm") == "none":
         given["norm"] = None
@@ -73,7 +88,7 @@ def checked_model(model: Any, parameters: dict[str, Any]) -> Any:
 
 
 def matching_model(model: Any, meta: dict[str, Any], name: str) -> None:
-    """Refuse codes that say they were made by another model; its `k`, coding, norm and precision may differ.
+    """Refuse codes that say they were made by another model; only what may be set anew may differ.
 
     Raises
     ------
@@ -87,12 +102,14 @@ def matching_model(model: Any, meta: dict[str, Any], name: str) -> None:
         return
     saved = model.get_params()
     try:
-        for precision in dict.fromkeys([model.precision, "float32", "tf32", "bfloat16"]):
-            for coding in ("least_squares", "activations", "pursuit"):
-                k = meta.get("k", model.k)
-                model.set_params(k=k, norm=meta.get("norm", model.norm), coding=coding, precision=precision)
-                if model_hash(model) == wanted:
-                    return
+        precisions = dict.fromkeys([model.precision, "float32", "tf32", "bfloat16"])
+        # codes of versions that did not write it down were not flattened, or as the model does it
+        flattenings = [meta["flattening"]] if "flattening" in meta else [model.flattening, 0.0]
+        for precision, coding, flattening in product(precisions, _CODINGS, flattenings):
+            given = {name: meta[name] for name in ("k", "norm") if name in meta}
+            model.set_params(coding=coding, precision=precision, flattening=flattening, **given)
+            if model_hash(model) == wanted:
+                return
     finally:
         model.set_params(**saved)
     raise CommandError(f"{name} was encoded by another model, whose hash is {wanted}")

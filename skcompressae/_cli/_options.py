@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from skcompressae._cli._models import add_encoding_options
+from skcompressae._cli._models import add_encoding_options, number_or_auto
 from skcompressae._cli._models import positive as _positive
 
 __all__ = ["COMMANDS"]
@@ -46,22 +46,14 @@ def _add_value_bits(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _number_or_auto(kind: type) -> Callable[[str], Any]:
-    def convert(text: str) -> Any:
-        return text if text == "auto" else kind(text)
-
-    convert.__name__ = f"{kind.__name__} or auto"
-    return convert
-
-
 def _fit(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("input", metavar="EMBEDDINGS", help=".npy or Parquet")
     parser.add_argument("output", metavar="MODEL", help="the model to write, .safetensors")
     parser.add_argument("--n-components", type=_positive, help="width of a code (default: 4096)")
     parser.add_argument("--k", type=_positive, help="nonzeros per code (default: 32)")
     parser.add_argument("--recipe", choices=["default", "paper"], help="how to train")
-    parser.add_argument("--max-iter", type=_number_or_auto(int), metavar="N", help="optimiser steps")
-    parser.add_argument("--batch-size", type=_number_or_auto(int), metavar="N", help="rows per step")
+    parser.add_argument("--max-iter", type=number_or_auto(int), metavar="N", help="optimiser steps")
+    parser.add_argument("--batch-size", type=number_or_auto(int), metavar="N", help="rows per step")
     parser.add_argument("--norm", choices=["input", "unit", "none"], help="scale of a code")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--random-state", type=int, metavar="SEED", help="for a model that comes out the same again")
