@@ -17,7 +17,8 @@ from skcompressae._core._threads import run_blocks
 __all__ = ["apply_adam"]
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+# error_model: a division that may raise keeps a loop from becoming vector instructions
+@njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
 def _adam(parameter: Any, gradient: Any, first: Any, second: Any, rates: Any) -> None:
     """Update one row in place; `rates` is (step size, beta1, beta2, sqrt of the second bias correction, eps)."""
     step, beta1, beta2, correction, eps = rates[0], rates[1], rates[2], rates[3], rates[4]
@@ -36,7 +37,7 @@ def _take_out(row: Any, direction: Any) -> None:
         row[j] -= along * direction[j]
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
 def _apply_adam_rows(
     encoder: Any,
     bias: Any,

@@ -12,6 +12,8 @@ lists of the batch in each direction.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
@@ -27,66 +29,55 @@ __all__ = ["MIN_SPREAD", "neighborhood_gradients"]
 MIN_SPREAD = 0.1
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
-def _softmax(logits, scale, skipped, probabilities):  # type: ignore[no-untyped-def]
-    """Write ``softmax(logits * scale)`` with entry `skipped` left out; return the log of its normaliser."""
-    kind = logits.dtype.type
-    largest = kind(-2)  # below any cosine; an infinity has no meaning under the fast-math flags
-    for j in range(logits.shape[0]):
-        if j != skipped and logits[j] > largest:
-            largest = logits[j]
-    total = kind(0)
-    for j in range(logits.shape[0]):
-        probabilities[j] = np.exp((logits[j] - largest) * scale)
-    probabilities[skipped] = kind(0)
-    for j in range(logits.shape[0]):
-        total += probabilities[j]
-    for j in range(logits.shape[0]):
-        probabilities[j] /= total
-    return np.log(total) + largest * scale
+def _softmax(
+    cosines: FloatArray, first_row: int, inverse_temperature: np.floating[Any]
+) -> tuple[FloatArray, FloatArray]:
+    """Return the softmax of scaled rows, each row's own entry left out, and the logarithms of its normalisers."""
+    logits = cosines * inverse_temperature
+    own = np.arange(len(logits))
+    logits[own, first_row + own] = -np.inf
+    largest = logits.max(axis=1, keepdims=True)
+    probabilities = np.exp(logits - largest)
+    totals = probabilities.sum(axis=1, keepdims=True)
+    probabilities /= totals
+    return probabilities, (np.log(totals) + largest)[:, 0]
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _pair_gradients(  # type: ignore[no-untyped-def]
-    cosines, indices, unit_values, starts, entries, inverse_temperatures, weight, start, stop, pair_gradients, losses
-):
-    n_rows, k = indices.shape
-    kind = cosines.dtype.type
-    code_cosines = np.empty(n_rows, dtype=cosines.dtype)
-    wanted = np.empty(n_rows, dtype=cosines.dtype)
-    found = np.empty(n_rows, dtype=cosines.dtype)
-    flat_values = unit_values.reshape(-1)
+def _code_cosines(
+    indices: Any, unit_values: Any, starts: Any, rows: Any, values: Any, start: Any, stop: Any, cosines: Any
+) -> None:
+    """Write the cosines of the codes of rows [start, stop) with all, by way of the inverted lists `rows`, `values`."""
     for i in range(start, stop):
-        code_cosines[:] = kind(0)
-        for a in range(k):
-            value = unit_values[i, a]
-            latent = indices[i, a]
+        cosines[i - start, :] = 0
+        for a in range(indices.shape[1]):
+            value, latent = unit_values[i, a], indices[i, a]
             for e in range(starts[latent], starts[latent + 1]):
-                code_cosines[entries[e] // k] += value * flat_values[entries[e]]
-        wanted_log = _softmax(cosines[i], inverse_temperatures[0], i, wanted)
-        found_log = _softmax(code_cosines, inverse_temperatures[1], i, found)
-        loss = kind(0)
-        for j in range(n_rows):
-            difference = cosines[i, j] * inverse_temperatures[0] - code_cosines[j] * inverse_temperatures[1]
-            loss += wanted[j] * (difference - wanted_log + found_log)
-            pair_gradients[i, j] = weight * inverse_temperatures[1] * (found[j] - wanted[j])
-        losses[i] = loss
+                cosines[i - start, rows[e]] += value * values[e]
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _latent_gradients(  # type: ignore[no-untyped-def]
-    pair_gradients, indices, unit_values, norms, starts, entries, start, stop, latent_gradients
-):
+def _latent_gradients(
+    pair_gradients: Any,
+    indices: Any,
+    unit_values: Any,
+    norms: Any,
+    starts: Any,
+    rows: Any,
+    values: Any,
+    start: Any,
+    stop: Any,
+    latent_gradients: Any,
+) -> None:
     k = indices.shape[1]
     kind = unit_values.dtype.type
-    flat_values = unit_values.reshape(-1)
     for i in range(start, stop):
         along = kind(0)
         for a in range(k):
             latent = indices[i, a]
             total = kind(0)
             for e in range(starts[latent], starts[latent + 1]):
-                total += pair_gradients[i, entries[e] // k] * flat_values[entries[e]]
+                total += pair_gradients[i, rows[e]] * values[e]
             latent_gradients[i, a] = total
             along += total * unit_values[i, a]
         for a in range(k):
@@ -132,6 +123,7 @@ def neighborhood_gradients(
     norms = np.sqrt(np.einsum("ij,ij->i", values, values))
     unit_values = values / np.where(norms > 0, norms, 1)[:, None]
     starts, entries = group_by_latent(indices, n_components)
+    list_rows, list_values = (entries // indices.shape[1]).astype(np.int32), unit_values.reshape(-1)[entries]
     pair_gradients = np.empty_like(cosines)
     losses = np.empty(n_rows, dtype=x.dtype)
     latent_gradients = np.empty_like(values)
@@ -141,28 +133,25 @@ def neighborhood_gradients(
     squares = np.einsum("ij,ij->", cosines, cosines, dtype=np.float64) - np.einsum("ii,ii->", cosines, cosines)
     spread = max(np.sqrt(max(squares / n_pairs - mean**2, 0.0)), MIN_SPREAD)
     inverse_temperatures = (1 / (spread * np.asarray(temperatures))).astype(x.dtype)
-    run_blocks(
-        lambda start, stop: _pair_gradients(
-            cosines,
-            indices,
-            unit_values,
-            starts,
-            entries,
-            inverse_temperatures,
-            kind(weight / n_rows),
-            start,
-            stop,
-            pair_gradients,
-            losses,
-        ),
-        n_rows,
-        64,
-        n_threads,
-    )
+    slope = kind(weight / n_rows) * inverse_temperatures[1]
+
+    def compare(start: int, stop: int) -> None:
+        """Write the gradients of the codes' cosines, and the divergences."""
+        code_cosines = np.empty((stop - start, n_rows), dtype=x.dtype)
+        _code_cosines(indices, unit_values, starts, list_rows, list_values, start, stop, code_cosines)
+        of_rows, of_codes = inverse_temperatures
+        wanted, wanted_logs = _softmax(cosines[start:stop], start, of_rows)
+        found, found_logs = _softmax(code_cosines, start, of_codes)
+        np.subtract(found, wanted, out=pair_gradients[start:stop])
+        pair_gradients[start:stop] *= slope
+        differences = cosines[start:stop] * of_rows - code_cosines * of_codes
+        losses[start:stop] = np.einsum("ij,ij->i", wanted, differences) - wanted_logs + found_logs
+
+    run_blocks(compare, n_rows, 64, n_threads)
     pair_gradients += pair_gradients.T.copy()  # row i pulls on code j as row j pulls on code i
     run_blocks(
         lambda start, stop: _latent_gradients(
-            pair_gradients, indices, unit_values, norms, starts, entries, start, stop, latent_gradients
+            pair_gradients, indices, unit_values, norms, starts, list_rows, list_values, start, stop, latent_gradients
         ),
         n_rows,
         64,
