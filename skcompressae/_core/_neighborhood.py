@@ -122,8 +122,10 @@ def neighborhood_gradients(
     cosines = x @ x.T
     norms = np.sqrt(np.einsum("ij,ij->i", values, values))
     unit_values = values / np.where(norms > 0, norms, 1)[:, None]
-    starts, entries = group_by_latent(indices, n_components)
-    list_rows, list_values = (entries // indices.shape[1]).astype(np.int32), unit_values.reshape(-1)[entries]
+    starts, positions = group_by_latent(indices, n_components)
+    list_rows, list_values = np.empty(positions.size, dtype=np.int32), np.empty(positions.size, dtype=x.dtype)
+    list_rows[positions] = np.arange(n_rows, dtype=np.int32)[:, None]
+    list_values[positions] = unit_values
     pair_gradients = np.empty_like(cosines)
     losses = np.empty(n_rows, dtype=x.dtype)
     latent_gradients = np.empty_like(values)

@@ -230,54 +230,67 @@ def count_leading(indices: Any, is_leading: Any, counts: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _group_by_latent(indices, starts, entries):  # type: ignore[no-untyped-def]
+def _group_by_latent(indices: Any, starts: Any, positions: Any) -> None:
     n_rows, n_active = indices.shape
     for i in range(n_rows):
         for a in range(n_active):
             starts[indices[i, a] + 1] += 1
     for j in range(starts.shape[0] - 1):
         starts[j + 1] += starts[j]
-    position = starts[:-1].copy()
+    following = starts[:-1].copy()
     for i in range(n_rows):
         for a in range(n_active):
-            j = indices[i, a]
-            entries[position[j]] = i * n_active + a
-            position[j] += 1
+            latent = indices[i, a]
+            positions[i, a] = following[latent]
+            following[latent] += 1
 
 
-def group_by_latent(indices: IndexArray, n_components: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Sort the batch's active entries by latent (a counting sort; rows stay in order within a latent).
+def group_by_latent(indices: IndexArray, n_components: int) -> tuple[IndexArray, IndexArray]:
+    """Find where the batch's active entries go, latent by latent (a counting sort; rows stay in order within a latent).
 
     Returns
     -------
-    starts : array of shape (n_components + 1,), int64
-        Latent j owns ``entries[starts[j]:starts[j + 1]]``.
-    entries : array of shape (n_rows * n_active,), int64
-        Flat positions into `indices`.
+    starts : array of shape (n_components + 1,), int32
+        Latent j owns the places ``[starts[j], starts[j + 1])``.
+    positions : array of shape (n_rows, n_active), int32
+        The place of every entry.
     """
-    starts = np.zeros(n_components + 1, dtype=np.int64)
-    entries = np.empty(indices.size, dtype=np.int64)
-    _group_by_latent(indices, starts, entries)
-    return starts, entries
+    starts = np.zeros(n_components + 1, dtype=np.int32)
+    positions = np.empty(indices.shape, dtype=np.int32)
+    _group_by_latent(indices, starts, positions)
+    return starts, positions
 
 
 @njit(cache=True, nogil=True)
-def _lay_out_entries(  # type: ignore[no-untyped-def]
-    values, latent_gradients, is_leading, starts, entries, start, stop,
-    rows, gradient_rows, activations, slopes, bias_gradient,
-):  # fmt: skip
-    """Write the entries of latents [start, stop) one after the other, as the sums over tiles read them."""
+def _lay_out_entries(
+    values: Any,
+    latent_gradients: Any,
+    is_leading: Any,
+    positions: Any,
+    start: Any,
+    stop: Any,
+    rows: Any,
+    gradient_rows: Any,
+    activations: Any,
+    slopes: Any,
+) -> None:
+    """Write the entries of rows [start, stop) to their places, as the sums over tiles read them."""
     n_rows, n_active = values.shape
+    for i in range(start, stop):
+        for a in range(n_active):
+            place = positions[i, a]
+            rows[place] = i
+            gradient_rows[place] = i if is_leading[i, a] else n_rows + i
+            activations[place] = values[i, a]
+            slopes[place] = latent_gradients[i, a]
+
+
+@njit(cache=True, nogil=True)
+def _add_slopes(slopes: Any, starts: Any, start: Any, stop: Any, bias_gradient: Any) -> None:
     for latent in range(start, stop):
         total = bias_gradient[latent]
-        for e in range(starts[latent], starts[latent + 1]):
-            i = entries[e] // n_active
-            a = entries[e] - i * n_active
-            rows[e] = i
-            gradient_rows[e] = i if is_leading[i, a] else n_rows + i
-            activations[e] = values[i, a]
-            slopes[e] = latent_gradients[i, a]
-            total += slopes[e]
+        for place in range(starts[latent], starts[latent + 1]):
+            total += slopes[place]
         bias_gradient[latent] = total
 
 
@@ -305,8 +318,8 @@ def sum_gradients(
     latent_gradients: FloatArray,
     is_leading: NDArray[np.bool_],
     x_gradients: FloatArray | WordArray,
-    starts: NDArray[np.int64],
-    entries: NDArray[np.int64],
+    starts: IndexArray,
+    positions: IndexArray,
     gradients: tuple[FloatArray, FloatArray, FloatArray],
     *,
     n_threads: int,
@@ -319,24 +332,25 @@ def sum_gradients(
         At most :data:`BATCH_ROWS` rows for full speed.
     values, latent_gradients, is_leading, x_gradients
         As :func:`reconstruction_gradients` takes and gives them; rounded gradients have `x` rounded too.
-    starts, entries
+    starts, positions
         As :func:`group_by_latent` gives them.
     gradients : encoder (n_components, n_features), bias (n_components,), decoder (n_components, n_features)
     n_threads : int
     """
     encoder_gradient, bias_gradient, decoder_gradient = gradients
-    n_components = len(bias_gradient)
-    rows, gradient_rows = np.empty((2, len(entries)), dtype=np.int32)
-    activations, slopes = np.empty((2, len(entries)), dtype=x.dtype)
+    rows, gradient_rows = np.empty((2, positions.size), dtype=np.int32)
+    activations, slopes = np.empty((2, positions.size), dtype=x.dtype)
     run_blocks(
         lambda start, stop: _lay_out_entries(
-            values, latent_gradients, is_leading, starts, entries, start, stop,
-            rows, gradient_rows, activations, slopes, bias_gradient,
+            values, latent_gradients, is_leading, positions, start, stop, rows, gradient_rows, activations, slopes
         ),
-        n_components,
+        len(x),
         256,
         n_threads,
-    )  # fmt: skip
+    )
+    run_blocks(
+        lambda start, stop: _add_slopes(slopes, starts, start, stop, bias_gradient), len(bias_gradient), 1024, n_threads
+    )
     n_tiles = len(x_gradients)
 
     def add_tiles(start: int, stop: int) -> None:
