@@ -181,10 +181,10 @@ def _generate_add_multiple(context: Any, builder: Any, signature: Any, arguments
 
 
 @intrinsic
-def lowest_lane(typing_context, lanes):  # type: ignore[no-untyped-def]
-    """Return the lowest of the lanes whose bits are set; at least one is."""
+def lowest_lane(typing_context: Any, lanes: Any) -> Any:
+    """Return the lowest of the lanes whose bits are set, in a word of 64; at least one is."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
 
-    return types.int32(types.int32), generate
+    return types.int64(types.uint64), generate

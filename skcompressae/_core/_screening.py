@@ -246,16 +246,16 @@ def _survive(  # type: ignore[no-untyped-def]
                 scratch[c] = max(kind(0), abs(row[j]) * (kind(1) - share) - error_bound(bounds, j, rounded, i))
             floor = kth_largest(scratch, n_found, n)
         n_kept = 0
-        for c in range(n_found):
+        for c in range(n_found):  # without a branch on what is not foreseen
             j = found[c]
             magnitude = abs(row[j])
             if not is_few:
                 magnitude = magnitude * (kind(1) + share) + error_bound(bounds, j, rounded, i)
-            if magnitude >= floor:
-                if n_kept < room:
-                    survivors.latents[i, n_kept] = j
-                    survivors.activations[i, n_kept] = row[j]
-                n_kept += 1
+            found[n_kept] = j
+            n_kept += int(magnitude >= floor)
+        for c in range(min(n_kept, room)):
+            survivors.latents[i, c] = found[c]
+            survivors.activations[i, c] = row[found[c]]
         # an infinite one makes the others look small: all are to be computed again
         survivors.counts[i] = n_components + 1 if peak == np.inf else n_kept
 

@@ -121,21 +121,15 @@ def _reconstruction_gradients_rows(
         for a in range(n_active):
             n_ties -= abs(values[i, a]) > kth
         n_leading, n_others = 0, 0
-        for a in range(n_active):
+        for a in range(n_active):  # without a branch on what is not foreseen
             magnitude = abs(values[i, a])
-            leads = magnitude > kth
-            if magnitude == kth and n_ties > 0:
-                leads = True
-                n_ties -= 1
-            elif n_others == n_active - k:  # too few are numbers
-                leads = True
+            is_tie = int(magnitude == kth) & int(n_ties > 0)
+            n_ties -= is_tie
+            leads = int(magnitude > kth) | is_tie | int(n_others == n_active - k)  # the last: too few are numbers
             is_leading[i, a] = leads
-            if leads:
-                position = n_leading
-                n_leading += 1
-            else:
-                position = k + n_others
-                n_others += 1
+            position = leads * n_leading + (1 - leads) * (k + n_others)
+            n_leading += leads
+            n_others += 1 - leads
             order[position] = a
             picks[position] = indices[i, a]
             coefficients[position] = values[i, a]

@@ -4,7 +4,7 @@ Invariant: the selection is exactly that of a stable sort by descending magnitud
 index (as in ONNX TopK), and the selected indices come out in ascending order, ready for canonical CSR.
 
 A row is read twice by vectorised passes: one that adds the bias and counts entries above a guessed magnitude, until
-between k and a small multiple of k pass, one that collects those. Only the survivors (a few hundred) are partitioned.
+between k and a small multiple of k pass, one that collects those. The k-th largest is searched among these few hundred.
 The guess starts from the row before; it changes the time only, never the result.
 """
 
@@ -163,7 +163,7 @@ def add_max_and_count(row: Any, bias: Any, threshold: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def candidate_threshold(row, k, threshold, count, largest, largest_count):  # type: ignore[no-untyped-def]
+def candidate_threshold(row: Any, k: int, threshold: Any, count: int, largest: Any, largest_count: int) -> Any:
     """Return a magnitude that at least k and, where ties allow, at most `largest_count` entries reach.
 
     `count` entries reach the first `threshold` that is tried, and the largest magnitude is `largest`.
@@ -193,21 +193,43 @@ def candidate_threshold(row, k, threshold, count, largest, largest_count):  # ty
 
 
 @njit(cache=True, nogil=True)
-def collect_at_least(row, threshold, indices):  # type: ignore[no-untyped-def]
+def collect_at_least(row: Any, threshold: Any, indices: Any) -> int:
     """Write the indices, ascending, of the magnitudes of at least `threshold`, and return how many there are."""
     n_components = row.shape[0]
-    n_grouped = n_components - n_components % N_LANES
+    n_grouped = n_components - n_components % (4 * N_LANES)
     n_found = 0
-    for group in range(0, n_grouped, N_LANES):
-        lanes = lanes_at_least(row, group, threshold)
+    for group in range(0, n_grouped, 4 * N_LANES):
+        # as one word, since where a loop over bits ends is not foreseen
+        lanes = np.uint64(0)
+        for part in range(4):
+            found = np.uint64(lanes_at_least(row, group + part * N_LANES, threshold))
+            lanes |= found << np.uint64(part * N_LANES)
         while lanes:
             indices[n_found] = group + lowest_lane(lanes)
-            lanes &= lanes - np.int32(1)
+            lanes &= lanes - np.uint64(1)
             n_found += 1
     for j in range(n_grouped, n_components):
         if abs(row[j]) >= threshold:
             indices[n_found] = j
             n_found += 1
+    return n_found
+
+
+@njit(cache=True, nogil=True)
+def _leading(picks: Any, magnitudes: Any, n_picks: int, kth: Any, k: int) -> int:
+    """Move the picks of the k largest magnitudes to the front, in their order, of equals the first; return how many.
+
+    `kth` is the k-th largest. Without a branch, as which of them lead is not foreseen.
+    """
+    n_ties = k
+    for c in range(n_picks):
+        n_ties -= int(magnitudes[c] > kth)
+    n_found = 0
+    for c in range(n_picks):
+        is_tie = int(magnitudes[c] == kth) & int(n_ties > 0)
+        n_ties -= is_tie
+        picks[n_found] = picks[c]
+        n_found += int(magnitudes[c] > kth) | is_tie
     return n_found
 
 
@@ -234,7 +256,9 @@ def write_largest(
 
 
 @njit(cache=True, nogil=True)
-def _top_k_rows(pre_activations, bias, has_bias, k, start, stop, indices, values):  # type: ignore[no-untyped-def]
+def _top_k_rows(
+    pre_activations: Any, bias: Any, has_bias: bool, k: int, start: int, stop: int, indices: Any, values: Any
+) -> None:
     n_components = pre_activations.shape[1]
     kind = pre_activations.dtype.type
     candidates = np.empty(n_components, dtype=np.int32)
@@ -249,26 +273,10 @@ def _top_k_rows(pre_activations, bias, has_bias, k, start, stop, indices, values
         for c in range(n_candidates):
             magnitudes[c] = abs(row[candidates[c]])
         kth = kth_largest(magnitudes, n_candidates, k)
-        n_above = 0
-        for c in range(n_candidates):
-            n_above += abs(row[candidates[c]]) > kth
-        n_ties = k - n_above  # entries equal to the k-th magnitude that still fit, lowest index first
-        position = 0
-        for c in range(n_candidates):
-            j = candidates[c]
-            magnitude = abs(row[j])
-            if magnitude > kth:
-                indices[i, position] = j
-                values[i, position] = row[j]
-                position += 1
-            elif magnitude == kth and n_ties > 0:
-                n_ties -= 1
-                indices[i, position] = j
-                values[i, position] = row[j]
-                position += 1
-        if position < k:  # too few are numbers
-            for j in range(k):
-                indices[i, j], values[i, j] = j, row[j]
+        n_found = _leading(candidates, magnitudes, n_candidates, kth, k)
+        for c in range(k):
+            j = candidates[c] if n_found == k else c  # too few are numbers
+            indices[i, c], values[i, c] = j, row[j]
         guess = kind(GUESS) * kth
 
 
