@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._flattening import AS_FITTED, Flattening
 from skcompressae._core._pursuit import Inexact, count_candidates, least_squares_codes, pursuit_codes
 from skcompressae._core._rows import (
     codes_to_csr,
     decode_csr,
     decode_norms,
-    flatten_codes,
     scale_codes,
     scales_apart,
     unit_rows,
@@ -56,7 +56,7 @@ class Encoder:
     scales_mean_apart : bool
         See `skcompressae._core._rows.scales_apart`.
     flattening : float, default=0
-        Of fitted values, where they are scaled: see `skcompressae._core._rows.flatten_codes`.
+        Of fitted values, where they are scaled: see `skcompressae._core._flattening`.
     divisors : array of shape (n_components,), optional
         What pre-activations are divided by: where an encoder was scaled to choose by, and `coding` is "activations",
         whose values they are.
@@ -138,13 +138,12 @@ class Encoder:
                 yield where, indices, values
             return
         for start, stop in row_blocks(len(rows), BLOCK_ROWS):
-            _, norms, indices, raw, decoded = self._encode_unit_rows(rows[start:stop], k)
+            _, norms, indices, raw, decoded = self._encode_unit_rows(rows[start:stop], k, norm)
             values = np.empty((stop - start, k), dtype=dtype)
             is_nonzero = norms > 0
             if norm is None:
                 np.multiply(raw, is_nonzero[:, None], out=values, casting="same_kind")
             else:
-                decoded = self._flatten(indices, raw, decoded, norm)
                 is_kept = scales_apart(self._scales_mean_apart, self._coding, norm)
                 wanted = norms if norm == "input" else is_nonzero.astype(np.float64)
                 scale_codes(indices, raw, decoded, wanted, values, keeps_mean=is_kept)
@@ -158,8 +157,7 @@ class Encoder:
         is_kept = scales_apart(self._scales_mean_apart, self._coding, norm)
         cosines = np.ones(len(rows))
         for start, stop in row_blocks(len(rows), BLOCK_ROWS):
-            x, norms, indices, values, decoded = self._encode_unit_rows(rows[start:stop], k)
-            decoded = self._flatten(indices, values, decoded, norm)
+            x, norms, indices, values, decoded = self._encode_unit_rows(rows[start:stop], k, norm)
             if is_kept:  # one factor for all entries would not change a cosine
                 scale_codes(indices, values, decoded, np.ones(stop - start), values, keeps_mean=True)
             _, _, _, found = reconstruction_gradients(
@@ -188,13 +186,20 @@ class Encoder:
         return min(self.n_components, k + _MARGIN)
 
     def _encode_unit_rows(
-        self, rows: NDArray[Any], k: int
+        self, rows: NDArray[Any], k: int, norm: str | None
     ) -> tuple[FloatArray, NDArray[np.float64], IndexArray, FloatArray, FloatArray]:
         """Return unit rows and norms, indices and values for the unit rows, and the norms of the reconstructions.
+
+        Values are to be scaled to `norm`.
 
         All rows pass one stage before any passes the next, so that each stage finds its weights in the cache.
         """
         weights, n_threads = self._weights, self._n_threads
+        flattening = AS_FITTED
+        if norm is not None:
+            keeps_mean = scales_apart(self._scales_mean_apart, self._coding, norm)
+            flattening = Flattening(self._flattening, keeps_mean)
+        fitting: Any = {"n_threads": n_threads, "flattening": flattening}
         n_candidates = self._n_candidates(k)
         pursues = self._coding == "pursuit" and n_candidates > k
         x, norms = self._unit_rows(rows)
@@ -203,24 +208,19 @@ class Encoder:
             candidates, activations, errors = screened
             if pursues:
                 inexact = Inexact(errors, weights.encoder, weights.bias)
-                return (
-                    x,
-                    norms,
-                    *pursuit_codes(
-                        x, weights.decoder, candidates, activations, k, n_threads=n_threads, inexact=inexact
-                    ),
-                )
+                codes = pursuit_codes(x, weights.decoder, candidates, activations, k, inexact=inexact, **fitting)
+                return x, norms, *codes
             if self._coding == "activations":
                 found = candidates, activations
                 return x, norms, *found, decode_norms(weights.decoder, *found, n_threads=n_threads)
-            return x, norms, candidates, *least_squares_codes(x, weights.decoder, candidates, n_threads=n_threads)
+            return x, norms, candidates, *least_squares_codes(x, weights.decoder, candidates, **fitting)
         if not pursues:  # with nothing to pick it is least squares, whose support a product's rounding must not decide
             n_candidates = self._n_recomputed(k)
         candidates, proposed = self._propose(x, n_candidates)
         if pursues:
             if not self._has_exact_products:
                 proposed = candidate_activations(x, weights.encoder, weights.bias, candidates, n_threads=n_threads)
-            return x, norms, *pursuit_codes(x, weights.decoder, candidates, proposed, k, n_threads=n_threads)
+            return x, norms, *pursuit_codes(x, weights.decoder, candidates, proposed, k, **fitting)
         if self._coding != "activations" and self._has_exact_products and len(rows) >= _MIN_BOUNDED_ROWS:
             if self._margin is None:
                 self._margin = rounding_margin(weights.encoder, weights.bias)
@@ -228,27 +228,13 @@ class Encoder:
                 x, weights.encoder, weights.bias, candidates, proposed, self._margin, k, n_threads=n_threads
             )
         else:
-            codes = activation_codes(
+            found = activation_codes(
                 x, weights.encoder, weights.bias, candidates, k, n_threads=n_threads, divisors=self._divisors
             )
             if self._coding == "activations":
-                return x, norms, *codes, decode_norms(weights.decoder, *codes, n_threads=n_threads)
-            indices = codes[0]
-        return x, norms, indices, *least_squares_codes(x, weights.decoder, indices, n_threads=n_threads)
-
-    def _flatten(self, indices: IndexArray, values: FloatArray, decoded: FloatArray, norm: str | None) -> FloatArray:
-        """Flatten values in place, where they are to be; return the norms of what they decode to then."""
-        if norm is None or self._flattening == 0:
-            return decoded
-        return flatten_codes(
-            self._weights.decoder,
-            indices,
-            values,
-            decoded,
-            self._flattening,
-            keeps_mean=scales_apart(self._scales_mean_apart, self._coding, norm),
-            n_threads=self._n_threads,
-        )
+                return x, norms, *found, decode_norms(weights.decoder, *found, n_threads=n_threads)
+            indices = found[0]
+        return x, norms, indices, *least_squares_codes(x, weights.decoder, indices, **fitting)
 
     def _unit_rows(self, rows: NDArray[Any]) -> tuple[FloatArray, NDArray[np.float64]]:
         """Return unit rows, valid until the next call, and norms."""

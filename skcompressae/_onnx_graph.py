@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from skcompressae._core._flattening import MIN_LEFT
 from skcompressae._core._pursuit import GUIDANCE, RIDGE, count_candidates, pursuit_starts
-from skcompressae._core._rows import MIN_LEFT, MIN_STRETCHED
+from skcompressae._core._rows import MIN_STRETCHED
 from skcompressae._onnx_nodes import GraphBuilder
 
 __all__ = ["INPUT", "OUTPUTS", "encoder_model"]

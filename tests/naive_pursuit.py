@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from skcompressae._core._flattening import MIN_LEFT
 from skcompressae._core._pursuit import GUIDANCE, RIDGE
-from skcompressae._core._rows import MIN_LEFT
 
 
 def naive_values(x, rows):

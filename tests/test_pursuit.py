@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from naive_pursuit import naive_pursuit, naive_values
+from naive_pursuit import naive_flattening, naive_pursuit, naive_values
 
+from skcompressae._core._flattening import AS_FITTED, Flattening
 from skcompressae._core._pursuit import RIDGE, Inexact, least_squares_codes, pursuit_codes
 from skcompressae._core._rows import unit_rows
 from skcompressae._core._supports import candidate_activations
@@ -149,6 +150,30 @@ def test_norms_are_those_of_the_reconstructions():
     indices, values, norms = pursuit_codes(x, decoder, candidates, activations, 6, n_threads=1)
     expected = np.linalg.norm(np.einsum("ij,ijd->id", values, decoder[indices]), axis=1)
     np.testing.assert_allclose(norms, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("keeps_mean", [False, True])
+@pytest.mark.parametrize(("n_features", "n_candidates", "k"), [(60, 20, 9), (60, 9, 9), (12, 11, 11), (12, 16, 11)])
+def test_values_are_drawn_together_and_norms_are_those_that_they_decode_to(n_features, n_candidates, k, keeps_mean):
+    # of 11 latents in 12 dimensions many values cancel one another
+    x, decoder, candidates, activations = draw(50, n_features, 24, n_candidates, k, np.float32)
+    indices, fitted, _ = pursuit_codes(x, decoder, candidates, activations, k, n_threads=1)
+    flattening = Flattening(0.3, keeps_mean)
+    chosen, values, norms = pursuit_codes(x, decoder, candidates, activations, k, n_threads=2, flattening=flattening)
+    np.testing.assert_array_equal(chosen, indices)
+    for i in range(50):
+        rows = decoder[indices[i]].astype(np.float64)
+        expected = naive_flattening(fitted[i].astype(np.float64), rows, 0.3)
+        if keeps_mean and indices[i, 0] == 0:
+            assert values[i, 0] == fitted[i, 0]
+            expected[0] = fitted[i, 0]
+        # the rest of a row is known to a few epsilons times the squares of the values
+        np.testing.assert_allclose(values[i], expected, rtol=1e-4)
+        assert norms[i] == pytest.approx(np.linalg.norm(values[i].astype(np.float64) @ rows), rel=1e-5)
+    if n_features == 12:
+        assert (np.linalg.norm(fitted, axis=1) > 2.5 * norms).any()
+    same = pursuit_codes(x, decoder, candidates, activations, k, n_threads=1, flattening=AS_FITTED)
+    np.testing.assert_array_equal(same[1], fitted)
 
 
 @settings(deadline=None, max_examples=60)

@@ -20,6 +20,7 @@ import numpy as np
 from numba import njit
 
 from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._flattening import AS_FITTED, Flattening, flatten_row
 from skcompressae._core._gathers import FAST, add_combination, dot, dots
 from skcompressae._core._lanes import N_LANES, add_multiple
 from skcompressae._core._threads import run_blocks
@@ -165,29 +166,36 @@ def _substitute(system: Any, width: int, n: int, reciprocals: Any, solution: Any
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _refit_rows(x, decoder, supports, ridge, start, stop, values, norms):  # type: ignore[no-untyped-def]
+def _refit_rows(
+    x: Any, decoder: Any, supports: Any, ridge: Any, flattening: Any, start: int, stop: int, values: Any, norms: Any
+) -> None:
     k = supports.shape[1]
     kind = x.dtype.type
     width = (k // N_LANES + 1) * N_LANES
+    gram = np.empty((k, k), dtype=x.dtype)
     system = np.zeros((k, width), dtype=x.dtype)
     flat = system.reshape(-1)
+    x_hat = np.empty(x.shape[1], dtype=x.dtype)
     correlations = np.empty(k, dtype=x.dtype)
     reciprocals = np.empty(k, dtype=x.dtype)
     solution = np.empty(k, dtype=x.dtype)
     for i in range(start, stop):
-        _gram(decoder, supports[i], 0, k, system)
+        _gram(decoder, supports[i], 0, k, gram)
         dots(x[i], decoder, supports[i], k, correlations)
         for a in range(k):
+            for b in range(k):
+                system[a, b] = gram[a, b]
             system[a, a] += ridge
             system[a, width - 1] = correlations[a]
         _eliminate(flat, width, 0, k, ridge, reciprocals)
         _substitute(flat, width, k, reciprocals, solution)
-        values[i] = solution
         # Alone, as a loop that also writes is compiled twice, and where its arrays lie decides which sum is taken.
         squares = kind(0)  # s G s = s (c - ridge s)
         for a in range(k):
             squares += solution[a] * (correlations[a] - ridge * solution[a])
-        norms[i] = np.sqrt(max(squares, kind(0)))
+        norm = np.sqrt(max(squares, kind(0)))
+        norms[i] = flatten_row(gram, decoder, supports[i], solution, norm, flattening, x_hat)
+        values[i] = solution
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
@@ -253,21 +261,22 @@ def _mark_best(
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _pursue_rows(  # type: ignore[no-untyped-def]
-    x,
-    decoder,
-    candidates,
-    proposed,
-    inexact,
-    k,
-    rounds,
-    ridge,
-    start,
-    stop,
-    indices,
-    values,
-    norms,
-):
+def _pursue_rows(
+    x: Any,
+    decoder: Any,
+    candidates: Any,
+    proposed: Any,
+    inexact: Any,
+    k: int,
+    rounds: Any,
+    ridge: Any,
+    flattening: Any,
+    start: int,
+    stop: int,
+    indices: Any,
+    values: Any,
+    norms: Any,
+) -> None:
     n_first = rounds[0]
     n_candidates = candidates.shape[1]
     kind = x.dtype.type
@@ -367,7 +376,8 @@ def _pursue_rows(  # type: ignore[no-untyped-def]
         squares = kind(0)  # s G s = s (c - ridge s)
         for a in range(k):
             squares += solution[a] * (correlations[a] - ridge * solution[a])
-        norms[i] = np.sqrt(max(squares, kind(0)))
+        norm = np.sqrt(max(squares, kind(0)))
+        norms[i] = flatten_row(gram, decoder, picked, solution, norm, flattening, rest)
         written = 0
         for c in range(n_candidates):  # candidates ascend, so the code does
             if position[c] >= 0:
@@ -377,9 +387,9 @@ def _pursue_rows(  # type: ignore[no-untyped-def]
 
 
 def least_squares_codes(
-    x: FloatArray, decoder: FloatArray, supports: IndexArray, *, n_threads: int
+    x: FloatArray, decoder: FloatArray, supports: IndexArray, *, n_threads: int, flattening: Flattening = AS_FITTED
 ) -> tuple[FloatArray, FloatArray]:
-    """Fit the values of codes of given supports by least squares.
+    """Fit the values of codes of given supports by least squares, and draw them together.
 
     Parameters
     ----------
@@ -387,6 +397,7 @@ def least_squares_codes(
     decoder : array of shape (n_components, n_features), unit-norm rows, same dtype as `x`
     supports : int32 array of shape (n_rows, k), distinct in each row
     n_threads : int
+    flattening : Flattening, default=AS_FITTED
 
     Returns
     -------
@@ -398,7 +409,7 @@ def least_squares_codes(
     norms = np.empty(len(x), dtype=x.dtype)
     ridge = x.dtype.type(RIDGE)
     run_blocks(
-        lambda start, stop: _refit_rows(x, decoder, supports, ridge, start, stop, values, norms),
+        lambda start, stop: _refit_rows(x, decoder, supports, ridge, flattening, start, stop, values, norms),
         len(x),
         _block_rows(len(x), n_threads),
         n_threads,
@@ -415,6 +426,7 @@ def pursuit_codes(
     *,
     n_threads: int,
     inexact: Inexact | None = None,
+    flattening: Flattening = AS_FITTED,
 ) -> tuple[IndexArray, FloatArray, FloatArray]:
     """Pick k of each row's candidates by a matching pursuit that the encoder guides; fit values by least squares.
 
@@ -430,6 +442,8 @@ def pursuit_codes(
     n_threads : int
     inexact : Inexact, optional
         How far the activations may be off; those that decide are computed again, so the codes are what exact ones give.
+    flattening : Flattening, default=AS_FITTED
+        How far the values are drawn together.
 
     Returns
     -------
@@ -439,7 +453,7 @@ def pursuit_codes(
         L2 norm of each row's reconstruction.
     """
     if candidates.shape[1] == k:
-        return candidates, *least_squares_codes(x, decoder, candidates, n_threads=n_threads)
+        return candidates, *least_squares_codes(x, decoder, candidates, n_threads=n_threads, flattening=flattening)
     n_rows = x.shape[0]
     indices = np.empty((n_rows, k), dtype=np.int32)
     values = np.empty((n_rows, k), dtype=x.dtype)
@@ -458,6 +472,7 @@ def pursuit_codes(
             k,
             rounds,
             ridge,
+            flattening,
             start,
             stop,
             indices,

@@ -21,12 +21,10 @@ from skcompressae._core._pursuit import RIDGE
 from skcompressae._core._threads import run_blocks
 
 __all__ = [
-    "MIN_LEFT",
     "MIN_STRETCHED",
     "codes_to_csr",
     "decode_csr",
     "decode_norms",
-    "flatten_codes",
     "scale_codes",
     "scales_apart",
     "unit_rows",
@@ -35,8 +33,6 @@ __all__ = [
 # Squared norm, of a unit row, that the latents beside the mean's must decode to before they are stretched alone: a
 # hundred times what float32 leaves of it when the mean's share is taken away.
 MIN_STRETCHED = 3e-5
-# Squared norm of what a code leaves of a unit row, below which it is what the ridge and float32 leave.
-MIN_LEFT = 3e-5
 # Rows up to which a SciPy matrix is made of an empty one, whose shape is known to be right.
 _FEW_ROWS = 32
 
@@ -164,73 +160,6 @@ def scales_apart(scales_mean_apart: bool, coding: str, norm: str | None) -> bool
     (docs/research_notes_sparse.md).
     """
     return scales_mean_apart and coding != "activations" and norm is not None
-
-
-@njit(cache=True, nogil=True)
-def _flatten_codes(
-    decoder: Any,
-    indices: Any,
-    values: Any,
-    decoded: Any,
-    flattening: float,
-    keeps_mean: bool,
-    start: int,
-    stop: int,
-    norms: Any,
-) -> None:
-    for i in range(start, stop):
-        explained = np.float64(decoded[i]) ** 2
-        left = 1.0 - explained
-        squares = 0.0
-        for a in range(values.shape[1]):
-            squares += np.float64(values[i, a]) ** 2
-        if left <= MIN_LEFT or squares == 0:
-            continue
-        power = 1.0 - flattening * np.sqrt(min(left, 1.0)) * min(1.0, explained / squares)
-        for a in range(values.shape[1]):
-            if not (keeps_mean and indices[i, a] == 0):
-                value = np.float64(values[i, a])
-                values[i, a] = np.copysign(abs(value) ** power, value)
-    _decode_norms(decoder, indices, values, start, stop, norms)
-
-
-def flatten_codes(
-    decoder: FloatArray,
-    indices: IndexArray,
-    values: FloatArray,
-    decoded: FloatArray,
-    flattening: float,
-    *,
-    keeps_mean: bool,
-    n_threads: int,
-) -> NDArray[np.float64]:
-    """Draw fitted values together: raise magnitudes to the power of 1 - `flattening` r, r what the fit leaves of a row.
-
-    docs/research_notes_sparse.md says what that brings. Where values cancel one another, as where k is near the number
-    of features, changing them would undo that: there r is divided by how many times their squares exceed the square of
-    what they decode to.
-
-    Parameters
-    ----------
-    decoder : array of shape (n_components, n_features), unit-norm rows
-    indices, values : arrays of shape (n_rows, k), indices ascending in each row
-        The codes of unit rows; the values are overwritten.
-    decoded : array of shape (n_rows,)
-        Norms of what the values decode to, so that ``r**2 = 1 - decoded**2``.
-    flattening : float in [0, 1)
-    keeps_mean : bool
-        Leave latent 0 as it is, see `scale_codes`.
-    n_threads : int
-
-    Returns
-    -------
-    decoded : float64 array of shape (n_rows,)
-        Norms of what the new values decode to.
-    """
-    norms = np.empty(len(values), dtype=np.float64)
-    shared = decoder, indices, values, decoded, flattening, keeps_mean
-    run_blocks(lambda start, stop: _flatten_codes(*shared, start, stop, norms), len(values), 64, n_threads)
-    return norms
 
 
 @njit(cache=True, nogil=True)

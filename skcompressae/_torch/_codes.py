@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import torch
 
+from skcompressae._core._flattening import MIN_LEFT
 from skcompressae._core._pursuit import RIDGE, count_candidates
-from skcompressae._core._rows import MIN_LEFT, MIN_STRETCHED
+from skcompressae._core._rows import MIN_STRETCHED
 from skcompressae._torch import _devices
 from skcompressae._torch._products import Products
 from skcompressae._torch._pursuit import GramTable, pursuit_codes_torch
@@ -144,7 +145,7 @@ def encode_batch(
 def flattened(
     indices: torch.Tensor, values: torch.Tensor, decoded: torch.Tensor, flattening: float, *, keeps_mean: bool
 ) -> torch.Tensor:
-    """Draw fitted values of unit rows together, see `skcompressae._core._rows.flatten_codes`.
+    """Draw fitted values of unit rows together, see `skcompressae._core._flattening`.
 
     Parameters
     ----------
