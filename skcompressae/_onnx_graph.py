@@ -131,7 +131,7 @@ def _to_unit_norm(graph: GraphBuilder, decoded_norms: str) -> str:
 def _flattened(
     graph: GraphBuilder, indices: str, values: str, decoded_norms: str, flattening: float, *, keeps_mean: bool
 ) -> str:
-    """Return fitted values drawn together; see `flatten_codes` in `_core/_rows.py`."""
+    """Return fitted values drawn together; see `_core/_flattening.py`."""
     zero, one = graph.constant(0, np.float32), graph.constant(1, np.float32)
     explained = graph.add("Mul", decoded_norms, decoded_norms)
     left = graph.add("Sub", one, explained)

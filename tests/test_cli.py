@@ -58,6 +58,7 @@ def test_codes_of_another_flattening_are_of_the_same_model(files, fitted, embedd
     assert abs(expected - fitted.transform(embeddings)).max() > 1e-3
     assert main(["encode", "model.safetensors", "x.parquet", "c.parquet", "-q", "--flattening", "0.4"]) == 0
     table = pq.read_table("c.parquet")
+    expected_meta = table.schema.metadata
     same_matrix(codes_from_arrow(table), expected)
     assert main(["decode", "model.safetensors", "c.parquet", "back.npy", "-q"]) == 0
     np.testing.assert_array_equal(np.load("back.npy"), other.inverse_transform(expected))
@@ -72,6 +73,9 @@ def test_codes_of_another_flattening_are_of_the_same_model(files, fitted, embedd
     pq.write_table(table.replace_schema_metadata(meta), "plain.parquet")
     assert main(["decode", "model.safetensors", "plain.parquet", "other.npy", "-q"]) == 0
     assert main(["encode", "model.safetensors", "x.npy", "codes.npz", "-q", "--flattening", "1.5"]) == 2
+    meta = {key: value.replace(b'"flattening": 0.4', b'"flattening": "x"') for key, value in expected_meta.items()}
+    pq.write_table(table.replace_schema_metadata(meta), "damaged.parquet")
+    assert main(["decode", "model.safetensors", "damaged.parquet", "other.npy", "-q"]) == 1
 
 
 @pytest.mark.parametrize("dtype", ["<f2", ">f4", "<f8", "<i4"])

@@ -141,6 +141,27 @@ def test_threads_change_nothing():
     np.testing.assert_array_equal(one[1], many[1])
 
 
+@pytest.mark.parametrize(("n_features", "k", "n_candidates"), [(3, 32, 38), (4, 32, 64), (8, 27, 40), (15, 38, 50)])
+@pytest.mark.parametrize("has_twins", [False, True])
+def test_more_latents_than_features_leave_no_number_undefined(n_features, k, n_candidates, has_twins):
+    x, decoder, candidates, activations = draw(60, n_features, 64, n_candidates, k, np.float32)
+    if has_twins:
+        decoder[32:] = decoder[0]
+    indices, values, norms = pursuit_codes(x, decoder, candidates, activations, k, n_threads=1)
+    assert (np.diff(indices, axis=1) > 0).all()
+    assert np.isfinite(values).all()
+    assert np.isfinite(norms).all()
+    if not has_twins:
+        assert explained(x, decoder, indices, values).max() < 0.05  # nearly all of the row
+
+
+def test_scores_that_are_no_numbers_fill_a_code():
+    x, decoder, candidates, _ = draw(5, 20, 40, 30, 0, np.float32)
+    activations = np.full((5, 30), np.nan, dtype=np.float32)
+    indices, _, _ = pursuit_codes(x, decoder, candidates, activations, 12, n_threads=1)
+    assert (np.diff(indices, axis=1) > 0).all()
+
+
 def test_norms_are_those_of_the_reconstructions():
     random_state = np.random.RandomState(3)
     x, _ = unit_rows(random_state.standard_normal((40, 12)))

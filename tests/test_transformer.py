@@ -381,6 +381,16 @@ def test_nested_model_serves_an_eighth_of_its_k_better(embeddings):
     assert nested > plain + 0.02
 
 
+@pytest.mark.parametrize("coding", ["pursuit", "least_squares", "activations"])
+def test_rows_narrower_than_codes_are_encoded(coding):
+    rows = np.random.RandomState(0).standard_normal((200, 4)).astype(np.float32)
+    model = CompresSAETransformer(128, k=32, max_iter=5, random_state=0, coding=coding).fit(rows)
+    codes = model.transform(rows)
+    assert np.isfinite(codes.data).all()
+    if coding != "activations":
+        assert model.score(rows) > 0.99
+
+
 @pytest.mark.parametrize("coding", ["pursuit", "least_squares"])
 @pytest.mark.parametrize(("n_features", "k"), [(8, 7), (8, 8), (24, 22), (24, 24)])
 def test_flattening_leaves_values_that_cancel_one_another(coding, n_features, k):

@@ -108,7 +108,11 @@ def matching_model(model: Any, meta: dict[str, Any], name: str) -> None:
         for precision, coding, flattening in product(precisions, _CODINGS, flattenings):
             given = {name: meta[name] for name in ("k", "norm") if name in meta}
             model.set_params(coding=coding, precision=precision, flattening=flattening, **given)
-            if model_hash(model) == wanted:
+            try:
+                found = model_hash(model)
+            except (TypeError, ValueError):  # no model has such settings
+                break
+            if found == wanted:
                 return
     finally:
         model.set_params(**saved)

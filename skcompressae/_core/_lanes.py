@@ -50,7 +50,7 @@ def _magnitudes(builder: Any, entries: Any) -> Any:
 
 
 @intrinsic
-def lanes_at_least(typing_context, row, start, threshold):  # type: ignore[no-untyped-def]
+def lanes_at_least(typing_context: Any, row: Any, start: Any, threshold: Any) -> Any:
     """Return the bits of the lanes j with ``abs(row[start + j]) >= threshold``; `row` is C-contiguous."""
     return types.int32(row, types.intp, row.dtype), _generate_lanes_at_least
 

@@ -84,7 +84,7 @@ def _block_rows(n_rows: int, n_threads: int) -> int:
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _gram(rows, picks, first, n, gram):  # type: ignore[no-untyped-def]
+def _gram(rows: Any, picks: Any, first: int, n: int, gram: Any) -> None:
     """Write the inner products of the rows ``picks[first:n]`` with those of ``picks[:n]``.
 
     In tiles of 4 x 3 sums, which fit the 16 vector registers of processors without AVX-512. The last tile of a row of
@@ -135,8 +135,10 @@ def _eliminate(system: Any, width: int, first: int, n: int, ridge: Any, reciproc
 
     `system` is flat, rows of `width` entries, a multiple of N_LANES: the columns so far, zeros, and the right side
     last of all. The rows to eliminate need their columns up to n only. What is left of a pivot afterwards is rubbish
-    that nothing reads. `reciprocals` are of the pivots.
+    that nothing reads. `reciprocals` are of the pivots, or 0: of more rows than there are features some pivots are what
+    rounding leaves, and what is divided by those grows beyond all numbers. Such a latent gets the value 0.
     """
+    half = system.dtype.type(0.5)
     for a in range(n):
         upper = a * width
         begin = a + 1
@@ -146,7 +148,8 @@ def _eliminate(system: Any, width: int, first: int, n: int, ridge: Any, reciproc
             for i in range(first, n):
                 system[upper + i] = system[i * width + a]
         else:
-            reciprocals[a] = system.dtype.type(1) / max(system[upper + a], ridge)
+            pivot = system[upper + a]
+            reciprocals[a] = system.dtype.type(1) / max(pivot, ridge) if pivot > half * ridge else system.dtype.type(0)
         for i in range(begin, n):
             row = i * width
             factor = -system[row + a] * reciprocals[a]
@@ -242,10 +245,14 @@ def _exact_threshold(
 def _mark_best(
     unexplained: Any, guidance: Any, activations: Any, places: Any, n: int, n_wanted: int, scores: Any
 ) -> Any:
-    """Score n latents, mark the `n_wanted` best by scores of -1, and return the lowest of those scores and the next."""
+    """Score n latents, mark the `n_wanted` best by scores of -1, and return the lowest of those scores and the next.
+
+    Exactly so many are marked, also where scores are no numbers.
+    """
     kind = scores.dtype.type
     for p in range(n):
-        scores[p] = unexplained[p] + guidance * abs(activations[places[p]])
+        score = unexplained[p] + guidance * abs(activations[places[p]])
+        scores[p] = score if score >= 0 else kind(0)
     lowest = kind(0)
     for _ in range(n_wanted):
         best = 0

@@ -205,9 +205,18 @@ def room_for(n_rows: int, n: int, n_components: int) -> Survivors:
 
 
 @njit(cache=True, nogil=True)
-def _survive(  # type: ignore[no-untyped-def]
-    integers, products, bias, rounded, bounds, largest, n, start, stop, survivors
-):
+def _survive(
+    integers: Any,
+    products: Any,
+    bias: Any,
+    rounded: Any,
+    bounds: Any,
+    largest: Any,
+    n: int,
+    start: int,
+    stop: int,
+    survivors: Any,
+) -> None:
     kind = np.float32
     share = bounds.share
     n_components = len(bounds.fixed)

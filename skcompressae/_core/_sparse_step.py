@@ -69,7 +69,7 @@ def _choose_dot_rows(row: Any, rows: Any, picks: Any, n_picks: Any, products: An
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _cosine_gradient(x, x_hat, weight, gradient):  # type: ignore[no-untyped-def]
+def _cosine_gradient(x: Any, x_hat: Any, weight: Any, gradient: Any) -> Any:
     """Write the gradient of ``weight * cosdist(x, x_hat)`` for a unit-norm x; return the cosine."""
     kind = x.dtype.type
     overlap = dot(x, x_hat)
@@ -167,7 +167,7 @@ def reconstruction_gradients(
     decoder : array of shape (n_components, n_features), or as :func:`_words.round_rows` rounds it
         Rounded, it makes `x_gradients` rounded.
     indices, values : arrays of shape (n_rows, n_active)
-        Active latents of each row in ascending order and their activations.
+        Active latents of each row in ascending order and their activations, finite.
     k : int in [1, n_active]
     loss_weights : weights of the distance with k latents and of that with all n_active, divided by n_rows
     n_threads : int

@@ -65,16 +65,16 @@ def _generate_add_tile_rows(context: Any, builder: Any, signature: Any, argument
         """Add one entry's multiple of its row to the sums."""
         pick = builder.zext(builder.load(builder.gep(picks, [position])), integer)
         coefficient = broadcast(builder, vector, builder.load(builder.gep(coefficients, [position])))
-        first = builder.mul(pick, constant(n_stored * N_LANES))
-        row = builder.bitcast(builder.gep(tile, [first]), stored.as_pointer())
+        offset = builder.mul(pick, constant(n_stored * N_LANES))
+        row = builder.bitcast(builder.gep(tile, [offset]), stored.as_pointer())
         parts = [builder.load(builder.gep(row, [constant(v)]), align=alignment) for v in range(n_stored)]
         if is_rounded:
             low, high = zip(*(halves(builder, words) for words in parts), strict=True)
             parts = [*low, *high]
         fused = {"flags": ("contract",)}
         return [
-            builder.fadd(total, builder.fmul(coefficient, part, **fused), **fused)
-            for total, part in zip(sums, parts, strict=True)
+            builder.fadd(running, builder.fmul(coefficient, part, **fused), **fused)
+            for running, part in zip(sums, parts, strict=True)
         ]
 
     def loop(start: Any, stop: Any, sums: list[list[Any]]) -> list[list[Any]]:

@@ -23,8 +23,7 @@ __all__ = ["add_word_rows", "dot_word_rows", "halves", "round_row", "round_rows"
 
 _WORDS, _FLOATS = ir.VectorType(ir.IntType(32), N_LANES), ir.VectorType(ir.FloatType(), N_LANES)
 _FUSED = {"flags": ("contract",)}
-
-
+# Half of a bfloat16's last place, so that cutting off what is below rounds (ties away from zero), and what is kept.
 _NEAREST, _HIGH_HALF = 0x8000, 0xFFFF0000
 
 
