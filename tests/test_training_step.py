@@ -248,6 +248,17 @@ def test_neighborhood_term_is_that_of_autograd(n_rows, n_components, k, temperat
     np.testing.assert_allclose(gradients, expected, atol=1e-10)
 
 
+def test_neighborhood_term_does_not_depend_on_how_numpy_treats_underflow():
+    x, _ = unit_rows(np.random.RandomState(0).standard_normal((30, 8)))
+    indices, values = top_k(x @ x.T, 3, n_threads=1)
+    arguments = x, indices, values, 30, (1e-3, 1e-3), 1.0
+    with np.errstate(all="raise"):
+        found, loss = neighborhood_gradients(*arguments, n_threads=1)
+    expected, expected_loss = neighborhood_gradients(*arguments, n_threads=1)
+    np.testing.assert_array_equal(found, expected)
+    assert loss == expected_loss
+
+
 # The engines ---------------------------------------------------------------------------------------------------------
 
 SETTINGS = StepSettings(k=4, n_active=16, loss_weights=(1.0, 0.125), batch_size=128)

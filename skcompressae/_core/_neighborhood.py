@@ -142,12 +142,13 @@ def neighborhood_gradients(
         code_cosines = np.empty((stop - start, n_rows), dtype=x.dtype)
         _code_cosines(indices, unit_values, starts, list_rows, list_values, start, stop, code_cosines)
         of_rows, of_codes = inverse_temperatures
-        wanted, wanted_logs = _softmax(cosines[start:stop], start, of_rows)
-        found, found_logs = _softmax(code_cosines, start, of_codes)
-        np.subtract(found, wanted, out=pair_gradients[start:stop])
-        pair_gradients[start:stop] *= slope
-        differences = cosines[start:stop] * of_rows - code_cosines * of_codes
-        losses[start:stop] = np.einsum("ij,ij->i", wanted, differences) - wanted_logs + found_logs
+        with np.errstate(under="ignore"):  # small probabilities are 0, whatever the caller has NumPy do about it
+            wanted, wanted_logs = _softmax(cosines[start:stop], start, of_rows)
+            found, found_logs = _softmax(code_cosines, start, of_codes)
+            np.subtract(found, wanted, out=pair_gradients[start:stop])
+            pair_gradients[start:stop] *= slope
+            differences = cosines[start:stop] * of_rows - code_cosines * of_codes
+            losses[start:stop] = np.einsum("ij,ij->i", wanted, differences) - wanted_logs + found_logs
 
     run_blocks(compare, n_rows, 64, n_threads)
     pair_gradients += pair_gradients.T.copy()  # row i pulls on code j as row j pulls on code i
