@@ -38,6 +38,8 @@ __all__ = ["BATCH_ROWS", "count_leading", "group_by_latent", "reconstruction_gra
 BATCH_ROWS = TILE_ROWS
 
 
+# Numba chooses what these two names stand for by the dtype of the rows (it does not prune branches on an array's type);
+# interpreted, they have no body to run and must not pass for done.
 def _add_rows(total: Any, rows: Any, coefficients: Any, picks: Any, n_picks: Any) -> None:
     """Add a combination of rows, or of rows of words, to `total`."""
     raise NotImplementedError("compiled code only")

@@ -112,6 +112,7 @@ def _generate_add_tile_rows(context: Any, builder: Any, signature: Any, argument
     return context.get_dummy_value()
 
 
+# Numba chooses its body by the dtype of the tile; interpreted, it has none and must not pass for done.
 def write_part(row: Any, number: Any, part: Any) -> None:
     """Write the columns of a row that tile `number` holds to `part`, one row of that tile."""
     raise NotImplementedError("compiled code only")
