@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,7 +78,7 @@ def codes_from_arrow(data: Any, *, n_components: int | None = None, code_columns
         raise TypeError(f"data must be a pyarrow.RecordBatch or Table; got {type(data).__name__}.")
     meta = _metadata_of(data.schema)
     width = meta.get("n_components") if n_components is None else n_components
-    if type(width) is not int or width < 1:
+    if isinstance(width, bool) or not isinstance(width, Integral) or width < 1:
         raise CodesFormatError(
             f"n_components must be a positive int where the schema's metadata does not tell it; got {width!r}."
         )
@@ -103,7 +104,7 @@ def codes_from_arrow(data: Any, *, n_components: int | None = None, code_columns
         columns = [parts["indices"], parts["values"]]
     if len(columns) != 2:
         raise CodesFormatError(f"code_columns must name two columns or one struct column; got {names!r}")
-    codes = csr_of_lists(columns[0], columns[1], width)
+    codes = csr_of_lists(columns[0], columns[1], int(width))
     if meta.get("split_signs"):
         from skcompressae.engines import join_signs
 

@@ -124,7 +124,8 @@ def lists_of_csr(codes: Any, index_type: pa.DataType, value_type: pa.DataType) -
     Raises
     ------
     ValueError
-        If there are more nonzeros than 32-bit offsets can number, or a value is beyond the range of `value_type`.
+        If there are more nonzeros than 32-bit offsets can number, a value is beyond the range of `value_type`, or all
+        values of a code are below it.
     """
     pa = import_pyarrow("Arrow columns of codes")
     # list<> has 32-bit offsets; a table beyond them is made in blocks by the caller
@@ -141,6 +142,14 @@ def lists_of_csr(codes: Any, index_type: pa.DataType, value_type: pa.DataType) -
             f"a code has a value of magnitude {largest:.3g}, beyond {dtype.name}; scale the embeddings down, use "
             "norm='unit', or a wider value type"
         )
+    if values.dtype != codes.data.dtype and codes.nnz:
+        starts = codes.indptr[:-1][np.diff(codes.indptr) > 0]
+        peaks = np.maximum.reduceat(np.abs(codes.data), starts)
+        if ((peaks > 0) & (peaks < np.finfo(dtype).tiny)).any():
+            raise ValueError(
+                f"a code has no value above {peaks[peaks > 0].min():.3g}, too small for {dtype.name}; scale the "
+                "embeddings up, use norm='unit', or a wider value type"
+            )
     offsets = pa.array(codes.indptr.astype(np.int32, copy=False))
     indices = pa.array(codes.indices.astype(index_type.to_pandas_dtype(), copy=False))
     return pa.ListArray.from_arrays(offsets, indices), pa.ListArray.from_arrays(offsets, pa.array(values))

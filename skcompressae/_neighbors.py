@@ -44,8 +44,8 @@ class CodeNearestNeighbors(
     one product per nonzero of a document.
 
     Results equal a brute-force search in float64 up to the rounding of the query's :math:`t`, which has the
-    precision of the query and of `components_`. Of documents at equal distance, the one fitted first comes
-    first.
+    precision of the query and of `components_`. Of documents with equal scores, the one fitted first comes first.
+    Scores are float64; distances are clipped and may be float32, so equal ones may stand for scores that are not.
 
     Parameters
     ----------
@@ -224,13 +224,19 @@ class CodeNearestNeighbors(
         >>> CodeNearestNeighbors().fit(codes).n_samples_fit_
         3
         """
-        store = self._validate_codes(X, reset=True)
-        self.effective_mode_ = self._index_mode()
-        self.components_ = self._validate_components()
-        self._built_for = self._build_key()
-        self._chunks: list[Chunk] = []
-        self._refined: list[NDArray[np.float32]] = []
-        self._append(store)
+        before = dict(self.__dict__)
+        try:
+            store = self._validate_codes(X, reset=True)
+            self.effective_mode_ = self._index_mode()
+            self.components_ = self._validate_components()
+            self._built_for = self._build_key()
+            self._chunks: list[Chunk] = []
+            self._refined: list[NDArray[np.float32]] = []
+            self._append(store)
+        except BaseException:  # an interrupt too: the index stays as it was
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -287,7 +293,7 @@ class CodeNearestNeighbors(
         """Find the nearest documents of each query.
 
         What is compared is decided by `mode` and by what `X` holds, codes or embeddings. The answer is that of a full
-        scan, with ties in the order of the documents; with `rerank`, it is the best of the candidates.
+        scan, equal scores in the order of the documents; with `rerank`, it is the best of the candidates.
 
         Parameters
         ----------
@@ -304,12 +310,13 @@ class CodeNearestNeighbors(
         distances : ndarray of shape (n_queries, n_neighbors)
             Ascending; float32 if documents and queries are, else float64. Only if `return_distance`.
         indices : ndarray of shape (n_queries, n_neighbors), dtype=int64
-            Numbers of the documents; equal distances in ascending order.
+            Numbers of the documents; those of equal scores in ascending order.
 
         Raises
         ------
         ValueError
-            If there are fewer documents than neighbors asked for, or the queries have the wrong width.
+            If there are fewer documents than neighbors asked for, the queries have the wrong width or are so long that
+            their products overflow, or a parameter was set to what is not allowed.
 
         See Also
         --------
@@ -370,12 +377,12 @@ class CodeNearestNeighbors(
         distances : ndarray of shape (n_queries,), dtype=object
             Arrays of distances, ascending. Only if `return_distance`.
         indices : ndarray of shape (n_queries,), dtype=object
-            Arrays of document numbers, nearest first, equal distances in ascending order.
+            Arrays of document numbers, nearest first, those of equal scores in ascending order.
 
         Raises
         ------
         ValueError
-            If the queries have the wrong width, or are codes in asymmetric mode, or `radius` is no number.
+            As for `kneighbors`, or if `radius` is no number.
 
         See Also
         --------
@@ -410,8 +417,6 @@ class CodeNearestNeighbors(
     def _n_candidates(self, n_neighbors: int, *, exclude_self: bool) -> int:
         if self.rerank is None:
             return n_neighbors
-        if len(self._refined) != len(self._chunks):
-            raise ValueError(f"rerank={self.rerank} was set after fitting with rerank=None; fit the index again")
         return min(max(self.rerank, n_neighbors), self.n_samples_fit_ - exclude_self)
 
     def _search(

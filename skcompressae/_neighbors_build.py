@@ -12,6 +12,8 @@ from scipy.sparse import csr_matrix, vstack
 from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
+from skcompressae._compat import validate_parameters
+from skcompressae._core._rows import canonical_csr
 from skcompressae._core._search_store import (
     BLOCK_ROWS,
     Chunk,
@@ -22,12 +24,13 @@ from skcompressae._core._search_store import (
     block_to_csr,
     make_chunk,
 )
-from skcompressae._neighbors_queries import canonical_csr, is_packed
+from skcompressae._neighbors_queries import is_packed
 from skcompressae._neighbors_rerank import check_residuals, refined_scales
 
-__all__ = ["FLOATS", "IndexBuildMixin"]
+__all__ = ["FLOATS", "SEARCH_PARAMETERS", "IndexBuildMixin"]
 
 FLOATS = [np.float64, np.float32]
+SEARCH_PARAMETERS = ("n_neighbors", "mode", "metric", "radius", "n_jobs", "device", "batch_size", "rerank")
 
 
 class IndexBuildMixin:
@@ -103,6 +106,12 @@ class IndexBuildMixin:
     def _build_key(self) -> tuple[str, str, bool]:
         """Return what decides the form of the index: a change of these parameters asks for a new fit."""
         return self._index_mode(), self.metric, self._device() == "cpu"
+
+    def _check_parameters(self) -> None:
+        """Raise for parameters that were set since fitting to what is not allowed, or asks for what is not there."""
+        validate_parameters(self, SEARCH_PARAMETERS)
+        if self.rerank is not None and len(self._refined) != len(self._chunks):
+            raise ValueError(f"rerank={self.rerank} was set after fitting with rerank=None; fit the index again")
 
     def _check_unchanged(self) -> None:
         if self._build_key() != self._built_for:

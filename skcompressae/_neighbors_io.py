@@ -22,8 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from skcompressae._core._search_store import Chunk, CodeStore, PackedStore, PostingStore, RowStore
+from skcompressae._compat import validate_parameters
+from skcompressae._core._search_store import BLOCK_ROWS, Chunk, CodeStore, PackedStore, PostingStore, RowStore
 from skcompressae._files import atomic_write
+from skcompressae._neighbors_build import SEARCH_PARAMETERS
 from skcompressae._neighbors_rerank import check_residuals
 from skcompressae.exceptions import CodesFormatError
 from skcompressae.packed._files import from_parts, to_parts
@@ -35,7 +37,6 @@ _MAGIC = b"SKCAENNI"
 _FORMAT_VERSION = 2
 _PREFIX = struct.Struct("<8sQQ")
 _ALIGNMENT = 64
-_SAVED_PARAMETERS = ("n_neighbors", "mode", "metric", "radius", "n_jobs", "device", "batch_size", "rerank")
 _DTYPES = ("<f4", "<f8", "|u1", "<u2", "<i4", "<i8")
 _LARGEST_HEADER = 1 << 26
 _CHUNK = 1 << 24
@@ -146,12 +147,15 @@ def _read_arrays(
     if layout and size != expected:
         raise CodesFormatError(f"{path} is truncated or damaged: {size} bytes, its header says {expected}")
     arrays: dict[str, NDArray[Any]] = {}
+    end = base
     for name, (dtype, shape, offset, checksum) in layout.items():
-        if dtype not in _DTYPES or any(n < 0 for n in shape):
+        if dtype not in _DTYPES or any(not 0 <= n <= size for n in shape):
             raise CodesFormatError(f"{path}: array {name!r} has dtype {dtype!r} and shape {shape}")
         length = prod(shape) * np.dtype(dtype).itemsize
-        if offset < base or offset % _ALIGNMENT or offset + length > size:
-            raise CodesFormatError(f"{path}: array {name!r} lies outside of the file")
+        # one after the other: arrays that share bytes could take many times the file's size
+        if offset < end or offset % _ALIGNMENT or offset + length > size:
+            raise CodesFormatError(f"{path}: array {name!r} lies outside of its place in the file")
+        end = offset + length
         if length == 0:
             arrays[name] = np.empty(shape, dtype)
         elif mmap:
@@ -216,6 +220,8 @@ def _load_chunk(entry: dict[str, Any], arrays: dict[str, Any], number: int, n_co
         n_starts, limit = n_rows + 1, n_components
         store: CodeStore = RowStore(starts, numbers, values, n_components)
     elif entry["kind"] == "postings":
+        if n_rows > BLOCK_ROWS:  # the room that the scan has for sums
+            raise CodesFormatError(f"chunk {number} has posting lists of {n_rows} rows, above {BLOCK_ROWS}")
         starts, numbers = arrays[f"{number}.offsets"], arrays[f"{number}.rows"]
         n_starts, limit = n_components + 1, n_rows
         store = PostingStore(starts, numbers, values, n_rows)
@@ -260,6 +266,7 @@ class IndexFileMixin:
     _chunks: list[Chunk]
     _refined: list[NDArray[np.float32]]
     _built_for: tuple[str, str, bool]
+    _check_parameters: Any
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the index to one file.
@@ -276,6 +283,8 @@ class IndexFileMixin:
         ------
         TypeError
             If documents came as a store of another kind than CSR and `PackedCodes`.
+        ValueError
+            If a parameter was set since fitting to what is not allowed, or `rerank` where nothing was fitted for it.
 
         See Also
         --------
@@ -296,12 +305,13 @@ class IndexFileMixin:
         array([[0]])
         """
         check_is_fitted(self)
+        self._check_parameters()
         arrays, chunks = dump_chunks(self._chunks)
         arrays.update({f"{i}.refined": scales for i, scales in enumerate(self._refined)})
         if self.components_ is not None:
             arrays["components"] = self.components_
         meta = {
-            "params": {name: _plain(getattr(self, name)) for name in _SAVED_PARAMETERS},
+            "params": {name: _plain(getattr(self, name)) for name in SEARCH_PARAMETERS},
             "n_features_in": self.n_features_in_,
             "feature_names_in": list(getattr(self, "feature_names_in_", [])) or None,
             "built_for": list(self._built_for),
@@ -369,6 +379,7 @@ class IndexFileMixin:
         meta, arrays = read_arrays(path, mmap=mmap, verify=not mmap if verify is None else verify)
         try:
             index: Any = cls(**meta["params"])
+            validate_parameters(index, SEARCH_PARAMETERS)
             index.n_features_in_ = int(meta["n_features_in"])
             if meta["feature_names_in"] is not None:
                 index.feature_names_in_ = np.array(meta["feature_names_in"], dtype=object)

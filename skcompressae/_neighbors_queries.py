@@ -13,7 +13,7 @@ from skcompressae._core._few_products import FEW_VECTORS, multiply_few
 from skcompressae._core._search_store import Chunk, PostingStore, block_to_csr
 from skcompressae._core._threads import run_blocks, single_threaded_blas
 
-__all__ = ["FittedCodes", "Queries", "canonical_csr", "is_packed", "score_limits", "scores_to_distances"]
+__all__ = ["FittedCodes", "Queries", "is_packed", "score_limits", "scores_to_distances"]
 
 # Between these, float32 sums of products with thousands of components neither overflow nor lose digits.
 _MODERATE = (2.0**-60, 2.0**60)
@@ -49,15 +49,16 @@ class FittedCodes:
         return parts[0] if len(parts) == 1 else vstack(parts, format="csr")
 
 
-def _moderate_rows(rows: Any) -> Any:
-    """Return `rows`, dense or CSR, those of extreme length divided by a power of two, which keeps their direction.
+def _moderate_rows(rows: Any) -> tuple[Any, NDArray[np.float64]]:
+    """Return `rows`, dense or CSR, those of extreme length times a power of two, and the factor of each.
 
     Their norms and products would overflow, or underflow to those of a zero row.
     """
+    factors = np.ones(rows.shape[0])
     is_sparse = issparse(rows)
     values: NDArray[Any] = rows.data if is_sparse else rows
     if not values.size:
-        return rows
+        return rows, factors
     if is_sparse:
         lengths = np.diff(rows.indptr)
         peaks = np.zeros(len(lengths), values.dtype)
@@ -67,12 +68,14 @@ def _moderate_rows(rows: Any) -> Any:
         peaks = np.maximum(values.max(axis=1), -values.min(axis=1))
     extreme = ((peaks < _MODERATE[0]) & (peaks > 0)) | (peaks > _MODERATE[1])
     if not extreme.any():
-        return rows
-    exponents = np.where(extreme, -np.frexp(peaks)[1], 0)
+        return rows, factors
+    # of the smallest float64 there is no such power
+    exponents = np.where(extreme, np.minimum(-np.frexp(peaks)[1], 1023), 0)
+    factors = np.ldexp(factors, exponents)
     if not is_sparse:
-        return np.ldexp(values, exponents[:, None])
+        return np.ldexp(values, exponents[:, None]), factors
     scaled = np.ldexp(values, np.repeat(exponents, lengths))
-    return csr_matrix((scaled, rows.indices, rows.indptr), shape=rows.shape)
+    return csr_matrix((scaled, rows.indices, rows.indptr), shape=rows.shape), factors
 
 
 def _targets(decoder: NDArray[Any], rows: NDArray[Any], n_threads: int) -> NDArray[Any]:
@@ -118,22 +121,32 @@ class Queries:
     def batches(
         self, size: int, n_threads: int = 1
     ) -> Iterator[tuple[int, int, Any, NDArray[np.float64], NDArray[np.int64], Any]]:
-        """Yield ``(start, stop, queries, norms, exclude, embeddings)``; norms are 1 for dot and where they are 0.
+        """Yield ``(start, stop, queries, norms, exclude, embeddings)``.
 
-        `embeddings` are the queries in the space of the embeddings, or the codes where only codes are compared.
+        `norms` are what scores are to be divided by: where the query is zero 1, and for dot the power of two that a
+        query of extreme length was multiplied by, else 1. `embeddings` are the queries in the space of the embeddings,
+        or the codes where only codes are compared.
+
+        Raises
+        ------
+        ValueError
+            If the product of a query with the components overflows.
         """
         for start in range(0, self.n_queries, size):
             stop = min(start + size, self.n_queries)
             part = self._source[start:stop]
             is_cosine = self._metric == "cosine"
-            if is_cosine:
-                part = _moderate_rows(part)
-            norms = np.ones(stop - start)
+            part, norms = _moderate_rows(part)
             if self._decoder is not None:
                 part = part @ self._decoder if issparse(part) else part
                 if is_cosine:
                     norms = np.sqrt(np.einsum("ij,ij->i", part, part, dtype=np.float64))
                 batch: Any = _targets(self._decoder, part, n_threads)
+                if not np.isfinite(batch).all():
+                    raise ValueError(
+                        f"the product of a query with components_ is beyond {batch.dtype}; scale the components or the "
+                        "values of the codes down"
+                    )
             else:
                 if is_cosine:
                     squares = part.data.astype(np.float64) ** 2
@@ -145,43 +158,17 @@ class Queries:
             yield start, stop, batch, norms, own.astype(np.int64), part
 
 
-def canonical_csr(codes: Any) -> csr_matrix:
-    """Return `codes` as CSR with sorted, unique columns; the matrix of the caller is not changed.
-
-    Raises
-    ------
-    ValueError
-        If columns or row starts lie outside the matrix: kernels and SciPy alike would read and write beyond arrays.
-    """
-    if not issparse(codes):
-        return csr_matrix(codes)
-    # a matrix of its own over the same arrays: SciPy's cached flags of the caller's matrix stay as they are
-    own: Any = codes
-    own = csr_matrix((own.data, own.indices, own.indptr), shape=own.shape, copy=False)
-    if (own.indptr[1:] < own.indptr[:-1]).any():
-        raise ValueError("X must be a valid CSR matrix, got an indptr that decreases")
-    if own.indices.size and not (own.indices.min() >= 0 and own.indices.max() < own.shape[1]):
-        raise ValueError(
-            f"X must be a valid CSR matrix, got column indices from {own.indices.min()} to {own.indices.max()} "
-            f"for {own.shape[1]} components"
-        )
-    if not own.has_canonical_format:
-        own = own.copy()
-        own.sum_duplicates()
-    return own
-
-
 def scores_to_distances(metric: str, scores: NDArray[np.float64], norms: Any) -> NDArray[np.float64]:
-    """Turn scores into ascending distances; `norms` are those of the queries."""
+    """Turn scores into ascending distances; `norms` are those of `Queries.batches`."""
     if metric == "dot":
-        return 0.0 - scores
+        return 0.0 - np.divide(scores, norms)
     return np.clip(1.0 - np.divide(scores, norms), 0.0, 2.0)
 
 
 def score_limits(metric: str, radius: float, norms: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return scores below which no distance is within `radius`; the slack of 1e-6 pays for rounding distances."""
     if metric == "dot":
-        return np.full(len(norms), -radius - 1e-6 * abs(radius))
+        return (-radius - 1e-6 * abs(radius)) * norms
     if radius >= 2:
         return np.full(len(norms), -np.inf)
     return (1.0 - radius - 2e-6) * norms

@@ -12,9 +12,10 @@ from scipy.sparse import csr_matrix, issparse
 from sklearn.utils import check_array
 from sklearn.utils.validation import assert_all_finite, validate_data
 
+from skcompressae._core._rows import canonical_csr
 from skcompressae._core._search_store import Chunk, CodeStore, PostingStore, block_to_csr
 from skcompressae._neighbors_build import FLOATS
-from skcompressae._neighbors_queries import FittedCodes, Queries, canonical_csr, is_packed
+from skcompressae._neighbors_queries import FittedCodes, Queries, is_packed
 from skcompressae._plain_rows import are_plain_rows
 
 __all__ = ["QueryValidationMixin"]
@@ -33,6 +34,7 @@ class QueryValidationMixin:
     radius: float
     effective_mode_: str
     _chunks: list[Chunk]
+    _check_parameters: Any
     _check_unchanged: Any
 
     def _check_n_neighbors(self, n_neighbors: Any, *, exclude_self: bool) -> int:
@@ -58,6 +60,7 @@ class QueryValidationMixin:
 
     def _queries(self, X: Any) -> Queries:
         """Decide what the queries are, and bring them to the side on which they are compared."""
+        self._check_parameters()
         self._check_unchanged()
         fit_dtype = np.result_type(*(chunk.store.dtype for chunk in self._chunks))
         by_postings = all(isinstance(chunk.store, PostingStore) for chunk in self._chunks)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from copy import copy
-from functools import lru_cache
 from numbers import Integral
 from typing import Any, cast
 
@@ -16,7 +15,7 @@ from sklearn.utils import check_scalar
 from sklearn.utils.validation import assert_all_finite, check_array, check_is_fitted, validate_data
 
 from skcompressae import _encoding
-from skcompressae._compat import csr_type, validate_parameter_constraints
+from skcompressae._compat import csr_type, validate_parameters
 from skcompressae._core._threads import copy_rows, effective_n_threads, row_blocks, run_blocks
 from skcompressae._model_weights import encoder_scale, flattening, scales_mean_apart
 from skcompressae._plain_rows import are_plain_codes, are_plain_rows
@@ -32,16 +31,6 @@ _QUANTIZER_ROWS = 4096
 _ENCODING_PARAMETERS = (
     "k", "recipe", "coding", "candidate_factor", "norm", "flattening", "precision", "sparse_output", "device",
 )  # fmt: skip
-
-
-# An online service encodes row after row with the same parameters. Typed: 1 and 1.0 are equal, and not both valid.
-@lru_cache(maxsize=64, typed=True)
-def _validate_encoding_parameters(owner: Any, *values: Any) -> None:
-    validate_parameter_constraints(
-        {name: owner._parameter_constraints[name] for name in _ENCODING_PARAMETERS},
-        dict(zip(_ENCODING_PARAMETERS, values, strict=True)),
-        caller_name=owner.__name__,
-    )
 
 
 # TransformerMixin must be a base of the class that defines `transform`: only there is it wrapped for `set_output`.
@@ -387,14 +376,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
 
     def _check_encoding_parameters(self) -> None:
         """Validate the parameters that may change after fit; all would take longer than encoding a row."""
-        owner: Any = type(self)
-        values = tuple(getattr(self, name) for name in _ENCODING_PARAMETERS)
-        try:
-            hash(values)
-        except TypeError:  # some array or list: refused
-            _validate_encoding_parameters.__wrapped__(owner, *values)
-        else:
-            _validate_encoding_parameters(owner, *values)
+        validate_parameters(self, _ENCODING_PARAMETERS)
 
     def _resolved(self, name: str) -> Any:
         value = getattr(self, name)

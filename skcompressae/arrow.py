@@ -39,8 +39,8 @@ class ArrowEncoder:
         - "struct": ``code: struct<indices: list<uint32>, values: list<float32>>``, as Milvus imports in bulk. Milvus
           takes no negative values: add ``split_signs=True``.
     value_type : {"float32", "float16"}, default="float32"
-        "float16" halves the bytes of values in the layout "compact", at a relative error of up to 2**-11. Spark cannot
-        read it, nor can most engines.
+        "float16" halves the bytes of values in the layout "compact". Each is off by at most 2**-11 of itself, or 3e-8
+        below 6e-5; codes with none above that are refused. Spark cannot read it, nor can most engines.
     split_signs : bool, default=False
         Store ``[max(s, 0), max(-s, 0)]``, twice as wide and never negative, as
         :func:`skcompressae.engines.split_signs` does.

@@ -179,6 +179,8 @@ def test_bad_arguments_are_named(fitted, embeddings):
         encode_batch(fitted, batch, code_columns=("code",))
     with pytest.raises(ValueError, match="beyond float16; scale the embeddings down"):
         encode_batch(fitted, batch_of(embeddings * 1e5), value_type="float16")
+    with pytest.raises(ValueError, match="too small for float16; scale the embeddings up"):
+        encode_batch(fitted, batch_of(embeddings * 1e-7), value_type="float16")
 
 
 @pytest.mark.parametrize(

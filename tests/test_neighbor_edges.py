@@ -12,6 +12,7 @@ from neighbor_cases import (
     random_codes,
 )
 from scipy.sparse import csr_matrix, issparse
+from sklearn.exceptions import NotFittedError
 
 from skcompressae import CodeNearestNeighbors, PackedCodes
 
@@ -65,6 +66,84 @@ def test_dot_products_of_queries_of_any_length(factor, n_queries):
     expected = np.take_along_axis(brute_force(queries, documents @ decoder, "dot"), indices, axis=1)
     np.testing.assert_allclose(distances / factor, expected, rtol=0, atol=1e-9)
     assert (np.diff(distances, axis=1) >= 0).all()
+
+
+@pytest.mark.parametrize("kind", ["embeddings", "codes", "codes alone", "packed", "candidates"])
+@pytest.mark.parametrize("factor", [2.0**-120, 2.0**115])
+def test_float32_queries_of_any_length(kind, factor):
+    """Targets of float32 would overflow, and no score be better than that of a row that is not there."""
+    rng = np.random.default_rng(31)
+    decoder = fitted_compressor("float32").components_
+    documents = random_codes(rng, 30, dtype=np.float32)
+    queries = rng.standard_normal((4, N_FEATURES)).astype(np.float32)
+    parameters = {"n_neighbors": 6, "compressor": decoder, "metric": "dot"}
+    if kind.startswith("codes"):
+        queries = documents[:4]
+    if kind == "codes alone":
+        parameters["compressor"] = None
+    if kind in ("packed", "candidates"):
+        documents = PackedCodes.pack(documents, value_bits=8)
+    if kind == "candidates":
+        documents = documents.with_residual_of(documents.to_csr() @ decoder + 0.1, decoder, n_bytes=2, normalize=False)
+        parameters["rerank"] = 9
+    index = CodeNearestNeighbors(**parameters).fit(documents)
+    distances, indices = index.kneighbors(queries)
+    long_distances, long_indices = index.kneighbors(queries * np.float32(factor))
+    np.testing.assert_array_equal(long_indices, indices)
+    np.testing.assert_allclose(long_distances, distances * factor, rtol=1e-6)
+    radius = float(np.median(distances))
+    within = index.radius_neighbors(queries, radius=radius, return_distance=False)
+    for got, expected in zip(
+        index.radius_neighbors(queries * np.float32(factor), radius=radius * factor, return_distance=False),
+        within,
+        strict=True,
+    ):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_products_beyond_float32_are_refused():
+    codes = csr_matrix(np.eye(3, dtype=np.float32))
+    decoder = np.full((3, 2), 1e30, np.float32)
+    index = CodeNearestNeighbors(1, compressor=decoder, metric="dot").fit(codes)
+    assert index.kneighbors(np.ones((1, 2), np.float32), return_distance=False).item() == 0
+    with pytest.raises(ValueError, match=r"the product of a query with components_ is beyond float32; scale"):
+        index.kneighbors(np.full((1, 2), 1e15, np.float32))
+    with pytest.raises(ValueError, match="reconstructions must have norms within float32; rescale"):
+        CodeNearestNeighbors(1, compressor=decoder).fit(codes * np.float32(1e20))
+
+
+def test_a_fit_that_fails_leaves_the_index_as_it_was():
+    documents = random_codes(np.random.default_rng(32), 12)
+    index = CodeNearestNeighbors(3).fit(documents)
+    expected = index.kneighbors(documents)
+    with pytest.raises(ValueError, match="contains NaN"):
+        index.fit(np.full((2, 7), np.nan))
+    with pytest.raises(ValueError, match="codes must have norms below"):
+        index.fit(np.full((2, 7), 1e31))
+    np.testing.assert_array_equal(index.kneighbors(documents), expected)
+    never = CodeNearestNeighbors(3)
+    with pytest.raises(ValueError, match="codes must have norms below"):
+        never.fit(np.full((2, 7), 1e31))
+    with pytest.raises(NotFittedError):
+        never.kneighbors(documents)
+
+
+def test_parameters_set_after_fitting_are_checked(tmp_path):
+    documents = random_codes(np.random.default_rng(33), 12)
+    index = CodeNearestNeighbors(3).fit(documents)
+    for name, value in (("batch_size", -1), ("batch_size", 0), ("n_jobs", "all"), ("device", None)):
+        before = getattr(index, name)
+        index.set_params(**{name: value})
+        calls = (index.kneighbors, index.radius_neighbors, lambda _: index.save(tmp_path / "index"))
+        for call in calls:
+            with pytest.raises(ValueError, match=f"The '{name}' parameter of CodeNearestNeighbors must be"):
+                call(documents)
+        index.set_params(**{name: before})
+    index.set_params(rerank=4)
+    for call in (index.kneighbors, lambda _: index.save(tmp_path / "index")):
+        with pytest.raises(ValueError, match="rerank=4 was set after fitting with rerank=None; fit the index again"):
+            call(documents)
+    assert not any(tmp_path.iterdir())
 
 
 def test_documents_are_added_whole_or_not_at_all(monkeypatch):

@@ -149,7 +149,11 @@ def set_first_column(value):
         (lambda p: rewrite(p, lambda h: h["arrays"].pop("0.scale")), "has a damaged header: KeyError"),
         (lambda p: rewrite(p, lambda h: h["arrays"]["0.scale"].update(dtype="|O")), "has dtype '|O'"),
         (lambda p: rewrite(p, lambda h: h["arrays"]["0.scale"].update(shape=[9])), "arrays that do not fit"),
-        (lambda p: rewrite(p, lambda h: h["arrays"]["0.scale"].update(shape=[10**9])), "lies outside of the file"),
+        (lambda p: rewrite(p, lambda h: h["arrays"]["0.scale"].update(shape=[1000])), "lies outside of its place"),
+        (lambda p: rewrite(p, lambda h: h["arrays"]["0.scale"].update(shape=[0, 10**30])), "and shape"),
+        (lambda p: rewrite(p, lambda h: h["arrays"]["0.scale"].update(offset=0)), "lies outside of its place"),
+        (lambda p: rewrite(p, lambda h: h["meta"]["params"].update(batch_size=-1)), "damaged header: InvalidParameter"),
+        (lambda p: rewrite(p, lambda h: h["meta"]["params"].update(device=None)), "damaged header: InvalidParameter"),
         (lambda p: rewrite(p, lambda h: h["meta"]["chunks"][0].update(kind="x")), "chunk 0 has kind 'x'"),
         (lambda p: rewrite(p, lambda h: h["meta"]["chunks"].clear()), "it holds no documents"),
         (lambda p: rewrite(p, lambda h: h["meta"].update(n_features_in=9)), r"numbers outside of range\(9\)"),
@@ -161,6 +165,14 @@ def test_damaged_files_are_refused(saved, damage, message):
     damage(path)
     with pytest.raises(CodesFormatError, match=message.replace("|O", r"\|O")):
         CodeNearestNeighbors.load(path)
+
+
+def test_posting_lists_of_more_rows_than_the_scan_has_room_for(tmp_path, monkeypatch):
+    index = CodeNearestNeighbors(2).fit(random_codes(np.random.default_rng(34), 12))
+    index.save(tmp_path / "index")
+    monkeypatch.setattr(_neighbors_io, "BLOCK_ROWS", 11)
+    with pytest.raises(CodesFormatError, match="chunk 0 has posting lists of 12 rows, above 11"):
+        CodeNearestNeighbors.load(tmp_path / "index")
 
 
 @pytest.mark.parametrize("name", ["0.values", "0.scale", "components"])

@@ -242,7 +242,7 @@ def test_callers_arrays_are_not_changed():
         (
             sp.csr_array((np.ones(1), np.array([2**32 + 3]), np.array([0, 1])), shape=(1, 8)),
             {},
-            r"index outside \[0, n_components\)",
+            "codes must be a valid CSR matrix, got column indices from 4294967299",
         ),
         (np.ones((2, 3)), {"kind": "other"}, "kind must be 'auto', 'ranked' or 'uniform', got 'other'"),
         (np.eye(3), {"kind": "ranked", "quantizer": UNIFORM}, "kind='ranked' contradicts the quantizer's 'uniform'"),
@@ -257,6 +257,21 @@ def test_callers_arrays_are_not_changed():
 def test_pack_errors(codes, arguments, message):
     with pytest.raises(ValueError, match=message):
         PackedCodes.pack(codes, **arguments)
+
+
+def test_matrices_whose_flags_are_stale():
+    """SciPy remembers what it found; row starts that go back would have kernels write beyond their arrays."""
+    codes = sp.csr_matrix(np.ones((400, 5), np.float32))
+    assert codes.has_canonical_format
+    codes.indptr[201:] = np.minimum(np.arange(200) * 5, 2000)
+    for quantizer in (UNIFORM, None):
+        with pytest.raises(ValueError, match="codes must be a valid CSR matrix, got an indptr that decreases"):
+            PackedCodes.pack(codes, k=5, quantizer=quantizer)
+    codes = sp.csr_matrix([[0, 1.0, 2, 0], [3, 0, 0, 4]])
+    assert codes.has_canonical_format
+    codes.indices[:] = [1, 1, 0, 3]
+    np.testing.assert_allclose(PackedCodes.pack(codes).to_csr().toarray(), [[0, 3, 0, 0], [3, 0, 0, 4]], rtol=0.02)
+    np.testing.assert_array_equal(codes.indices, [1, 1, 0, 3])
 
 
 def test_other_errors():
@@ -289,6 +304,9 @@ def test_other_errors():
     for rows in ([1.7], [True, False, True, False]):
         with pytest.raises(IndexError, match="indices must be integers, got"):
             packed.take(rows)
+    for k in (0, -1, 2.5, True):
+        with pytest.raises(ValueError, match=f"k must be an int of at least 1 or None, got {k}"):
+            ValueQuantizer.fit(np.eye(4), k=k)
     with pytest.raises(ValueError, match="no ranked codebook"):
         ValueQuantizer("ranked", 2, np.array([[2.0, 1.0]], np.float32))
 
@@ -310,6 +328,26 @@ def test_residual_travels_with_the_rows():
     assert store != packed
     with pytest.raises(ValueError, match="residual_codes must be uint8 of shape"):
         packed.with_residual(store.residual_codes[:10], quantizer)
+
+
+@pytest.mark.parametrize("factor", [1e-300, 1e-38, 1e-25, 1e20, 1e200])
+def test_residuals_of_rows_of_any_length(factor):
+    rng = np.random.default_rng(9)
+    components = rng.standard_normal((32, 8)).astype(np.float32)
+    X = rng.standard_normal((300, 8)).astype(np.float32)
+    packed = PackedCodes.pack(random_codes(300, 32, 4, seed=9))
+    expected = packed.with_residual_of(X, components, n_bytes=4)
+    quantizer = expected.residual_quantizer
+    scaled = X * np.float64(factor)
+    for rows in (scaled, scaled.astype(np.float32)) if 1e-38 <= factor <= 1e38 else (scaled,):
+        codes = packed.with_residual_of(rows, components, quantizer=quantizer).residual_codes
+        np.testing.assert_array_equal(codes, expected.residual_codes)
+    X[7, 2] = np.nan
+    with pytest.raises(ValueError, match="X must be finite in float32, but is not in the rows from 0 to 299"):
+        packed.with_residual_of(X, components, quantizer=quantizer)
+    with pytest.raises(ValueError, match="residuals must be finite, got NaN or infinity"):
+        quantizer.encode(X)
+    assert quantizer.decode(np.empty((0, 4), np.uint8)).shape == (0, 8)
 
 
 def test_residual_scores_are_inner_products():

@@ -265,6 +265,33 @@ def test_arrow_and_parquet(tmp_path, value_bits, m):
         PackedCodes.from_arrow(uneven)
 
 
+def test_an_archive_too_short_for_its_rows():
+    """A model of one index gives every entry 0 bits: a row of 64 would repeat it."""
+    packed = PackedCodes.pack(np.eye(1, 64).repeat(500, axis=0), k=64, value_bits=1)
+    with Container(packed.to_archive()) as container:
+        parts = {name: np.array(container.array(name)) for name in container._sections}
+        parts["lengths"][:] = 64
+        sources = [SectionSource(name, part.dtype.str, part.shape, [part]) for name, part in parts.items()]
+        archive = container_bytes(container.meta, sources)
+    with pytest.raises(CodesFormatError, match="the stream is too short for its rows"):
+        PackedCodes.from_archive(archive)
+
+
+def test_residual_codes_of_a_wider_type_do_not_wrap_around():
+    pa = pytest.importorskip("pyarrow")
+    packed = example(residual=True)
+    table = packed.to_arrow()
+    place = table.column_names.index("residual_codes")
+
+    def with_codes(offset):
+        flat = pa.array(packed.residual_codes.reshape(-1).astype(np.int64) + offset)
+        return table.set_column(place, "residual_codes", pa.FixedSizeListArray.from_arrays(flat, 2))
+
+    assert PackedCodes.from_arrow(with_codes(0)) == packed
+    with pytest.raises(CodesFormatError, match="not in range: 0 to 255"):
+        PackedCodes.from_arrow(with_codes(256))
+
+
 def test_joined_tables_of_two_quantizers_are_not_rounded_again():
     """Arrow keeps the metadata of the first table alone."""
     pa = pytest.importorskip("pyarrow")

@@ -100,8 +100,8 @@ def encode_pq(residuals: NDArray[np.float32], centroids: NDArray[np.float32]) ->
 
 def decode_pq(codes: NDArray[np.uint8], centroids: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the (rotated) residuals, float32 of shape (n, d), that codes (n, n_bytes) stand for."""
-    n_bytes = centroids.shape[0]
-    return centroids[np.arange(n_bytes), codes].reshape(len(codes), -1)
+    n_bytes, _, width = centroids.shape
+    return centroids[np.arange(n_bytes), codes].reshape(len(codes), n_bytes * width)
 
 
 def lookup_tables(query: NDArray[np.float32], centroids: NDArray[np.float32]) -> NDArray[np.float32]:

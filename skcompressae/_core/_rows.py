@@ -22,6 +22,7 @@ from skcompressae._core._threads import run_blocks
 
 __all__ = [
     "MIN_STRETCHED",
+    "canonical_csr",
     "codes_to_csr",
     "decode_csr",
     "decode_norms",
@@ -248,3 +249,29 @@ def codes_to_csr(
     codes.has_sorted_indices = True
     codes.has_canonical_format = True
     return codes
+
+
+def canonical_csr(codes: Any, name: str = "X") -> Any:
+    """Return `codes` as CSR with sorted, unique columns; the matrix of the caller is not changed.
+
+    Raises
+    ------
+    ValueError
+        If columns or row starts lie outside the matrix: kernels and SciPy alike would read and write beyond arrays.
+    """
+    if not sp.issparse(codes):
+        return sp.csr_matrix(codes)
+    # a matrix of its own over the same arrays: SciPy's cached flags of the caller's matrix stay as they are
+    own: Any = codes
+    own = sp.csr_matrix((own.data, own.indices, own.indptr), shape=own.shape, copy=False)
+    if (own.indptr[1:] < own.indptr[:-1]).any():
+        raise ValueError(f"{name} must be a valid CSR matrix, got an indptr that decreases")
+    if own.indices.size and not (own.indices.min() >= 0 and own.indices.max() < own.shape[1]):
+        raise ValueError(
+            f"{name} must be a valid CSR matrix, got column indices from {own.indices.min()} to {own.indices.max()} "
+            f"for {own.shape[1]} components"
+        )
+    if not own.has_canonical_format:
+        own = own.copy()
+        own.sum_duplicates()
+    return own

@@ -334,7 +334,7 @@ def make_chunk(
     Raises
     ------
     ValueError
-        If a norm or a factor times it exceeds 1e30, where float32 scores would overflow.
+        If a norm or a factor times it exceeds 1e30, where float32 scores would overflow, or a reconstruction overflows.
     """
     code_norms = [np.zeros(0)]
     longest = 0
@@ -349,6 +349,8 @@ def make_chunk(
     else:
         if norms is None:
             norms = lengths if components is None else reconstruction_norms(store, components, n_threads)
+        if not np.isfinite(norms).all():
+            raise ValueError(f"reconstructions must have norms within {store.dtype}; rescale codes or components")
         scale = np.zeros(store.n_rows)
         np.divide(1.0, norms, out=scale, where=norms > _TINY_NORM)
     reach = float((lengths * scale).max(initial=0.0))

@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_matrix, issparse
 from sklearn.utils import check_array
 
-from skcompressae._neighbors_queries import canonical_csr, is_packed
+from skcompressae._core._rows import canonical_csr
+from skcompressae._neighbors_queries import is_packed
 
 __all__ = [
     "check_codes",

@@ -167,6 +167,10 @@ def _decode(container: Container) -> PackedCodes:
     ends = np.cumsum(sizes)
     if (sizes < 2).any() or (int(ends[-1]) if n else 0) != units.size or ((scales == 0) != (lengths == 0)).any():
         raise CodesFormatError(f"{container.name}: the blocks do not fit the stream")
+    # Indices of a row are distinct, so no model gives its n entries less than n log2(n) bits: a few bytes do not become
+    # gigabytes.
+    if float((lengths * np.log2(np.maximum(lengths, 1))).sum()) > 33 * units.size:
+        raise CodesFormatError(f"{container.name}: the stream is too short for its rows")
     if lengths.any() and not index_frequencies.any():
         raise CodesFormatError(f"{container.name}: the index model is empty")
     value_starts, index_starts = _starts(value_frequencies), _starts(index_frequencies)

@@ -87,11 +87,11 @@ def from_arrow(table: pa.Table, *, n_threads: int = 1) -> PackedCodes:
         column = combined(table.column("residual_codes"))
         if column.null_count:
             raise CodesFormatError("column 'residual_codes' holds nulls")
-        codes = column.flatten().to_numpy(zero_copy_only=False).astype(np.uint8)
+        codes = column.flatten().cast(pa.uint8()).to_numpy(zero_copy_only=False)  # raises rather than wraps around
         return store.with_residual(codes.reshape(len(table), residual_quantizer.n_bytes), residual_quantizer)
     except CodesFormatError:
         raise
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise CodesFormatError(f"the table does not hold packed codes: {error}") from error
 
 

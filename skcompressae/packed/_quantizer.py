@@ -16,6 +16,7 @@ from skcompressae._core._packing_levels import (
     thresholds_of,
     uniform_levels,
 )
+from skcompressae._core._rows import canonical_csr
 
 __all__ = ["ValueQuantizer", "as_packable_csr"]
 
@@ -36,12 +37,7 @@ def as_packable_csr(codes: Any, name: str = "codes") -> Any:
     if codes.dtype not in (np.float32, np.float64) or not codes.dtype.isnative:
         # sums of duplicates must not wrap around, and SciPy knows neither float16 nor foreign byte orders
         codes = codes.astype(np.float32 if codes.dtype in (np.float16, ">f4", "<f4") else np.float64)
-    csr: Any = codes
-    if getattr(codes, "format", None) != "csr":
-        csr = sp.csr_array(codes)
-    if not csr.has_canonical_format:
-        csr = csr.copy()
-        csr.sum_duplicates()
+    csr: Any = canonical_csr(codes if getattr(codes, "format", None) == "csr" else sp.csr_array(codes), name)
     if (csr.data == 0).any():
         csr = csr.copy()
         csr.eliminate_zeros()
@@ -61,6 +57,12 @@ def _check_value_bits(value_bits: Any, kind: str) -> int:
     if isinstance(value_bits, (int, np.integer)) and not isinstance(value_bits, bool) and 1 <= value_bits <= limit:
         return int(value_bits)
     raise ValueError(f"value_bits must be an int from 1 to {limit} for kind={kind!r}, got {value_bits!r}")
+
+
+def _check_k(k: Any) -> int:
+    if isinstance(k, (int, np.integer)) and not isinstance(k, bool) and k >= 1:
+        return int(k)
+    raise ValueError(f"k must be an int of at least 1 or None, got {k!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +190,7 @@ class ValueQuantizer:
             return cls("uniform", value_bits, uniform_levels(value_bits))
         csr = as_packable_csr(codes)
         lengths = np.diff(csr.indptr)
-        k = max(1, int(lengths.max(initial=0))) if k is None else k
+        k = max(1, int(lengths.max(initial=0))) if k is None else _check_k(k)
         n = csr.shape[0]
         chosen = np.unique(np.linspace(0, n - 1, min(n, _SAMPLE_ROWS)).astype(np.int64)) if n else np.arange(0)
         magnitudes = np.zeros((chosen.size, max(k, int(lengths.max(initial=0)))), dtype=np.float32)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skcompressae._core._residual import decode_pq, encode_pq, learn_opq, learn_pq, lookup_tables
+from skcompressae._core._rows import unit_rows
 
 __all__ = ["ResidualQuantizer", "residual_codes_of"]
 
@@ -269,7 +270,7 @@ class ResidualQuantizer:
         Raises
         ------
         ValueError
-            If residuals have another width.
+            If residuals have another width, or are not finite.
 
         See Also
         --------
@@ -286,7 +287,10 @@ class ResidualQuantizer:
         >>> codes.shape, codes.dtype
         ((300, 4), dtype('uint8'))
         """
-        return encode_pq(np.atleast_2d(self._rotated(residuals, "residuals")), self._centroids)
+        rotated = np.atleast_2d(self._rotated(residuals, "residuals"))
+        if not np.isfinite(rotated).all():
+            raise ValueError("residuals must be finite, got NaN or infinity")
+        return encode_pq(rotated, self._centroids)
 
     def decode(self, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Decode residual codes.
@@ -414,10 +418,10 @@ def residual_codes_of(
         raise ValueError(f"give either n_bytes or quantizer, got n_bytes={n_bytes!r} and quantizer={quantizer!r}")
 
     def residuals(rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        block = np.asarray(X[rows], dtype=np.float32)
-        if normalize:
-            norms = np.linalg.norm(block, axis=1, keepdims=True)
-            block = np.divide(block, norms, out=np.zeros_like(block), where=norms > 0)
+        block = X[rows]
+        block = unit_rows(block)[0] if normalize and np.isfinite(block).all() else np.asarray(block, dtype=np.float32)
+        if not np.isfinite(block).all():
+            raise ValueError(f"X must be finite in float32, but is not in the rows from {rows[0]} to {rows[-1]}")
         return np.asarray(block - store.take(rows).to_csr() @ components, dtype=np.float32)
 
     if quantizer is None and n_bytes is not None:
