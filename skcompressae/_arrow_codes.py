@@ -19,7 +19,7 @@ from skcompressae.persistence import model_hash
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["METADATA_KEY", "METADATA_VERSION", "codes_from_arrow", "decode_batch"]
+__all__ = ["METADATA_KEY", "METADATA_VERSION", "codes_from_arrow", "decode_batch", "metadata_of"]
 
 METADATA_KEY = b"skcompressae.codes"
 METADATA_VERSION = 1
@@ -76,7 +76,7 @@ def codes_from_arrow(data: Any, *, n_components: int | None = None, code_columns
     pa = import_pyarrow("Arrow batches of codes")
     if not isinstance(data, (pa.RecordBatch, pa.Table)):
         raise TypeError(f"data must be a pyarrow.RecordBatch or Table; got {type(data).__name__}.")
-    meta = _metadata_of(data.schema)
+    meta = metadata_of(data.schema)
     width = meta.get("n_components") if n_components is None else n_components
     if isinstance(width, bool) or not isinstance(width, Integral) or width < 1:
         raise CodesFormatError(
@@ -161,28 +161,28 @@ def decode_batch(model: CompresSAETransformer, batch: Any, column: str = "embedd
     """
     pa = import_pyarrow("Arrow batches of codes")
     model = bare_model(model)
-    codes = codes_from_arrow(batch, n_components=None if _metadata_of(batch.schema) else model.components_.shape[0])
-    meta = _metadata_of(batch.schema)
+    codes = codes_from_arrow(batch, n_components=None if metadata_of(batch.schema) else model.components_.shape[0])
+    meta = metadata_of(batch.schema)
     if meta.get("model_hash", model_hash(model)) != model_hash(model):
         raise ValueError(
             f"the codes were made by a model of hash {meta['model_hash']}; got one of {model_hash(model)}. Load that "
             "model, or decode by model.inverse_transform(codes_from_arrow(batch))."
         )
     names = meta.get("columns", ["indices", "values"])
-    kept = [name for name in batch.schema.names if name not in names]
-    if column in kept:
+    kept = [place for place, field in enumerate(batch.schema) if field.name not in names]
+    if column in (batch.schema.field(place).name for place in kept):
         raise ValueError(f"column={column!r} is there already; choose another name.")
     x_hat = model.inverse_transform(codes) if codes.shape[0] else np.empty((0, model.n_features_in_), np.float32)
     values = pa.array(x_hat.astype(np.float32, copy=False).reshape(-1))
     array = pa.FixedSizeListArray.from_arrays(values, model.n_features_in_)
-    fields = [*(batch.schema.field(name) for name in kept), pa.field(column, array.type)]
+    fields = [*(batch.schema.field(place) for place in kept), pa.field(column, array.type)]
     metadata = {
         key: value for key, value in (batch.schema.metadata or {}).items() if key not in (METADATA_KEY, _SPARK_KEY)
     }
     return type(batch).from_arrays([*map(batch.column, kept), array], schema=pa.schema(fields, metadata or None))
 
 
-def _metadata_of(schema: pa.Schema) -> dict[str, Any]:
+def metadata_of(schema: pa.Schema) -> dict[str, Any]:
     """Return what the schema says about its codes; nothing where it says nothing."""
     metadata = schema.metadata or {}
     try:

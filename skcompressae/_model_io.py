@@ -143,7 +143,7 @@ class ModelFileMixin:
         }
         # What "auto" means may change with a version; the codes of a saved model may not.
         for name in ("coding", "flattening"):
-            parameters[name] = model._resolved(name)
+            parameters[name] = plain_parameter(name, model._resolved(name))
         header = {
             "class": type(model).__name__,
             "versions": library_versions(),

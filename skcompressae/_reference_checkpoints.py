@@ -71,8 +71,10 @@ def from_reference_checkpoint(
     ------
     skcompressae.exceptions.ModelFormatError
         If the file is no such checkpoint, or damaged.
+    TypeError
+        If `k` is no integer.
     ValueError
-        If `k` is no integer from 1 to n_components, or X does not fit the weights.
+        If `k` is not from 1 to n_components, or X does not fit the weights.
     OSError
         If the file cannot be read.
 

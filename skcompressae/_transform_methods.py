@@ -249,8 +249,10 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
 
         Raises
         ------
+        TypeError
+            If `n_nonzero` is no integer.
         ValueError
-            If `n_nonzero` is not a positive integer, or X is not as :meth:`transform` requires.
+            If `n_nonzero` is below 1, or X is not as :meth:`transform` requires.
 
         See Also
         --------

@@ -28,6 +28,7 @@ def bare_model(model: CompresSAETransformer) -> CompresSAETransformer:
     # The columns of a list have no names to compare, a data frame of codes would be dense, callbacks watch fits only.
     for attribute in ("feature_names_in_", "_sklearn_output_config", "_skl_callbacks"):
         bare.__dict__.pop(attribute, None)
+    bare.set_output(transform="default")  # whatever scikit-learn's global setting says
     bare._moments = None
     return bare.set_params(sparse_output=True)
 

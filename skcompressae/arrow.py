@@ -124,7 +124,7 @@ class ArrowEncoder:
         content = {
             "version": METADATA_VERSION,
             "n_components": self.n_components,
-            "k": min(self.model.k, width),
+            "k": int(min(self.model.k, width)),
             "norm": self.model.norm,
             "flattening": flattening(self.model),
             "model_hash": model_hash(self.model),
@@ -203,7 +203,11 @@ class ArrowEncoder:
         if not isinstance(batch, pa.RecordBatch):
             raise TypeError(f"batch must be a pyarrow.RecordBatch or Table; got {type(batch).__name__}.")
         schema = self.output_schema(batch.schema)
-        kept = [batch.column(i) for i, field in enumerate(batch.schema) if field.name in schema.names]
+        kept = [
+            batch.column(place)
+            for place, field in enumerate(batch.schema)
+            if self.keep_embedding or field.name != self.column
+        ]
         return pa.RecordBatch.from_arrays([*kept, *self.encode_column(batch.column(self.column))], schema=schema)
 
     def encode_column(self, column: Any) -> list[Any]:

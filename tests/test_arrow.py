@@ -2,12 +2,14 @@
 
 import json
 import pickle
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn import config_context
 
 from skcompressae.arrow import ArrowEncoder, codes_from_arrow, decode_batch, encode_batch, output_schema
 from skcompressae.exceptions import CodesFormatError
@@ -153,6 +155,37 @@ def changed(embeddings, kind, row, value):
 def test_bad_embeddings_are_named(fitted, embeddings, kind, value, message):
     with pytest.raises(ValueError, match=message):
         encode_batch(fitted, changed(embeddings, kind, 4, value))
+
+
+def test_an_embedding_column_named_as_a_column_of_codes(fitted, embeddings):
+    batch = batch_of(embeddings).rename_columns(["name", "values", "size"])
+    encoded = encode_batch(fitted, batch, "values")
+    assert encoded.schema.names == ["name", "size", "indices", "values"]
+    np.testing.assert_allclose(dense(codes_from_arrow(encoded)), dense(fitted.transform(embeddings)), rtol=1e-6)
+    again = encode_batch(fitted, batch_of(embeddings), layout="struct", code_columns=("embedding",))
+    assert again.schema.names == ["name", "size", "embedding"]
+
+
+def test_kept_columns_of_one_name(fitted, embeddings):
+    batch = batch_of(embeddings).rename_columns(["a", "embedding", "a"])
+    decoded = decode_batch(fitted, encode_batch(fitted, batch))
+    assert decoded.schema.names == ["a", "a", "embedding"]
+    assert decoded.column(0).to_pylist()[3] == "row 3"
+    assert decoded.column(1).to_pylist()[3] == 3
+
+
+def test_parameters_that_a_grid_search_left(fitted, embeddings, tmp_path):
+    model = deepcopy(fitted).set_params(k=np.int64(6), flattening=np.float32(0.25))
+    assert json.loads(ArrowEncoder(model).metadata[b"skcompressae.codes"])["k"] == 6
+    model.save(tmp_path / "model")
+    assert load_model(tmp_path / "model").flattening == 0.25
+
+
+def test_the_global_output_setting_is_not_for_workers(fitted, embeddings):
+    pytest.importorskip("pandas")
+    with config_context(transform_output="pandas"):
+        encoded = encode_batch(fitted, batch_of(embeddings))
+    np.testing.assert_allclose(dense(codes_from_arrow(encoded)), dense(fitted.transform(embeddings)), rtol=1e-6)
 
 
 def test_bad_arguments_are_named(fitted, embeddings):

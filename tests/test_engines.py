@@ -60,6 +60,7 @@ def test_rerank_of_all_documents_is_the_signed_order(codes, queries):
     candidates = np.tile(np.arange(6), (3, 1))
     candidates[1, 2:] = -1
     scores, ids = rerank_signed(queries, candidates, sp.csr_matrix(codes), n_neighbors=4)
+    np.testing.assert_array_equal(rerank_signed(queries, candidates, sp.coo_matrix(codes), n_neighbors=4)[1], ids)
     expected = queries @ codes.T
     for row in (0, 2):
         assert len(set(ids[row])) == 4

@@ -114,6 +114,66 @@ def test_hnsw_finds_most_neighbours_and_is_really_used(connection, codes):
         index.create_hnsw(ef_construction=20)
 
 
+def test_plans_hold_whatever_was_set_before(connection, codes):
+    """A setting of a transaction within the caller's lasts as long as the caller's."""
+    index = PostgresIndex(connection, 48)
+    index.add(codes)
+    index.create_hnsw(m=2, ef_construction=4)
+    _, true = index.search(codes[:20], n_neighbors=10)
+    settings = ("enable_seqscan", "enable_sort", "enable_indexscan")
+    before = n_index_scans(connection)
+    connection.commit()
+    connection.execute("SELECT 1")  # opens a transaction
+    index.search(codes[:20], n_neighbors=10, ef_search=10)
+    np.testing.assert_array_equal(index.search(codes[:20], n_neighbors=10)[1], true)
+    assert [connection.execute(f"SHOW {name}").fetchone() for name in settings] == [("on",)] * 3
+    connection.commit()
+    for value in ("off", "on"):
+        for name in settings:
+            connection.execute(f"SET {name} = {value}")
+        np.testing.assert_array_equal(index.search(codes[:20], n_neighbors=10)[1], true)
+        index.search(codes[:20], n_neighbors=10, ef_search=10)
+        assert [connection.execute(f"SHOW {name}").fetchone() for name in settings] == [(value,)] * 3
+        connection.commit()
+    assert n_index_scans(connection) - before == 60
+
+
+@pytest.mark.parametrize("kind", ["Cursor", "ClientCursor", "RawCursor"])
+def test_connections_with_cursors_of_their_own(server, connection, kind):
+    if not hasattr(psycopg, kind):
+        pytest.skip(f"psycopg has no {kind} yet")
+    options = {"row_factory": psycopg.rows.dict_row, "cursor_factory": getattr(psycopg, kind)}
+    with psycopg.connect(server, dbname="codes", **options) as other:
+        index = PostgresIndex(other, 3, table="docs 50%", schema="public")
+        index.add(np.eye(3))
+        index.create_hnsw()
+        assert len(index) == 3
+        for ef_search in (None, 10):
+            np.testing.assert_array_equal(
+                index.search(np.eye(3), n_neighbors=1, ef_search=ef_search)[1], [[0], [1], [2]]
+            )
+
+
+def test_an_index_of_other_rows_or_columns_does_not_serve(connection):
+    connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+    connection.execute("CREATE TABLE items (id bigint PRIMARY KEY, other sparsevec(3), code sparsevec(3))")
+    connection.execute("CREATE INDEX ON items USING hnsw (other sparsevec_ip_ops)")
+    connection.execute("CREATE INDEX ON items USING hnsw (code sparsevec_ip_ops) WHERE id < 10")
+    index = PostgresIndex(connection, 3, table="items")
+    with pytest.raises(ValueError, match="ef_search needs an HNSW index for metric='dot'"):
+        index.search(np.eye(3), n_neighbors=1, ef_search=10)
+
+
+def test_a_table_that_is_there_is_searched_by_who_may_only_read(connection):
+    PostgresIndex(connection, 3).add(np.eye(3))
+    connection.commit()
+    connection.execute("SET default_transaction_read_only = on")
+    connection.commit()
+    index = PostgresIndex(connection, 3)
+    np.testing.assert_array_equal(index.search(np.eye(3), n_neighbors=1)[1], [[0], [1], [2]])
+    connection.rollback()
+
+
 def test_hnsw_takes_a_thousand_nonzeros_and_longer_queries(connection):
     index = PostgresIndex(connection, 2000)
     index.add(sp.eye(20, 2000, format="csr"))

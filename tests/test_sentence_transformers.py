@@ -118,6 +118,8 @@ def test_codes_are_those_of_transform(fitted, device, coding, norm):
     assert codes_of(module, on_device[:0]).shape == (0, 48)
     # fewer nonzeros are fitted anew, not cut off
     assert_close(codes_of(module, on_device, max_active_dims=3), altered(model, k=3).transform(rows))
+    with pytest.raises(ValueError, match="a code must have at least 1 nonzero; got 0"):
+        codes_of(module, on_device, max_active_dims=0)
     assert module.model_hash == model_hash(model)
 
 

@@ -20,7 +20,6 @@ __all__ = ["ParquetCodes", "ParquetRows", "codes_metadata", "open_parquet", "par
 
 # Bytes read ahead for each column: without a limit Arrow holds whole row groups.
 _BUFFER_BYTES = 1 << 20
-_CODES_KEY = b"skcompressae.codes"
 _PACKED_KEY = b"skcompressae"
 
 
@@ -193,7 +192,7 @@ class ParquetCodes:
     """
 
     def __init__(self, path: str | os.PathLike[str], n_components: int | None = None) -> None:
-        from skcompressae.arrow import codes_from_arrow
+        from skcompressae._arrow_codes import METADATA_KEY, codes_from_arrow
 
         self.path = Path(path)
         self.name = str(path)
@@ -202,16 +201,18 @@ class ParquetCodes:
         schema = self.schema
         self.meta = codes_metadata(schema, self.name)
         #: Whether the file carries the quantiser of packed codes.
-        self.is_packed = _PACKED_KEY in (schema.metadata or {}) and _CODES_KEY not in schema.metadata
+        self.is_packed = _PACKED_KEY in (schema.metadata or {}) and METADATA_KEY not in schema.metadata
         self.columns = list(self.meta.get("columns", ["indices", "values"]))
         if missing := [name for name in self.columns if name not in schema.names]:
             raise CommandError(
                 f"{self.name} holds no codes: it has the columns {', '.join(schema.names)}, not {', '.join(missing)}"
             )
-        width = n_components if n_components is not None else self.meta.get("n_components")
+        # with split signs twice as wide as the codes they are read as
+        n_parts = 2 if self.meta.get("split_signs") else 1
+        width = n_components * n_parts if n_components is not None else self.meta.get("n_components")
         if type(width) is not int or not 1 <= width < 2**31:
             raise CommandError(f"{self.name} does not tell the width of its codes; give --n-components")
-        self.n_components: int = width
+        self._width, self.n_components = width, width // n_parts
         self.n_rows = int(self.file.metadata.num_rows)
         groups = range(self.file.num_row_groups)
         if self.n_rows < 1 or sum(self.file.metadata.row_group(group).num_rows for group in groups) != self.n_rows:
@@ -222,7 +223,7 @@ class ParquetCodes:
         """Yield consecutive rows from `start` on as CSR, at most `n_block_rows` at a time."""
         for batch in parquet_batches(self.file, self.name, self.columns, start, n_block_rows):
             try:
-                yield self._from_arrow(batch, n_components=self.n_components)
+                yield self._from_arrow(batch, n_components=self._width)
             except (CodesFormatError, TypeError) as error:
                 raise CommandError(f"{self.name}: {_first_line(error)}") from error
 
@@ -246,13 +247,12 @@ class ParquetCodes:
 
 def codes_metadata(schema: Any, name: str) -> dict[str, Any]:
     """Return what a file says about its codes; nothing where it says nothing."""
-    metadata = schema.metadata or {}
-    key = _CODES_KEY if _CODES_KEY in metadata else _PACKED_KEY
+    from skcompressae._arrow_codes import metadata_of
+
     try:
-        found = json.loads(metadata.get(key, b"{}"))
-        columns = found.get("columns", [])
-        if not isinstance(columns, list) or not all(isinstance(column, str) for column in columns):
-            raise TypeError(f"columns {columns!r}")
+        found = metadata_of(schema) or json.loads((schema.metadata or {}).get(_PACKED_KEY, b"{}"))
+        if not isinstance(found, dict):
+            raise TypeError(f"no object, but {type(found).__name__}")
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CommandError(f"{name} has damaged metadata of codes: {_first_line(error)}") from error
-    return dict(found)
+    return found

@@ -115,7 +115,14 @@ def encode_batch(
     -------
     indices : int64 tensor of shape (n_rows, k), ascending in each row
     values : float32 tensor of shape (n_rows, k); all zero for an all-zero row
+
+    Raises
+    ------
+    ValueError
+        If `k` is below 1.
     """
+    if k < 1:
+        raise ValueError(f"a code must have at least 1 nonzero; got {k}.")
     kind = rows.device.type
     # Older torch knows no autocast on other devices, and refuses to disable it there.
     without_autocast = torch.autocast(kind, enabled=False) if kind in ("cpu", "cuda") else nullcontext()

@@ -30,8 +30,9 @@ def data_parallel() -> Iterator[None]:
 
     Start one process for each GPU with ``torchrun``, set up the process group, and let every process fit the same
     estimator on the same X, which may be one memory-mapped file. `batch_size` counts the rows of all ranks together, so
-    that a recipe means the same on any number of them, and the weights are those of a single process up to rounding.
-    All ranks end with the same weights; rank 0 writes checkpoints, and it is for the caller to save from one rank only.
+    that a recipe means the same on any number of them, and the weights are those of a single process up to rounding,
+    but for what follows. All ranks end with the same weights; rank 0 writes checkpoints, and it is for the caller to
+    save from one rank only.
 
     The neighbourhood term is computed by each rank on the first rows of its own share, and averaged. A device that runs
     out of memory raises rather than halving the batch, and interrupting one process leaves the others waiting: end them

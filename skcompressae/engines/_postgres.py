@@ -66,8 +66,9 @@ class PostgresIndex:
 
     Notes
     -----
-    The role needs the right to ``CREATE EXTENSION vector`` unless that is done. HNSW refuses codes of more than 1,000
-    nonzeros (queries may have more) and loses neighbours; the exact scan reads the whole table for every query.
+    The role needs the right to ``CREATE EXTENSION vector`` and to create the table unless that is done. HNSW refuses
+    codes of more than 1,000 nonzeros (queries may have more) and loses neighbours; the exact scan reads the whole table
+    for every query.
 
     Examples
     --------
@@ -93,6 +94,7 @@ class PostgresIndex:
     ) -> None:
         module = import_engine("psycopg", package="psycopg", extra="postgres", caller="PostgresIndex")
         self._sql = import_engine("psycopg.sql", package="psycopg", extra="postgres", caller="PostgresIndex")
+        self._psycopg = module
         if not isinstance(connection, module.Connection):
             raise TypeError(f"connection must be a psycopg.Connection; got {type(connection).__name__}.")
         if metric not in _METRICS:
@@ -149,7 +151,7 @@ class PostgresIndex:
         checked = _check_nonzeros(check_codes(codes, self.n_components), "codes")
         numbers = check_ids(ids, checked.shape[0], n_stored=len(self) if ids is None else 0)
         statement = self._format("COPY {table} (id, code) FROM STDIN (FORMAT BINARY)")
-        with self.connection.transaction(), self.connection.cursor() as cursor, cursor.copy(statement) as copy:
+        with self.connection.transaction(), self._cursor() as cursor, cursor.copy(statement) as copy:
             copy.write(_COPY_HEADER)
             for start in range(0, checked.shape[0], _COPY_ROWS):
                 for block in _copy_tuples(numbers[start : start + _COPY_ROWS], checked[start : start + _COPY_ROWS]):
@@ -204,7 +206,7 @@ class PostgresIndex:
             ef=self._sql.Literal(ef_construction),
         )
         with self.connection.transaction():
-            self.connection.execute(statement)
+            self._execute(statement)
 
     def search(
         self, queries: Any, n_neighbors: int = 10, *, ef_search: int | None = None
@@ -266,14 +268,17 @@ class PostgresIndex:
         statement = self._format(
             "SELECT id, code {operator} %(query)s::sparsevec AS distance FROM {table} ORDER BY distance LIMIT %(n)s",
             operator=self._sql.SQL(self._metric.operator),
+            # beside parameters a percent sign is written twice, in names too
+            table=self._sql.SQL(self._table.as_string(self.connection).replace("%", "%%")),
         )
         hits = []
-        with self.connection.transaction():
+        # Rolled back, as settings of a transaction within the caller's would last as long as that.
+        with self.connection.transaction(force_rollback=True):
             self._set_plan(ef_search)
             for text in _texts(checked):
                 # Not prepared: the server keeps the plan of a prepared statement, be it the scan's or the index's,
                 # and would use it whatever the settings are.
-                rows = self.connection.execute(statement, {"query": text, "n": n_neighbors}, prepare=False)
+                rows = self._execute(statement, {"query": text, "n": n_neighbors}, prepare=False)
                 scored = [(-distance if self.metric == "dot" else 1.0 - distance, id_) for id_, distance in rows]
                 hits.append([(score, id_) for score, id_ in scored if not math.isnan(score)])
         return to_arrays(hits, checked.shape[0], n_neighbors)
@@ -285,57 +290,69 @@ class PostgresIndex:
 
     def _create(self) -> None:
         with self.connection.transaction():
-            self.connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+            if self._value("SELECT to_regtype('sparsevec')") is None:
+                self._execute("CREATE EXTENSION IF NOT EXISTS vector")
             if self._value("SELECT to_regtype('sparsevec')") is None:
                 raise RuntimeError(
                     "PostgresIndex needs the type sparsevec of pgvector 0.7 or newer on the search path; the server's "
                     f"is {self._value('SELECT extversion FROM pg_extension WHERE extname = %s', 'vector')}."
                 )
-            self.connection.execute(
-                self._format(
-                    "CREATE TABLE IF NOT EXISTS {table} (id bigint PRIMARY KEY, code sparsevec({width}) NOT NULL)",
-                    width=self._sql.Literal(self.n_components),
+            name = self._table.as_string(self.connection)
+            if self._value("SELECT to_regclass(%s)", name) is None:  # else a role that may only read would fail
+                self._execute(
+                    self._format(
+                        "CREATE TABLE IF NOT EXISTS {table} (id bigint PRIMARY KEY, code sparsevec({width}) NOT NULL)",
+                        width=self._sql.Literal(self.n_components),
+                    )
                 )
-            )
             types = dict(
-                self.connection.execute(
+                self._execute(
                     "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute "
                     "WHERE attrelid = to_regclass(%s) AND attname IN ('id', 'code')",
-                    [self._table.as_string(self.connection)],
+                    [name],
                 ).fetchall()
             )
             expected = {"id": "bigint", "code": f"sparsevec({self.n_components})"}
             if types != expected:
-                raise ValueError(
-                    f"table {self._table.as_string(self.connection)} must have the columns {expected}; got {types}."
-                )
+                raise ValueError(f"table {name} must have the columns {expected}; got {types}.")
 
     def _set_plan(self, ef_search: int | None) -> None:
-        """Hold the planner to the scan or to the index, until the transaction ends."""
-        settings = {"enable_indexscan": "off"}
+        """Hold the planner to the scan or to the index, whatever was set before, until the transaction ends."""
+        scan, index = ("on", "off") if ef_search is None else ("off", "on")
+        settings = {"enable_seqscan": scan, "enable_sort": scan, "enable_indexscan": index}
         if ef_search is not None:
-            settings = {"hnsw.ef_search": str(ef_search), "enable_seqscan": "off", "enable_sort": "off"}
+            settings["hnsw.ef_search"] = str(ef_search)
         for name, value in settings.items():
-            self.connection.execute("SELECT set_config(%s, %s, true)", [name, value])
+            self._execute("SELECT set_config(%s, %s, true)", [name, value])
 
     def _has_hnsw(self) -> bool:
         with self.connection.transaction():
             return bool(
                 self._value(
                     "SELECT count(*) FROM pg_index JOIN pg_opclass ON pg_opclass.oid = indclass[0] "
-                    "WHERE indrelid = to_regclass(%s) AND indisvalid AND opcname = %s "
-                    "AND opcmethod = (SELECT oid FROM pg_am WHERE amname = 'hnsw')",
+                    "JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0] "
+                    "WHERE indrelid = to_regclass(%s) AND indisvalid AND indpred IS NULL AND attname = 'code' "
+                    "AND opcname = %s AND opcmethod = (SELECT oid FROM pg_am WHERE amname = 'hnsw')",
                     self._table.as_string(self.connection),
                     self._metric.operator_class,
                 )
             )
 
+    def _cursor(self) -> Any:
+        """Return a cursor whose rows are tuples and whose placeholders are %s, whatever the connection's would be."""
+        kind = self.connection.cursor_factory
+        kind = kind if issubclass(kind, self._psycopg.ClientCursor) else self._psycopg.Cursor
+        return kind(self.connection, row_factory=self._psycopg.rows.tuple_row)
+
+    def _execute(self, statement: Any, arguments: Any = None, **options: Any) -> Any:
+        return self._cursor().execute(statement, arguments, **options)
+
     def _format(self, template: str, **parts: Any) -> Any:
-        return self._sql.SQL(template).format(table=self._table, **parts)
+        return self._sql.SQL(template).format(**{"table": self._table, **parts})
 
     def _value(self, template: str, *arguments: Any) -> Any:
         """Return the first value of the first row, or None."""
-        row = self.connection.execute(self._format(template), arguments or None).fetchone()
+        row = self._execute(self._format(template), arguments or None).fetchone()
         return None if row is None else row[0]
 
 

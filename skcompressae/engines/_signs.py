@@ -190,7 +190,10 @@ def _rows_of_ids(codes: Any, ids: NDArray[np.int64]) -> Any:
             f"candidates must be rows of codes, 0 .. {n_rows - 1}; got {ids[-1]}. For ids of another kind, pass a "
             "function that gives the codes of ids."
         )
-    return (codes if hasattr(codes, "shape") else np.asarray(codes))[ids]
+    rows: Any = codes if hasattr(codes, "shape") else np.asarray(codes)
+    if issparse(rows):
+        rows = rows.tocsr()  # not all formats have rows to pick
+    return rows[ids]
 
 
 def _width(codes: Any, name: str = "codes") -> int:
