@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ class FitCheckpoint:
     def __init__(
         self, folder: str | os.PathLike[str], parameters: Mapping[str, Any], rows: NDArray[Any], start: str | None
     ) -> None:
+        self.start = start
         self.path = Path(folder) / CHECKPOINT_NAME
         self.path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.path)
@@ -88,6 +90,12 @@ class FitCheckpoint:
             "rows_sha256": rows_digest(rows),
             "start_sha256": start,
         }
+
+    def of_start(self, start: str | None) -> FitCheckpoint:
+        """Return the checkpoint of a fit of the same rows and parameters from other weights."""
+        other = copy(self)
+        other.start, other._fit = start, {**self._fit, "start_sha256": start}
+        return other
 
     def save(self, state: TrainingState, has_mean_latent: bool, split_start: dict[str, Any]) -> None:
         """Replace the checkpoint by this state."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from copy import copy
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_random_state
 
-from skcompressae._checkpoint import FitCheckpoint
+from skcompressae._checkpoint import FitCheckpoint, SavedFit
 from skcompressae._compat import _fit_context, with_callbacks
 from skcompressae._fitting import (
     BLOCK_ROWS,
@@ -26,6 +27,7 @@ from skcompressae._model_io import plain_parameter
 from skcompressae._model_weights import encoder_scale, unscaled_encoder, weights_digest
 from skcompressae._progress import StepReporter
 from skcompressae._recipes import RECIPES
+from skcompressae._restoring import restored_on_error
 from skcompressae._torch._devices import resolve_device
 from skcompressae._torch._training import Schedule, TrainingResult, TrainingState, train
 from skcompressae._torch._weights import Moments, StepSettings, Weights
@@ -113,51 +115,52 @@ class FitMethodsMixin(TransformMethodsMixin):
         >>> compressor.n_iter_, len(compressor.loss_curve_)
         (5, 5)
         """
-        is_warm = self.warm_start and hasattr(self, "components_")
-        rows = self._check_rows(X, reset=not is_warm)
-        random_state = check_random_state(self.random_state)
-        if is_warm:
-            self._check_width_unchanged()
-        checkpoint = self._open_checkpoint(rows, is_warm=is_warm)
-        saved = checkpoint.load() if checkpoint is not None else None
-        if saved is not None:
-            if self.random_state is None:
-                random_state = np.random.RandomState()  # NumPy's global one is not ours to set back
-            random_state.set_state(saved.split_start)
-            state, has_mean_latent = saved.state, saved.has_mean_latent
-            logger.info("fit goes on after step %d of %d", state.n_steps, self._resolved("max_iter"))
-        else:
+        with restored_on_error(self):
+            is_warm = self.warm_start and hasattr(self, "components_")
+            rows = self._check_rows(X, reset=not is_warm)
+            random_state = check_random_state(self.random_state)
             if is_warm:
-                weights, has_mean_latent = self._trained_weights(), self.has_mean_latent_
+                self._check_width_unchanged()
+            start = weights_digest(self) if is_warm and self.checkpoint_dir is not None else None
+            checkpoint, saved = self._open_checkpoint(rows, start)
+            if saved is not None:
+                if self.random_state is None:
+                    random_state = np.random.RandomState()  # NumPy's global one is not ours to set back
+                random_state.set_state(saved.split_start)
+                state, has_mean_latent = saved.state, saved.has_mean_latent
+                logger.info("fit goes on after step %d of %d", state.n_steps, self._resolved("max_iter"))
             else:
-                init = self._resolved("init")
-                weights, has_mean_latent = initial_weights(rows, self.n_components, init, random_state)
-            state = TrainingState(weights, Moments.zeros_like(weights))
-        split_start = random_state.get_state(legacy=False)
-        training, validation = split_rows(len(rows), self.validation_fraction, random_state)
-        settings = self._step_settings(len(training), has_mean_latent)
-        schedule = self._schedule(settings)
-        early_stopping = self._resolved("early_stopping") and len(validation) > 0
+                if is_warm:
+                    weights, has_mean_latent = self._trained_weights(), self.has_mean_latent_
+                else:
+                    init = self._resolved("init")
+                    weights, has_mean_latent = initial_weights(rows, self.n_components, init, random_state)
+                state = TrainingState(weights, Moments.zeros_like(weights))
+            split_start = random_state.get_state(legacy=False)
+            training, validation = split_rows(len(rows), self.validation_fraction, random_state)
+            settings = self._step_settings(len(training), has_mean_latent)
+            schedule = self._schedule(settings)
+            early_stopping = self._resolved("early_stopping") and len(validation) > 0
 
-        def save(state: TrainingState) -> None:
-            if checkpoint is not None:
-                checkpoint.save(state, has_mean_latent, split_start)
+            def save(state: TrainingState) -> None:
+                if checkpoint is not None:
+                    checkpoint.save(state, has_mean_latent, split_start)
 
-        with StepReporter(self, schedule.max_iter, rows, n_done=state.n_steps) as reporter:
-            result = train(
-                rows,
-                training,
-                validation,
-                state,
-                settings,
-                schedule,
-                resolve_device(self.device),
-                random_state,
-                n_iter_no_change=self.n_iter_no_change if early_stopping else None,
-                on_step=reporter,
-                on_checkpoint=None if checkpoint is None else save,
-                checkpoint_interval=None if self.checkpoint_interval == "auto" else int(self.checkpoint_interval),
-            )
+            with StepReporter(self, schedule.max_iter, rows, n_done=state.n_steps) as reporter:
+                result = train(
+                    rows,
+                    training,
+                    validation,
+                    state,
+                    settings,
+                    schedule,
+                    resolve_device(self.device),
+                    random_state,
+                    n_iter_no_change=self.n_iter_no_change if early_stopping else None,
+                    on_step=reporter,
+                    on_checkpoint=None if checkpoint is None else save,
+                    checkpoint_interval=None if self.checkpoint_interval == "auto" else int(self.checkpoint_interval),
+                )
         self._moments: tuple[Any, ...] | None = None
         self.n_iter_ = result.n_iter
         self.loss_curve_ = result.loss_curve
@@ -168,6 +171,8 @@ class FitMethodsMixin(TransformMethodsMixin):
         self._measure(rows, training, result, random_state)
         if checkpoint is not None and is_scaled and not result.was_interrupted:
             checkpoint.remove()
+        elif checkpoint is not None:
+            self._interrupted = weights_digest(self), checkpoint.start
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -212,43 +217,46 @@ class FitMethodsMixin(TransformMethodsMixin):
         >>> compressor.n_iter_
         4
         """
-        is_first = not hasattr(self, "components_")
-        rows = self._check_rows(X, reset=is_first)
-        random_state = check_random_state(self.random_state)
-        if is_first:
-            weights, has_mean_latent = initial_weights(rows, self.n_components, self._resolved("init"), random_state)
-            self.n_iter_ = 0
-            self.loss_curve_ = np.empty(0)
-            self.validation_loss_curve_ = np.empty(0)
-            self.validation_steps_ = np.empty(0, dtype=np.int64)
-        else:
-            self._check_width_unchanged()
-            weights, has_mean_latent = self._trained_weights(), self.has_mean_latent_
-        moments = Moments.zeros_like(weights)
-        if not is_first and self._moments is not None:
-            encoder, bias, decoder, n_steps = self._moments
-            moments = Moments(encoder.copy(), bias.copy(), decoder.copy(), n_steps)
-        training = np.arange(len(rows))
-        settings = self._step_settings(len(rows), has_mean_latent)
-        n_steps = -(-len(rows) // settings.batch_size)
-        rate = self._peak_learning_rate(settings)
-        if self.learning_rate == "auto" and self._resolved("learning_rate_schedule") != "constant":
-            rate *= _STREAMED_RATE
-        schedule = Schedule(rate, "constant", 0.0, n_steps)
-        with StepReporter(self, n_steps, rows, with_callbacks=False) as reporter:
-            result = train(
-                rows,
-                training,
-                training[:0],
-                TrainingState(weights, moments),
-                settings,
-                schedule,
-                resolve_device(self.device),
-                random_state,
-                n_iter_no_change=None,
-                on_step=reporter,
-                keeps_remainder=True,
-            )
+        with restored_on_error(self):
+            is_first = not hasattr(self, "components_")
+            rows = self._check_rows(X, reset=is_first)
+            random_state = check_random_state(self.random_state)
+            if is_first:
+                weights, has_mean_latent = initial_weights(
+                    rows, self.n_components, self._resolved("init"), random_state
+                )
+                self.n_iter_ = 0
+                self.loss_curve_ = np.empty(0)
+                self.validation_loss_curve_ = np.empty(0)
+                self.validation_steps_ = np.empty(0, dtype=np.int64)
+            else:
+                self._check_width_unchanged()
+                weights, has_mean_latent = self._trained_weights(), self.has_mean_latent_
+            moments = Moments.zeros_like(weights)
+            if not is_first and self._moments is not None:
+                encoder, bias, decoder, n_steps = self._moments
+                moments = Moments(encoder.copy(), bias.copy(), decoder.copy(), n_steps)
+            training = np.arange(len(rows))
+            settings = self._step_settings(len(rows), has_mean_latent)
+            n_steps = -(-len(rows) // settings.batch_size)
+            rate = self._peak_learning_rate(settings)
+            if self.learning_rate == "auto" and self._resolved("learning_rate_schedule") != "constant":
+                rate *= _STREAMED_RATE
+            schedule = Schedule(rate, "constant", 0.0, n_steps)
+            with StepReporter(self, n_steps, rows, with_callbacks=False) as reporter:
+                result = train(
+                    rows,
+                    training,
+                    training[:0],
+                    TrainingState(weights, moments),
+                    settings,
+                    schedule,
+                    resolve_device(self.device),
+                    random_state,
+                    n_iter_no_change=None,
+                    on_step=reporter,
+                    keeps_remainder=True,
+                )
         self._moments = (*result.moments.arrays, result.moments.n_steps)
         self.n_iter_ += result.n_iter
         self.loss_curve_ = np.concatenate([self.loss_curve_, result.loss_curve])
@@ -284,15 +292,22 @@ class FitMethodsMixin(TransformMethodsMixin):
             int(self._resolved("max_iter")),
         )
 
-    def _open_checkpoint(self, rows: NDArray[Any], *, is_warm: bool) -> FitCheckpoint | None:
+    def _open_checkpoint(self, rows: NDArray[Any], start: str | None) -> tuple[FitCheckpoint | None, SavedFit | None]:
+        """Return the checkpoint of a fit that starts from weights of the digest `start`, and what is saved there.
+
+        Weights that an interrupt left belong to the fit that was interrupted, which may go on.
+        """
         if self.checkpoint_dir is None:
-            return None
+            return None, None
         parameters = {name: plain_parameter(name, self._resolved(name)) for name in _TRAINING_PARAMETERS}
         parameters["neighborhood_weight"] = self._neighborhood_term_weight(min(self.k, self.n_components))
         parameters |= {name: getattr(RECIPES[self.recipe], name) for name in _TRAINING_RULES}
         parameters["device"] = resolve_device(self.device).type
-        start = weights_digest(self) if is_warm else None
-        return FitCheckpoint(self.checkpoint_dir, parameters, rows, start)
+        checkpoint = FitCheckpoint(self.checkpoint_dir, parameters, rows, start)
+        left, began = getattr(self, "_interrupted", (None, None))
+        if start is not None and start == left and checkpoint.path.exists():
+            checkpoint = checkpoint.of_start(began)
+        return checkpoint, checkpoint.load()
 
     def _step_settings(self, n_training_rows: int, has_mean_latent: bool) -> StepSettings:
         k = self._effective_k(self.n_components, is_fitting=True)
@@ -376,9 +391,11 @@ class FitMethodsMixin(TransformMethodsMixin):
         *,
         is_partial: bool = False,
     ) -> None:
-        """Measure how the latents are used."""
+        """Measure how the latents are used, in codes of norm="unit"."""
+        unit = copy(self)
+        unit.norm = "unit"
         try:
-            usage = measure_usage(rows, training, self._encoder(), self.k_, random_state)
+            usage = measure_usage(rows, training, unit._encoder(), self.k_, random_state)
         except KeyboardInterrupt:
             warnings.warn(
                 "fit was interrupted while it measured how the latents are used; the statistics are those of "
@@ -386,7 +403,7 @@ class FitMethodsMixin(TransformMethodsMixin):
                 UserWarning,
                 stacklevel=3,
             )
-            usage = measure_usage(rows, training[:BLOCK_ROWS], self._encoder(), self.k_, random_state)
+            usage = measure_usage(rows, training[:BLOCK_ROWS], unit._encoder(), self.k_, random_state)
         self.latent_counts_ = usage.counts
         self.latent_rms_ = usage.rms
         self.n_rows_counted_ = usage.n_rows

@@ -97,7 +97,7 @@ class ModelFileMixin:
         sklearn.exceptions.NotFittedError
             If the model is not fitted.
         ValueError
-            If its weights are not finite.
+            If its weights are not finite, or a parameter was set to what it cannot be.
 
         See Also
         --------
@@ -121,6 +121,7 @@ class ModelFileMixin:
         """
         check_is_fitted(self)
         model: Any = self
+        model._validate_params()  # a file is read by none who would refuse what it says
         weights = stored_weights(model)
         check_finite(weights)
         arrays: dict[str, NDArray[Any]] = {

@@ -22,6 +22,7 @@ from skcompressae._neighbors_queries import (
 )
 from skcompressae._neighbors_rerank import rerank_candidates
 from skcompressae._neighbors_validation import QueryValidationMixin
+from skcompressae._restoring import restored_on_error
 
 __all__ = ["CodeNearestNeighbors"]
 
@@ -224,8 +225,7 @@ class CodeNearestNeighbors(
         >>> CodeNearestNeighbors().fit(codes).n_samples_fit_
         3
         """
-        before = dict(self.__dict__)
-        try:
+        with restored_on_error(self):
             store = self._validate_codes(X, reset=True)
             self.effective_mode_ = self._index_mode()
             self.components_ = self._validate_components()
@@ -233,10 +233,6 @@ class CodeNearestNeighbors(
             self._chunks: list[Chunk] = []
             self._refined: list[NDArray[np.float32]] = []
             self._append(store)
-        except BaseException:  # an interrupt too: the index stays as it was
-            self.__dict__.clear()
-            self.__dict__.update(before)
-            raise
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)

@@ -56,7 +56,8 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         """Encode rows as sparse codes.
 
         The encoder's product, a choice of `k` latents and, in the default recipe, a least-squares fit of their values.
-        A row's code does not depend on the rows beside it.
+        A row's code does not depend on the rows beside it; with ``precision="bfloat16"`` the number of rows in a call
+        may decide between latents that rounding cannot tell apart.
 
         Parameters
         ----------
@@ -219,6 +220,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         True
         """
         self._check_is_fitted()
+        self._check_encoding_parameters()
         if isinstance(X, PackedCodes):
             X = X.to_csr()
         codes = self._check_codes(X)
@@ -275,6 +277,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         True
         """
         self._check_is_fitted()
+        self._check_encoding_parameters()
         if n_nonzero is not None:
             check_scalar(n_nonzero, "n_nonzero", Integral, min_val=1)
         rows = self._check_rows(X, reset=False)
@@ -333,6 +336,10 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
     def _n_features_out(self) -> int:
         return int(self.components_.shape[0])
 
+    def __sklearn_is_fitted__(self) -> bool:
+        """Tell scikit-learn whether there are weights; validation alone leaves attributes too."""
+        return hasattr(self, "components_")
+
     def _check_is_fitted(self) -> None:
         if not hasattr(self, "components_"):  # scikit-learn asks for the tags first, which takes 20 microseconds
             check_is_fitted(self)
@@ -348,9 +355,8 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
 
         def check(start: int, stop: int) -> None:
             with np.errstate(over="ignore", invalid="ignore"):
-                is_finite = np.isfinite(rows[start:stop].sum())
-            if not is_finite:  # or the sum is too large
-                assert_all_finite(rows[start:stop], estimator_name=type(self).__name__, input_name="X")
+                if not np.isfinite(rows[start:stop].sum()):  # or the sum is too large
+                    assert_all_finite(rows[start:stop], estimator_name=type(self).__name__, input_name="X")
 
         if not get_config()["assume_finite"]:  # which other threads would not know of
             run_blocks(check, len(rows), _encoding.BLOCK_ROWS, effective_n_threads())

@@ -149,4 +149,5 @@ def model_hash(model: CompresSAETransformer) -> str:
     False
     """
     check_compressor(model)
+    model._check_encoding_parameters()
     return code_digest(model)

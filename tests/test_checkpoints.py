@@ -128,8 +128,16 @@ def test_warm_starts(embeddings, tmp_path, monkeypatch):
     assert_same_fit(first(max_iter=30, checkpoint_dir=tmp_path).fit(embeddings), expected)
 
 
-def test_an_interrupted_fit_keeps_its_checkpoint(embeddings, tmp_path, monkeypatch):
-    expected = small().fit(embeddings)
+@pytest.mark.parametrize("is_continued", [False, True])
+def test_an_interrupted_fit_keeps_its_checkpoint(embeddings, tmp_path, monkeypatch, is_continued):
+    """With warm_start too: the weights that the interrupt left belong to the fit that goes on."""
+
+    def model(**parameters):
+        if not is_continued:
+            return small(warm_start=True, **parameters)
+        return small(warm_start=True, max_iter=10).fit(embeddings).set_params(max_iter=60, **parameters)
+
+    expected = model().fit(embeddings)
     save = FitCheckpoint.save
 
     def save_and_interrupt(self, state, *rest):
@@ -137,13 +145,13 @@ def test_an_interrupted_fit_keeps_its_checkpoint(embeddings, tmp_path, monkeypat
         if state.n_steps == 20:
             raise KeyboardInterrupt
 
-    model = small(checkpoint_dir=tmp_path)
+    interrupted = model(checkpoint_dir=tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(FitCheckpoint, "save", save_and_interrupt)
         with pytest.warns(UserWarning, match="fit was interrupted after 20 step"):
-            model.fit(embeddings)
-    assert model.n_iter_ == 20
-    assert_same_fit(model.fit(embeddings), expected)
+            interrupted.fit(embeddings)
+    assert interrupted.n_iter_ == 20
+    assert_same_fit(interrupted.fit(embeddings), expected)
 
 
 def test_progress_goes_on(embeddings, tmp_path, monkeypatch, capsys):

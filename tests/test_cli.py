@@ -1,5 +1,6 @@
 """The command line: what it writes is what the API gives, and what it says about everything else."""
 
+import errno
 import json
 import os
 import re
@@ -154,6 +155,41 @@ def test_an_interrupted_fit_saves_what_it_has(files, monkeypatch, capsys):
     assert 0 < CompresSAETransformer.load("new.safetensors").n_iter_ < 10
 
 
+def test_an_interrupted_fit_with_checkpoints_goes_on_by_the_same_command(files, monkeypatch, capsys):
+    from skcompressae._checkpoint import FitCheckpoint
+
+    save = FitCheckpoint.save
+
+    def save_and_interrupt(self, *arguments):
+        save(self, *arguments)
+        raise KeyboardInterrupt
+
+    options = ["--n-components", "32", "--k", "4", "--device", "cpu", "--max-iter", "20", "--random-state", "0", "-q"]
+    command = ["fit", "x.parquet", "new.safetensors", *options, "--checkpoint-dir", "checkpoints"]
+    with monkeypatch.context() as patch:
+        patch.setattr(FitCheckpoint, "save", save_and_interrupt)
+        assert main(command) == 130
+    assert CompresSAETransformer.load("new.safetensors").n_iter_ < 20
+    assert main(command) == 0
+    found = CompresSAETransformer.load("new.safetensors")
+    assert main(["fit", "x.parquet", "whole.safetensors", *options]) == 0
+    np.testing.assert_array_equal(found.components_, CompresSAETransformer.load("whole.safetensors").components_)
+    capsys.readouterr()
+    assert "new.safetensors exists; give --force" in refuses(capsys, *command)
+    assert not list(Path().glob(".fit-*"))
+
+
+def test_a_disk_that_is_full_is_named(files, monkeypatch, capsys):
+    """A scratch file that is stored to through a map would end the process instead."""
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "rows.npy")
+
+    monkeypatch.setattr("skcompressae._cli._fit.npy_format.write_array_header_1_0", fail)
+    assert "No space left on device" in refuses(capsys, "fit", "x.parquet", "new.safetensors", "-q")
+    assert not list(Path().glob(".fit-*"))
+
+
 def test_search_finds_what_the_api_finds(files, fitted, embeddings, capsys):
     queries = np.load("queries.npy")
     codes = fitted.transform(embeddings)
@@ -177,6 +213,22 @@ def test_search_finds_what_the_api_finds(files, fitted, embeddings, capsys):
     assert main([*search[:2], "x.parquet", "found.parquet", *search[3:], "--mode", "sparse"]) == 0
     expected = CodeNearestNeighbors(4).fit(codes).kneighbors(codes)[1]
     np.testing.assert_array_equal(np.array(pq.read_table("found.parquet")["documents"].to_pylist()), expected)
+
+
+def test_codes_of_any_layout_are_queries_too(files, fitted, capsys):
+    assert main(["encode", "model.safetensors", "x.parquet", "c.parquet", "-q", "--layout", "struct"]) == 0
+    assert main(["encode", "model.safetensors", "x.npy", "c.npz", "-q"]) == 0
+    capsys.readouterr()
+    found = []
+    for codes in ("c.parquet", "c.npz"):
+        assert main(["search", codes, codes, f"{codes}.npz", "-n", "3", "-q"]) == 0
+        found.append(np.load(f"{codes}.npz")["indices"])
+    np.testing.assert_array_equal(*found)
+    other = deepcopy(fitted)
+    other.encoder_weights_ = other.encoder_weights_[::-1].copy()
+    other.save("other.safetensors")
+    message = refuses(capsys, "search", "c.parquet", "x.npy", "out.tsv", "--model", "other.safetensors", "-q")
+    assert "c.parquet was encoded by another model" in message
 
 
 def test_packed_codes_are_searched_as_they_are(files, fitted, embeddings, capsys):
@@ -233,6 +285,20 @@ def test_reference_checkpoints_come_and_go(files, fitted, capsys):
     assert main(["export", "checkpoint.pt", "again.safetensors", "-q", "--k", "5"]) == 0
     again = CompresSAETransformer.load("again.safetensors")
     assert (again.k, again.recipe, again.norm) == (5, "paper", None)
+    options = ["--k", "4", "--coding", "pursuit", "--flattening", "0.3", "--precision", "bfloat16"]
+    assert main(["export", "checkpoint.pt", "other.safetensors", "-q", *options]) == 0
+    other = CompresSAETransformer.load("other.safetensors")
+    assert (other.k, other.coding, other.flattening, other.precision) == (4, "pursuit", 0.3, "bfloat16")
+    options = ["checkpoint.pt", "third.safetensors", "--k", "4", "--device", "foo"]
+    assert "device must be" in refuses_usage(capsys, "export", *options)
+    sp.save_npz("codes.npz", fitted.transform(np.eye(3, fitted.n_features_in_)))
+    for name, value in (("k", 2), ("norm", "unit"), ("coding", "activations"), ("flattening", 0), ("device", "cpu")):
+        message = refuses_usage(capsys, "export", "codes.npz", "small.npz", f"--{name}", value)
+        assert f"--{name} is for models; codes.npz holds codes" in message
+    capsys.readouterr()
+    assert main(["info", "--json", "again.safetensors"]) == 0
+    (record,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert record["dead_latents_fraction"] is None
     np.testing.assert_array_equal(again.components_, fitted.components_)
 
 

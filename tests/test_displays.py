@@ -1,5 +1,6 @@
 import importlib.util
 import json
+from copy import deepcopy
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -209,6 +210,23 @@ def test_tradeoff_measures_what_the_metrics_measure():
         assert point["recall"] == pytest.approx(scorer(TopKCompressor(k=k).fit(X), X), abs=0.002)
     recalls = [p["recall"] for p in display.results if p["series"] == "CompresSAE, asymmetric"]
     assert recalls == sorted(recalls)
+
+
+def test_sizes_are_those_of_sparse_float32_codes(fitted, embeddings):
+    """Whatever the compressor gives: dense arrays, data frames, codes of float64."""
+    options = {"k": (2, 4), "modes": ["sparse"], "n_neighbors": 5, "reference": None, "random_state": 0}
+    expected = CompressionTradeoffDisplay.from_estimator(fitted, embeddings, **options).results
+    assert expected[0]["bytes_per_vector"] < 8 * 2 + 5
+    dense = deepcopy(fitted).set_params(sparse_output=False)
+    for model, rows in (
+        (dense, embeddings),
+        (deepcopy(dense).set_output(transform="pandas"), embeddings),
+        (fitted, embeddings.astype(np.float64)),
+    ):
+        assert CompressionTradeoffDisplay.from_estimator(model, rows, **options).results == expected
+    framed = deepcopy(dense).set_output(transform="pandas")
+    usage = LatentUsageDisplay.from_estimator(framed, embeddings).usage
+    np.testing.assert_array_equal(usage, LatentUsageDisplay.from_estimator(fitted, embeddings).usage)
 
 
 def test_tradeoff_takes_queries_and_pipelines():

@@ -119,6 +119,21 @@ def test_exact_neighbors_of_no_queries_is_empty():
     assert (similarities.dtype, indices.dtype) == (np.float64, np.int64)
 
 
+@pytest.mark.parametrize("factor", [1e-150, 1e-160, 1e-200, 1e-300])
+def test_exact_neighbors_of_tiny_rows(factor):
+    """Their squares underflow float64."""
+    rng = np.random.default_rng(12)
+    documents, queries = rng.standard_normal((60, 5)), rng.standard_normal((4, 5))
+    documents[::2] *= factor
+    queries[1] *= factor
+    similarities, indices = exact_neighbors(documents, queries, 60, return_similarity=True)
+    units = documents / np.where(np.arange(60)[:, None] % 2 == 0, factor, 1)
+    queries[1] /= factor
+    expected, expected_indices = exact_neighbors(units, queries, 60, return_similarity=True)
+    np.testing.assert_array_equal(indices, expected_indices)
+    np.testing.assert_allclose(similarities, expected, atol=1e-9)
+
+
 def test_exact_neighbors_of_rows_near_the_end_of_float64():
     documents, queries = 1e153 * np.array([[1.0, 0.0], [1.0, 1.0]]), np.array([[1e153, 1e153]])
     for metric in ("cosine", "dot"):

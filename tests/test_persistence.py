@@ -141,6 +141,24 @@ def test_what_cannot_be_saved(tmp_path, tiny):
 # Files that are none ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "parameters",
+    [{"n_iter_no_change": 0}, {"k": 0}, {"norm": "l2"}, {"device": None}, {"recipe": "best"}, {"flattening": [1]}],
+)
+def test_parameters_that_a_file_cannot_have_are_not_saved(tmp_path, tiny, parameters):
+    model = copy.deepcopy(tiny)
+    model.save(tmp_path / "model")
+    before = (tmp_path / "model").read_bytes()
+    model.set_params(**parameters)
+    (name,) = parameters
+    with pytest.raises(ValueError, match=f"The '{name}' parameter of CompresSAETransformer must be"):
+        model.save(tmp_path / "model")
+    assert (tmp_path / "model").read_bytes() == before
+    if name not in ("n_iter_no_change",):
+        with pytest.raises(ValueError, match=f"The '{name}' parameter of CompresSAETransformer must be"):
+            model_hash(model)
+
+
 def test_truncation_at_every_byte_and_every_changed_byte(tmp_path, tiny):
     path = tmp_path / "model"
     tiny.save(path)

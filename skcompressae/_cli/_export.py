@@ -13,7 +13,7 @@ import scipy.sparse as sp
 
 from skcompressae._cli._errors import UsageError
 from skcompressae._cli._formats import check_output, kind_of, output_kind
-from skcompressae._cli._models import read_model
+from skcompressae._cli._models import ENCODING_OPTIONS, read_model, with_arguments
 from skcompressae._cli._npz import write_npz
 from skcompressae._cli._parquet import ParquetCodes, parquet_writer
 from skcompressae._cli._progress import progress_bar
@@ -37,6 +37,8 @@ def export(arguments: argparse.Namespace) -> None:
     else:
         to = output_kind(arguments.output, ("npz", "parquet", "packed", "archive"))
         check_output(arguments.output, force=arguments.force)
+        if given := [name for name in ENCODING_OPTIONS if getattr(arguments, name) is not None]:
+            raise UsageError(f"--{given[0]} is for models; {arguments.input} holds codes, which stay as they are")
         source = open_codes(arguments.input, arguments.n_components)
         if arguments.value_bits is not None and (to not in ("packed", "archive") or _has_quantizer(source)):
             raise UsageError("--value-bits is for packing codes that are not packed yet, into .skc or .ska")
@@ -53,9 +55,7 @@ def _export_model(kind: str, to: str, arguments: argparse.Namespace) -> None:
         if arguments.k is None:
             raise UsageError(f"{arguments.input} does not say how many nonzeros a code has; give --k")
         norm = None if arguments.norm in (None, "none") else arguments.norm
-        model = from_reference_checkpoint(arguments.input, k=arguments.k, norm=norm)
-        if arguments.coding is not None:
-            model.set_params(coding=arguments.coding)
+        model = with_arguments(from_reference_checkpoint(arguments.input, k=arguments.k, norm=norm), arguments)
     else:
         model = read_model(arguments.input, arguments)
     if to == "model":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib import format as npy_format
 
 from skcompressae._cli._errors import UsageError
 from skcompressae._cli._formats import check_output, output_kind
@@ -29,7 +30,11 @@ _INTERRUPTED = 130
 def fit(arguments: argparse.Namespace) -> int:
     """Run ``skcompressae fit``; return 130 where Ctrl-C ended it early, with the weights so far saved."""
     output_kind(arguments.output, ("model",))
-    check_output(arguments.output, force=arguments.force)
+    from skcompressae._checkpoint import CHECKPOINT_NAME
+
+    # a model that an interrupted fit left gives way to the fit that goes on
+    goes_on = arguments.checkpoint_dir is not None and (Path(arguments.checkpoint_dir) / CHECKPOINT_NAME).exists()
+    check_output(arguments.output, force=arguments.force or goes_on)
     source = open_rows(arguments.input, arguments.column)
     model = _make_model(arguments)
     with _whole(source, arguments) as rows, warnings.catch_warnings(record=True) as caught:
@@ -94,13 +99,15 @@ def _whole(source: RowSource, arguments: argparse.Namespace) -> Iterator[Any]:
     folder = Path(arguments.output).resolve().parent
     with tempfile.TemporaryDirectory(prefix=".fit-", dir=folder) as scratch:
         path = Path(scratch) / "rows.npy"
-        rows: Any = np.lib.format.open_memmap(path, "w+", dtype=source.dtype, shape=(source.n_rows, source.n_features))
-        start = 0
-        with progress_bar(source.n_rows, "read", n_done=0, is_quiet=arguments.quiet) as bar:
-            for block in source.blocks(0, block_rows_for(source.n_features, source.dtype)):
-                rows[start : start + len(block)] = block
-                start += len(block)
-                bar.update(len(block))
-        rows.flush()
+        # written, not stored through a map: of that a full disk is a signal that ends the process
+        with path.open("wb") as stream:
+            shape = source.n_rows, source.n_features
+            header = {"descr": source.dtype.str, "fortran_order": False, "shape": shape}
+            npy_format.write_array_header_1_0(stream, header)
+            with progress_bar(source.n_rows, "read", n_done=0, is_quiet=arguments.quiet) as bar:
+                for block in source.blocks(0, block_rows_for(source.n_features, source.dtype)):
+                    stream.write(np.ascontiguousarray(block, dtype=source.dtype).data)
+                    bar.update(len(block))
+        rows = np.load(path, mmap_mode="r")
         yield rows
         del rows

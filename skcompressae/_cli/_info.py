@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,22 @@ def info(arguments: argparse.Namespace) -> None:
     """Run ``skcompressae info``."""
     records = [describe(path) for path in arguments.files]
     if arguments.json:
-        sys.stdout.write(json.dumps(records, indent=1, default=str) + "\n")
+        sys.stdout.write(json.dumps(_plain(records), indent=1, default=str, allow_nan=False) + "\n")
         return
     for number, record in enumerate(records):
         if number:
             sys.stdout.write("\n")
         width = max(map(len, record))
         sys.stdout.write("".join(f"{name.ljust(width)}  {_text(value)}\n" for name, value in record.items()))
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON can hold: nothing where a number is not known."""
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _text(value: Any) -> str:

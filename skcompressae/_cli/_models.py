@@ -11,9 +11,19 @@ from typing import Any
 from skcompressae._cli._errors import CommandError, UsageError
 from skcompressae._cli._formats import kind_of
 
-__all__ = ["add_encoding_options", "checked_model", "matching_model", "number_or_auto", "positive", "read_model"]
+__all__ = [
+    "ENCODING_OPTIONS",
+    "add_encoding_options",
+    "checked_model",
+    "matching_model",
+    "number_or_auto",
+    "positive",
+    "read_model",
+    "with_arguments",
+]
 
 _CODINGS = "least_squares", "activations", "pursuit"
+ENCODING_OPTIONS = ("k", "coding", "norm", "flattening", "precision", "device")
 
 
 def positive(text: str) -> int:
@@ -59,9 +69,18 @@ def read_model(path: str | os.PathLike[str], arguments: argparse.Namespace) -> A
         raise CommandError(f"{path} must be a model as skcompressae fit writes it (.safetensors)")
     from skcompressae.persistence import load_model
 
-    model = load_model(path)
-    names = ("k", "coding", "norm", "flattening", "precision", "device")
-    given = {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
+    return with_arguments(load_model(path), arguments)
+
+
+def with_arguments(model: Any, arguments: argparse.Namespace) -> Any:
+    """Set what the arguments say of a fitted model.
+
+    Raises
+    ------
+    UsageError
+        If a value is none that the parameter takes, or this machine has no such device.
+    """
+    given = {name: value for name in ENCODING_OPTIONS if (value := getattr(arguments, name, None)) is not None}
     if given.get("norm") == "none":
         given["norm"] = None
     # the file says where the model was fitted, which may be another machine
@@ -76,11 +95,13 @@ def checked_model(model: Any, parameters: dict[str, Any]) -> Any:
     UsageError
         If a value is none that the parameter takes, or this machine has no such device.
     """
+    from skcompressae._fitting import check_loss_weights
     from skcompressae._torch._devices import resolve_device
 
     model.set_params(**parameters)
     try:
         model._validate_params()
+        check_loss_weights(model.loss_weights)
         resolve_device(model.device)
     except ValueError as error:
         raise UsageError(str(error)) from error

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from skcompressae._cli._errors import UsageError
 from skcompressae._cli._formats import check_output, kind_of, output_kind
-from skcompressae._cli._models import read_model
-from skcompressae._cli._parquet import open_parquet, parquet_writer
+from skcompressae._cli._models import matching_model, read_model
+from skcompressae._cli._parquet import ParquetCodes, codes_metadata, open_parquet, parquet_writer
 from skcompressae._cli._progress import progress_bar
 from skcompressae._cli._sources import (
     CodeSource,
@@ -77,8 +77,9 @@ def search(arguments: argparse.Namespace) -> None:
 def _open_queries(arguments: argparse.Namespace) -> RowSource | CodeSource:
     kind = kind_of(arguments.queries)
     if kind == "parquet" and arguments.column is None:
-        names = open_parquet(arguments.queries).schema_arrow.names
-        if {"indices", "values"} <= set(names):
+        schema = open_parquet(arguments.queries).schema_arrow
+        columns = codes_metadata(schema, arguments.queries).get("columns", ["indices", "values"])
+        if set(columns) <= set(schema.names):
             return open_codes(arguments.queries)
     return (
         open_rows(arguments.queries, arguments.column) if kind in ("npy", "parquet") else open_codes(arguments.queries)
@@ -96,6 +97,8 @@ def _open_index(arguments: argparse.Namespace, model: Any) -> Any:
             raise UsageError(f"--{given[0]} is part of a saved index; build one from codes for another")
         return CodeNearestNeighbors.load(arguments.codes, verify=True, compressor=model).set_params(n_jobs=n_jobs)
     source = open_codes(arguments.codes, None if model is None else len(model.components_))
+    if model is not None and isinstance(source, ParquetCodes):
+        matching_model(model, source.meta, source.name)
     index = CodeNearestNeighbors(
         compressor=model,
         mode=arguments.mode or "auto",

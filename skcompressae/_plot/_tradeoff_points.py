@@ -78,9 +78,9 @@ def measure_tradeoff(
 
     sizes = []
     for value in ks:
-        model = copy.copy(compressor).set_params(k=value)
+        model = _of_sparse_codes(compressor).set_params(k=value)
         codes = model.transform(documents)
-        sizes.append(bytes_per_vector(codes))
+        sizes.append(bytes_per_vector(codes.astype(np.float32)))  # beside float32 vectors
         for mode in mode_names:
             found = search_codes(model, codes, queries, mode, n_neighbors, metric)
             add(_MODE_NAMES[mode], f"k={value}", sizes[-1], found, False)
@@ -93,6 +93,14 @@ def measure_tradeoff(
             found = exact_neighbors(kept, queries_array, n_neighbors, metric=rule)
             add(_REFERENCE_NAMES[name], label, size_bytes, found, True)
     return results
+
+
+def _of_sparse_codes(compressor: Any) -> Any:
+    """Return a copy whose codes are sparse matrices, of which sizes are measured, whatever its output is set to."""
+    model = copy.copy(compressor)
+    if "sparse_output" in model.get_params(deep=False):
+        model.set_params(sparse_output=True)
+    return model.set_output(transform="default") if hasattr(model, "set_output") else model
 
 
 def _check_reference(reference: Any, n_documents: int) -> list[str]:

@@ -114,8 +114,8 @@ class LatentUsageDisplay:
             codes = estimator.transform(X)
             if codes.shape[0] == 0:
                 raise ValueError("X must have at least one row, got 0.")
-            # dense where the compressor has sparse_output=False
-            latents = codes.nonzero()[1]
+            # dense, or a data frame, where the compressor has sparse_output=False
+            latents = (codes if hasattr(codes, "nonzero") else np.asarray(codes)).nonzero()[1]
             usage = np.bincount(latents, minlength=codes.shape[1]) / codes.shape[0]
         else:
             compressor = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator

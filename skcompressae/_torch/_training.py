@@ -291,6 +291,8 @@ def train(
     final = engine.current_weights()
     if best_weights is not None and n_without_gain > 0 and not was_interrupted:
         final = best_weights
+    if not all(np.isfinite(array).all() for array in final.arrays):  # the last step is looked at by none after it
+        raise ValueError("Training diverged: weights are no longer finite. Lower learning_rate.")
     return TrainingResult(
         weights=final,
         moments=engine.current_moments(),

@@ -191,7 +191,7 @@ def _rows_of_ids(codes: Any, ids: NDArray[np.int64]) -> Any:
             "function that gives the codes of ids."
         )
     rows: Any = codes if hasattr(codes, "shape") else np.asarray(codes)
-    if issparse(rows):
+    if hasattr(rows, "tocsr"):
         rows = rows.tocsr()  # not all formats have rows to pick
     return rows[ids]
 
