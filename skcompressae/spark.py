@@ -63,8 +63,9 @@ def encode_dataframe(
     KeyError
         If there is no such column.
     ValueError
-        If an option has no such value or a column that is kept has the name of a new one. Embeddings that are null,
-        of another width or not finite fail the job, with a message that says which.
+        If an option has no such value, a column that is kept has the name of a new one, whatever its case, or the
+        name of a column holds a dot. Embeddings that are null, of another width or not finite fail the job, with a
+        message that says which.
 
     See Also
     --------
@@ -95,6 +96,7 @@ def encode_dataframe(
     if context is None:
         raise TypeError("df must belong to a classic Spark session; Spark Connect has no broadcast variables.")
     encoder.output_schema(pa.schema([(name, pa.null()) for name in df.columns]))
+    _check_names(df.columns if keep_embedding else [name for name in df.columns if name != column], encoder)
     types = sql.types
     kind = df.schema[column].dataType
     if not isinstance(kind, types.ArrayType) or not isinstance(kind.elementType, (types.FloatType, types.DoubleType)):
@@ -119,6 +121,21 @@ def encode_dataframe(
 
     metadata = {key.decode(): text.decode() for key, text in encoder.metadata.items()}
     return df.mapInArrow(encode, schema).withMetadata(encoder.code_columns[0], metadata)
+
+
+def _check_names(kept: list[str], encoder: ArrowEncoder) -> None:
+    """Refuse names that Spark would resolve to another column, or to none, once the job runs."""
+    names = [*kept, encoder.column, *encoder.code_columns]
+    if dotted := [name for name in names if "." in name]:
+        raise ValueError(
+            f"column {dotted[0]!r} must have no dot in its name, which mapInArrow cannot resolve; rename it."
+        )
+    folded = {name.casefold() for name in encoder.code_columns}
+    if taken := [name for name in kept if name.casefold() in folded]:
+        raise ValueError(
+            f"column {taken[0]!r} is there already but for its case, which Spark does not tell apart; rename it or "
+            "choose other names by code_columns."
+        )
 
 
 def encode_parquet(

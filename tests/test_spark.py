@@ -127,6 +127,10 @@ def test_bad_input_is_named(spark, fitted):
         encode_dataframe(fitted, {})
     with pytest.raises(ValueError, match=r"column\(s\) 'text' are there already"):
         encode_dataframe(fitted, df, code_columns=("text", "values"))
+    with pytest.raises(ValueError, match="column 'text' is there already but for its case"):
+        encode_dataframe(fitted, df, code_columns=("Text", "values"))
+    with pytest.raises(ValueError, match=r"column 'a\.b' must have no dot in its name"):
+        encode_dataframe(fitted, df.withColumnRenamed("text", "a.b"))
     with pytest.raises(ValueError, match="n_threads == 0"):
         encode_dataframe(fitted, df, n_threads=0)
     with pytest.raises(sql.utils.PythonException, match="the model's 24 features in every row; got 23 in row 0"):
