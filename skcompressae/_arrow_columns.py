@@ -145,10 +145,12 @@ def lists_of_csr(codes: Any, index_type: pa.DataType, value_type: pa.DataType) -
     if values.dtype != codes.data.dtype and codes.nnz:
         starts = codes.indptr[:-1][np.diff(codes.indptr) > 0]
         peaks = np.maximum.reduceat(np.abs(codes.data), starts)
-        if ((peaks > 0) & (peaks < np.finfo(dtype).tiny)).any():
+        too_small = np.flatnonzero((peaks > 0) & (peaks < np.finfo(dtype).tiny))
+        if len(too_small):
+            row = np.flatnonzero(np.diff(codes.indptr) > 0)[too_small[0]]
             raise ValueError(
-                f"a code has no value above {peaks[peaks > 0].min():.3g}, too small for {dtype.name}; scale the "
-                "embeddings up, use norm='unit', or a wider value type"
+                f"the code of row {row} has no value above {peaks[too_small[0]]:.3g}, too small for {dtype.name}; "
+                "scale the embeddings up, use norm='unit', or a wider value type"
             )
     offsets = pa.array(codes.indptr.astype(np.int32, copy=False))
     indices = pa.array(codes.indices.astype(index_type.to_pandas_dtype(), copy=False))

@@ -167,12 +167,13 @@ class FitMethodsMixin(TransformMethodsMixin):
         self.validation_loss_curve_ = result.validation_loss_curve
         self.validation_steps_ = result.validation_steps
         self._store(result, settings)
+        self._note_start(checkpoint)
         is_scaled = self._scale_by_usage(rows, training)
+        self._note_start(checkpoint)
         self._measure(rows, training, result, random_state)
         if checkpoint is not None and is_scaled and not result.was_interrupted:
             checkpoint.remove()
-        elif checkpoint is not None:
-            self._interrupted = weights_digest(self), checkpoint.start
+            del self._interrupted
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -305,9 +306,18 @@ class FitMethodsMixin(TransformMethodsMixin):
         parameters["device"] = resolve_device(self.device).type
         checkpoint = FitCheckpoint(self.checkpoint_dir, parameters, rows, start)
         left, began = getattr(self, "_interrupted", (None, None))
-        if start is not None and start == left and checkpoint.path.exists():
+        try:
+            return checkpoint, checkpoint.load()
+        except ValueError:
+            if start is None or start != left:
+                raise
             checkpoint = checkpoint.of_start(began)
-        return checkpoint, checkpoint.load()
+            return checkpoint, checkpoint.load()
+
+    def _note_start(self, checkpoint: FitCheckpoint | None) -> None:
+        """Write down which weights a fit with a checkpoint has left so far, and which it began from."""
+        if checkpoint is not None:
+            self._interrupted = weights_digest(self), checkpoint.start
 
     def _step_settings(self, n_training_rows: int, has_mean_latent: bool) -> StepSettings:
         k = self._effective_k(self.n_components, is_fitting=True)
@@ -333,6 +343,9 @@ class FitMethodsMixin(TransformMethodsMixin):
         self.encoder_scale_: NDArray[np.float32] | None = None
         self.k_ = settings.k
         self.has_mean_latent_ = self.scales_mean_apart_ = settings.keeps_mean_latent
+        # until they are measured, should that fail: of no rows, as those of weights from elsewhere
+        self.latent_counts_, self.n_rows_counted_ = np.zeros(len(self.components_), dtype=np.int64), 0
+        self.latent_rms_, self.dead_latents_fraction_ = np.ones(len(self.components_)), np.nan
         if result.was_interrupted:
             warnings.warn(
                 f"fit was interrupted after {result.n_iter} step(s); the weights so far are kept.",

@@ -121,7 +121,7 @@ class ModelFileMixin:
         """
         check_is_fitted(self)
         model: Any = self
-        model._validate_params()  # a file is read by none who would refuse what it says
+        model._validate_params()  # `load` would refuse them, and call the file damaged
         weights = stored_weights(model)
         check_finite(weights)
         arrays: dict[str, NDArray[Any]] = {

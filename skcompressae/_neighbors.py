@@ -188,7 +188,8 @@ class CodeNearestNeighbors(
         """Index the codes of the documents.
 
         For the sparse mode posting lists are built, for the others the norms of reconstructions are computed. Nothing
-        is trained, and the embeddings are not needed.
+        is trained, and the embeddings are not needed. An index that was there stays in memory until
+        the new one is built.
 
         Parameters
         ----------
@@ -304,7 +305,8 @@ class CodeNearestNeighbors(
         Returns
         -------
         distances : ndarray of shape (n_queries, n_neighbors)
-            Ascending; float32 if documents and queries are, else float64. Only if `return_distance`.
+            Ascending; float32 if documents and queries are, else float64; infinite where beyond that. Only if
+            `return_distance`.
         indices : ndarray of shape (n_queries, n_neighbors), dtype=int64
             Numbers of the documents; those of equal scores in ascending order.
 
@@ -347,7 +349,8 @@ class CodeNearestNeighbors(
                     self._chunks, self._refined, *found, n_neighbors, n_threads=self._n_threads()
                 )
             indices[start:stop] = rows
-            distances[start:stop] = scores_to_distances(self.metric, scores, norms[:, None])
+            with np.errstate(over="ignore"):
+                distances[start:stop] = scores_to_distances(self.metric, scores, norms[:, None])
         return (distances, indices) if return_distance else indices
 
     def radius_neighbors(
@@ -413,6 +416,7 @@ class CodeNearestNeighbors(
     def _n_candidates(self, n_neighbors: int, *, exclude_self: bool) -> int:
         if self.rerank is None:
             return n_neighbors
+        self._check_refined()
         return min(max(self.rerank, n_neighbors), self.n_samples_fit_ - exclude_self)
 
     def _search(

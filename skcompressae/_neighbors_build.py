@@ -108,8 +108,10 @@ class IndexBuildMixin:
         return self._index_mode(), self.metric, self._device() == "cpu"
 
     def _check_parameters(self) -> None:
-        """Raise for parameters that were set since fitting to what is not allowed, or asks for what is not there."""
+        """Raise for parameters that were set since fitting to what is not allowed."""
         validate_parameters(self, SEARCH_PARAMETERS)
+
+    def _check_refined(self) -> None:
         if self.rerank is not None and len(self._refined) != len(self._chunks):
             raise ValueError(f"rerank={self.rerank} was set after fitting with rerank=None; fit the index again")
 

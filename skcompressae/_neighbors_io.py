@@ -267,6 +267,7 @@ class IndexFileMixin:
     _refined: list[NDArray[np.float32]]
     _built_for: tuple[str, str, bool]
     _check_parameters: Any
+    _check_refined: Any
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the index to one file.
@@ -306,6 +307,7 @@ class IndexFileMixin:
         """
         check_is_fitted(self)
         self._check_parameters()
+        self._check_refined()
         arrays, chunks = dump_chunks(self._chunks)
         arrays.update({f"{i}.refined": scales for i, scales in enumerate(self._refined)})
         if self.components_ is not None:

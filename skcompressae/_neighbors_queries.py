@@ -161,14 +161,16 @@ class Queries:
 def scores_to_distances(metric: str, scores: NDArray[np.float64], norms: Any) -> NDArray[np.float64]:
     """Turn scores into ascending distances; `norms` are those of `Queries.batches`."""
     if metric == "dot":
-        return 0.0 - np.divide(scores, norms)
+        with np.errstate(over="ignore"):
+            return 0.0 - np.divide(scores, norms)
     return np.clip(1.0 - np.divide(scores, norms), 0.0, 2.0)
 
 
 def score_limits(metric: str, radius: float, norms: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return scores below which no distance is within `radius`; the slack of 1e-6 pays for rounding distances."""
     if metric == "dot":
-        return (-radius - 1e-6 * abs(radius)) * norms
+        with np.errstate(over="ignore"):
+            return (-radius - 1e-6 * abs(radius)) * norms
     if radius >= 2:
         return np.full(len(norms), -np.inf)
     return (1.0 - radius - 2e-6) * norms

@@ -1,6 +1,7 @@
 """The command line: what it writes is what the API gives, and what it says about everything else."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -170,6 +171,9 @@ def test_an_interrupted_fit_with_checkpoints_goes_on_by_the_same_command(files, 
         patch.setattr(FitCheckpoint, "save", save_and_interrupt)
         assert main(command) == 130
     assert CompresSAETransformer.load("new.safetensors").n_iter_ < 20
+    Path("precious.safetensors").write_text("precious")
+    other = [text.replace("new.", "precious.") for text in command]
+    assert "precious.safetensors exists; give --force" in refuses(capsys, *other)
     assert main(command) == 0
     found = CompresSAETransformer.load("new.safetensors")
     assert main(["fit", "x.parquet", "whole.safetensors", *options]) == 0
@@ -182,10 +186,16 @@ def test_an_interrupted_fit_with_checkpoints_goes_on_by_the_same_command(files, 
 def test_a_disk_that_is_full_is_named(files, monkeypatch, capsys):
     """A scratch file that is stored to through a map would end the process instead."""
 
-    def fail(*_):
-        raise OSError(errno.ENOSPC, "No space left on device", "rows.npy")
+    class Full(io.BytesIO):
+        def write(self, data):
+            if self.tell() > 0:  # the header still went in
+                raise OSError(errno.ENOSPC, "No space left on device", "rows.npy")
+            return super().write(data)
 
-    monkeypatch.setattr("skcompressae._cli._fit.npy_format.write_array_header_1_0", fail)
+    unchanged = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda path, *rest, **more: Full() if path.name == "rows.npy" else unchanged(path, *rest, **more)
+    )
     assert "No space left on device" in refuses(capsys, "fit", "x.parquet", "new.safetensors", "-q")
     assert not list(Path().glob(".fit-*"))
 
@@ -227,8 +237,9 @@ def test_codes_of_any_layout_are_queries_too(files, fitted, capsys):
     other = deepcopy(fitted)
     other.encoder_weights_ = other.encoder_weights_[::-1].copy()
     other.save("other.safetensors")
-    message = refuses(capsys, "search", "c.parquet", "x.npy", "out.tsv", "--model", "other.safetensors", "-q")
-    assert "c.parquet was encoded by another model" in message
+    for pair in (("c.parquet", "x.npy"), ("c.npz", "c.parquet")):
+        message = refuses(capsys, "search", *pair, "out.tsv", "--model", "other.safetensors", "-q")
+        assert "c.parquet was encoded by another model" in message
 
 
 def test_packed_codes_are_searched_as_they_are(files, fitted, embeddings, capsys):
@@ -486,6 +497,16 @@ def test_metadata_that_spark_wrote_is_read(files, fitted, capsys):
     message = refuses(capsys, "decode", "other.safetensors", "spark.parquet", "other.npy", "-q")
     assert "hash" in message
     assert not Path("other.npy").exists()
+
+
+@pytest.mark.parametrize("columns", [5, [1, 2], [], None])
+def test_names_of_columns_in_metadata_are_checked(files, fitted, embeddings, capsys, columns):
+    table = fitted.transform_packed(embeddings).to_arrow()
+    meta = json.dumps({**json.loads(table.schema.metadata[b"skcompressae"]), "columns": columns})
+    pq.write_table(table.replace_schema_metadata({b"skcompressae": meta.encode()}), "bad.parquet")
+    assert main(["info", "bad.parquet"]) == 0
+    assert "Parquet table" in capsys.readouterr().out
+    assert "damaged metadata of codes: columns" in refuses(capsys, "export", "bad.parquet", "out.npz", "-q")
 
 
 def test_metadata_that_the_columns_contradict_is_refused(files, capsys):

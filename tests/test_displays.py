@@ -225,6 +225,8 @@ def test_sizes_are_those_of_sparse_float32_codes(fitted, embeddings):
     ):
         assert CompressionTradeoffDisplay.from_estimator(model, rows, **options).results == expected
     framed = deepcopy(dense).set_output(transform="pandas")
+    CompressionTradeoffDisplay.from_estimator(framed, embeddings, **options)
+    assert isinstance(framed.transform(embeddings[:2]), pd.DataFrame)
     usage = LatentUsageDisplay.from_estimator(framed, embeddings).usage
     np.testing.assert_array_equal(usage, LatentUsageDisplay.from_estimator(fitted, embeddings).usage)
 

@@ -274,6 +274,14 @@ def test_matrices_whose_flags_are_stale():
     np.testing.assert_array_equal(codes.indices, [1, 1, 0, 3])
 
 
+@pytest.mark.parametrize("form", ["csc", "coo", "bsr"])
+def test_matrices_of_other_formats_that_point_outside(form):
+    codes = sp.csr_matrix(np.eye(6, dtype=np.float32)).asformat(form)
+    (codes.row if form == "coo" else codes.indices)[:] = 100_000
+    with pytest.raises(ValueError, match=r"index|indices|exceeds matrix dimension"):
+        PackedCodes.pack(codes)
+
+
 def test_other_errors():
     packed = PackedCodes.pack(random_codes(4, 16, 3, seed=7), k=3)
     other = PackedCodes.pack(random_codes(4, 16, 3, seed=7), k=3, value_bits=5)

@@ -448,6 +448,19 @@ def test_a_fit_that_is_refused_changes_nothing(embeddings):
                 never.score(embeddings)
 
 
+def test_a_fit_that_cannot_be_measured_keeps_its_weights(embeddings, monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("skcompressae._fit_methods.measure_usage", fail)
+    model = small(usage_power=0)
+    with pytest.raises(MemoryError):
+        model.fit(embeddings)
+    assert model.transform_query(embeddings[:2], n_nonzero=5).nnz == 10
+    assert model.n_rows_counted_ == 0
+    assert np.isnan(model.dead_latents_fraction_)
+
+
 def test_divergence_at_the_last_step_is_noticed(embeddings):
     model = small(max_iter=1, learning_rate=3e38, learning_rate_schedule="constant", validation_fraction=0)
     with np.errstate(all="ignore"), pytest.raises(ValueError, match=r"Training diverged: .* Lower learning_rate"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 import tempfile
 import warnings
@@ -25,16 +26,14 @@ from skcompressae._cli._sources import RowSource, block_rows_for, check_finite, 
 __all__ = ["fit"]
 
 _INTERRUPTED = 130
+# Beside a checkpoint: which file the interrupted fit saved its weights to.
+_NOTE = "fit.output"
 
 
 def fit(arguments: argparse.Namespace) -> int:
     """Run ``skcompressae fit``; return 130 where Ctrl-C ended it early, with the weights so far saved."""
     output_kind(arguments.output, ("model",))
-    from skcompressae._checkpoint import CHECKPOINT_NAME
-
-    # a model that an interrupted fit left gives way to the fit that goes on
-    goes_on = arguments.checkpoint_dir is not None and (Path(arguments.checkpoint_dir) / CHECKPOINT_NAME).exists()
-    check_output(arguments.output, force=arguments.force or goes_on)
+    check_output(arguments.output, force=arguments.force or _was_left(arguments))
     source = open_rows(arguments.input, arguments.column)
     model = _make_model(arguments)
     with _whole(source, arguments) as rows, warnings.catch_warnings(record=True) as caught:
@@ -45,6 +44,8 @@ def fit(arguments: argparse.Namespace) -> int:
         was_interrupted |= "fit was interrupted" in str(warning.message)
         warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
     model.set_params(verbose=0).save(arguments.output)
+    if arguments.checkpoint_dir is not None:
+        _note(arguments, was_interrupted=was_interrupted)
     if not arguments.quiet:
         print(
             f"{arguments.output}: {model.n_iter_} steps on {source.n_rows} rows, "
@@ -52,6 +53,31 @@ def fit(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return _INTERRUPTED if was_interrupted else 0
+
+
+def _was_left(arguments: argparse.Namespace) -> bool:
+    """Tell whether the output is what an interrupted fit left there: it gives way to the fit that goes on."""
+    if arguments.checkpoint_dir is None:
+        return False
+    try:
+        return json.loads((Path(arguments.checkpoint_dir) / _NOTE).read_text()) == _identity(arguments.output)
+    except (OSError, ValueError):  # there is no such note, or no output
+        return False
+
+
+def _note(arguments: argparse.Namespace, *, was_interrupted: bool) -> None:
+    """Write down, beside the checkpoint, what an interrupted fit left; forget it when a fit is done."""
+    note = Path(arguments.checkpoint_dir) / _NOTE
+    if was_interrupted:
+        note.write_text(json.dumps(_identity(arguments.output)))
+    else:
+        note.unlink(missing_ok=True)
+
+
+def _identity(path: str) -> list[Any]:
+    """Return what tells a file from another one, and from a later one of its name."""
+    status = os.stat(path)
+    return [str(Path(path).resolve()), status.st_size, status.st_mtime_ns]
 
 
 def _fit(model: Any, rows: Any, source: RowSource) -> None:
@@ -67,8 +93,9 @@ def _fit(model: Any, rows: Any, source: RowSource) -> None:
 def _make_model(arguments: argparse.Namespace) -> Any:
     """Return the estimator that the options and ``--param`` describe."""
     from skcompressae import CompresSAETransformer
+    from skcompressae._fitting import check_loss_weights
 
-    model = CompresSAETransformer()
+    model: Any = CompresSAETransformer()
     known = model.get_params()
     given: dict[str, Any] = {}
     for text in arguments.param:
@@ -87,7 +114,12 @@ def _make_model(arguments: argparse.Namespace) -> Any:
         given["norm"] = None
     if isinstance(given.get("loss_weights"), list):
         given["loss_weights"] = tuple(given["loss_weights"])
-    return checked_model(model, {"verbose": int(wants_progress(arguments.quiet)), **given})
+    model = checked_model(model, {"verbose": int(wants_progress(arguments.quiet)), **given})
+    try:
+        check_loss_weights(model.loss_weights)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return model
 
 
 @contextlib.contextmanager

@@ -95,13 +95,11 @@ def checked_model(model: Any, parameters: dict[str, Any]) -> Any:
     UsageError
         If a value is none that the parameter takes, or this machine has no such device.
     """
-    from skcompressae._fitting import check_loss_weights
     from skcompressae._torch._devices import resolve_device
 
     model.set_params(**parameters)
     try:
         model._validate_params()
-        check_loss_weights(model.loss_weights)
         resolve_device(model.device)
     except ValueError as error:
         raise UsageError(str(error)) from error

@@ -251,8 +251,9 @@ def codes_metadata(schema: Any, name: str) -> dict[str, Any]:
 
     try:
         found = metadata_of(schema) or json.loads((schema.metadata or {}).get(_PACKED_KEY, b"{}"))
-        if not isinstance(found, dict):
-            raise TypeError(f"no object, but {type(found).__name__}")
+        columns = found.get("columns", ["indices", "values"])
+        if not isinstance(columns, list) or not columns or not all(isinstance(name, str) for name in columns):
+            raise TypeError(f"columns {columns!r}")
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CommandError(f"{name} has damaged metadata of codes: {_first_line(error)}") from error
     return found

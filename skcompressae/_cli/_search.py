@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skcompressae._cli._errors import UsageError
+from skcompressae._cli._errors import CommandError, UsageError
 from skcompressae._cli._formats import check_output, kind_of, output_kind
 from skcompressae._cli._models import matching_model, read_model
 from skcompressae._cli._parquet import ParquetCodes, codes_metadata, open_parquet, parquet_writer
@@ -48,6 +48,8 @@ def search(arguments: argparse.Namespace) -> None:
         raise UsageError(f"{queries.name} holds embeddings; name the model that compresses them with --model")
     if isinstance(queries, RowSource) and model is not None:
         check_width(queries, model.n_features_in_, f"the model {arguments.model}")
+    if isinstance(queries, ParquetCodes) and model is not None:
+        matching_model(model, queries.meta, queries.name)
     index = _open_index(arguments, model)
     if isinstance(queries, RowSource) and model is None:
         if index.components_ is None:
@@ -78,7 +80,10 @@ def _open_queries(arguments: argparse.Namespace) -> RowSource | CodeSource:
     kind = kind_of(arguments.queries)
     if kind == "parquet" and arguments.column is None:
         schema = open_parquet(arguments.queries).schema_arrow
-        columns = codes_metadata(schema, arguments.queries).get("columns", ["indices", "values"])
+        try:
+            columns = codes_metadata(schema, arguments.queries).get("columns", ["indices", "values"])
+        except CommandError:  # of codes; there may be embeddings
+            columns = ["indices", "values"]
         if set(columns) <= set(schema.names):
             return open_codes(arguments.queries)
     return (

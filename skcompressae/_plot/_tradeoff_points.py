@@ -98,6 +98,7 @@ def measure_tradeoff(
 def _of_sparse_codes(compressor: Any) -> Any:
     """Return a copy whose codes are sparse matrices, of which sizes are measured, whatever its output is set to."""
     model = copy.copy(compressor)
+    model.__dict__.pop("_sklearn_output_config", None)  # the copy's would be the original's
     if "sparse_output" in model.get_params(deep=False):
         model.set_params(sparse_output=True)
     return model.set_output(transform="default") if hasattr(model, "set_output") else model

@@ -322,8 +322,8 @@ class PostgresIndex:
         settings = {"enable_seqscan": scan, "enable_sort": scan, "enable_indexscan": index}
         if ef_search is not None:
             settings["hnsw.ef_search"] = str(ef_search)
-        for name, value in settings.items():
-            self._execute("SELECT set_config(%s, %s, true)", [name, value])
+        calls = ", ".join(["set_config(%s, %s, true)"] * len(settings))
+        self._execute(f"SELECT {calls}", [text for setting in settings.items() for text in setting])
 
     def _has_hnsw(self) -> bool:
         with self.connection.transaction():
@@ -340,8 +340,8 @@ class PostgresIndex:
 
     def _cursor(self) -> Any:
         """Return a cursor whose rows are tuples and whose placeholders are %s, whatever the connection's would be."""
-        kind = self.connection.cursor_factory
-        kind = kind if issubclass(kind, self._psycopg.ClientCursor) else self._psycopg.Cursor
+        kind, raw = self.connection.cursor_factory, getattr(self._psycopg, "RawCursor", None)
+        kind = self._psycopg.Cursor if raw is not None and issubclass(kind, raw) else kind
         return kind(self.connection, row_factory=self._psycopg.rows.tuple_row)
 
     def _execute(self, statement: Any, arguments: Any = None, **options: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
@@ -37,7 +38,12 @@ def as_packable_csr(codes: Any, name: str = "codes") -> Any:
     if codes.dtype not in (np.float32, np.float64) or not codes.dtype.isnative:
         # sums of duplicates must not wrap around, and SciPy knows neither float16 nor foreign byte orders
         codes = codes.astype(np.float32 if codes.dtype in (np.float16, ">f4", "<f4") else np.float64)
-    csr: Any = canonical_csr(codes if getattr(codes, "format", None) == "csr" else sp.csr_array(codes), name)
+    form = getattr(codes, "format", None)
+    if form in ("csc", "bsr"):
+        copy(codes).check_format(full_check=True)  # of a shallow copy: SciPy cuts spare room off what it checks
+    elif form == "coo":
+        codes = sp.coo_array((codes.data, (codes.row, codes.col)), shape=codes.shape)  # which looks at the coordinates
+    csr: Any = canonical_csr(codes if form == "csr" else sp.csr_array(codes), name)
     if (csr.data == 0).any():
         csr = csr.copy()
         csr.eliminate_zeros()
