@@ -61,14 +61,8 @@ def mean_recall(rows: list[dict[str, Any]], **wanted: Any) -> float | None:
 
 
 def shown_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Leave out rows of other than the default settings, which say so.
-
-    But not those of fitted values that were not drawn together, where there are no others of ours.
-    """
-    others = [row for row in rows if not {"usage_power", "neighborhood_weight", "flattening"} & set(row["params"])]
-    if any(row["method"] == "ours" for row in others):
-        return others
-    return others + [row for row in rows if row["method"] == "ours" and row["params"].keys() == {"k", "flattening"}]
+    """Leave out rows of other than the default settings, which say so."""
+    return [row for row in rows if not {"usage_power", "neighborhood_weight", "flattening"} & set(row["params"])]
 
 
 def budget_curves() -> dict[str, dict[float, float]]:
@@ -123,18 +117,15 @@ def modes_table() -> list[str]:
     options, record = contents[1]["options"], contents[0]["environment"]
     rows_of = [shown_rows([row for row in content["results"] if row["params"].get("k") == 32]) for content in contents]
     seeds_of = [{row["seed"] for row in rows if row["method"] == "ours"} for rows in rows_of]
-    is_as_fitted = [any("flattening" in row["params"] for row in rows) for rows in rows_of]
-    labels = [label + " (1)" * as_fitted for label, as_fitted in zip(DATA.values(), is_as_fitted, strict=True)]
-    remark = " (1): with `flattening=0`, before values were drawn together by default." if any(is_as_fitted) else ""
     n_seeds = max(map(len, seeds_of))
     seeds = "one seed" if n_seeds == 1 else f"means of up to {n_seeds} seeds"
     lines = [
         f"Recall@100 of the true neighbours of 2,000 held-out queries at k = 32, {seeds}. In parentheses the paper's "
         f"recipe in plain PyTorch, at a constant learning rate of {options['learning_rate']:g} (chosen among five on "
         f"development rows), batches of {options['batch_size']:,} rows, given as many CPU seconds to fit as ours "
-        f"({options['n_components']:,} latents, one thread of an {record['cpu'].split(' (')[0]}).{remark}",
+        f"({options['n_components']:,} latents, one thread of an {record['cpu'].split(' (')[0]}).",
         "",
-        "| mode | " + " | ".join(labels) + " |",
+        "| mode | " + " | ".join(DATA.values()) + " |",
         "|---|" + "---:|" * len(DATA),
     ]
     for mode, label in MODES.items():
