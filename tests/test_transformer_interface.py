@@ -425,7 +425,6 @@ def test_callbacks_can_stop_and_interrupt_training(embeddings):
     assert estimator.transform(embeddings).shape == (400, 32)
 
 
-@needs_callbacks
 def test_a_fit_that_is_refused_changes_nothing(embeddings):
     model = small().fit(embeddings)
     expected = model.transform(embeddings)
@@ -490,6 +489,7 @@ def test_parameters_set_after_fitting_are_checked(embeddings):
             call(rows)
 
 
+@needs_callbacks
 def test_callbacks_are_torn_down_when_training_fails(embeddings, monkeypatch):
     def step(self, row_indices, learning_rate):
         raise RuntimeError("device lost")
