@@ -161,8 +161,8 @@ def decode_batch(model: CompresSAETransformer, batch: Any, column: str = "embedd
     """
     pa = import_pyarrow("Arrow batches of codes")
     model = bare_model(model)
-    codes = codes_from_arrow(batch, n_components=None if metadata_of(batch.schema) else model.components_.shape[0])
     meta = metadata_of(batch.schema)
+    codes = codes_from_arrow(batch, n_components=None if meta else model.components_.shape[0])
     if meta.get("model_hash", model_hash(model)) != model_hash(model):
         raise ValueError(
             f"the codes were made by a model of hash {meta['model_hash']}; got one of {model_hash(model)}. Load that "

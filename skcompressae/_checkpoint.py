@@ -77,7 +77,6 @@ class FitCheckpoint:
     def __init__(
         self, folder: str | os.PathLike[str], parameters: Mapping[str, Any], rows: NDArray[Any], start: str | None
     ) -> None:
-        self.start = start
         self.path = Path(folder) / CHECKPOINT_NAME
         self.path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.path)
@@ -94,8 +93,14 @@ class FitCheckpoint:
     def of_start(self, start: str | None) -> FitCheckpoint:
         """Return the checkpoint of a fit of the same rows and parameters from other weights."""
         other = copy(self)
-        other.start, other._fit = start, {**self._fit, "start_sha256": start}
+        other._fit = {**self._fit, "start_sha256": start}
         return other
+
+    @property
+    def start(self) -> str | None:
+        """Digest of the weights that the fit began from."""
+        start: str | None = self._fit["start_sha256"]
+        return start
 
     def save(self, state: TrainingState, has_mean_latent: bool, split_start: dict[str, Any]) -> None:
         """Replace the checkpoint by this state."""

@@ -140,7 +140,7 @@ def test_plans_hold_whatever_was_set_before(connection, codes):
 
 @pytest.mark.parametrize("kind", ["Cursor", "ClientCursor", "RawCursor"])
 def test_connections_with_cursors_of_their_own(server, connection, kind):
-    if not hasattr(psycopg, kind):
+    if not hasattr(psycopg, kind):  # raw cursors came with 3.2, and 3.1 is supported
         pytest.skip(f"psycopg has no {kind} yet")
     options = {"row_factory": psycopg.rows.dict_row, "cursor_factory": getattr(psycopg, kind)}
     with psycopg.connect(server, dbname="codes", **options) as other:

@@ -195,6 +195,19 @@ def test_parameters_changed_after_fitting_are_checked_too(fitted, embeddings):
         fitted.transform_query(embeddings, n_nonzero=0)
     with pytest.raises(TypeError, match="n_nonzero must be an instance of int"):
         fitted.transform_query(embeddings, n_nonzero=2.5)
+    model = small().fit(embeddings).set_params(recipe="best")
+    for call in (model.transform, model.transform_query, model.score, model.inverse_transform, model.transform_packed):
+        rows = model.components_[:, :3].T if call == model.inverse_transform else embeddings
+        with pytest.raises(ValueError, match="The 'recipe' parameter"):
+            call(rows)
+
+
+def test_finite_rows_of_a_sum_beyond_float32_cause_no_warning(embeddings):
+    rows = (embeddings / np.abs(embeddings).max() * 3e37).astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        codes = small(norm="unit").fit(embeddings).transform(np.abs(rows))
+    assert codes.nnz
 
 
 # Output --------------------------------------------------------------------------------------------------------------
@@ -423,70 +436,6 @@ def test_callbacks_can_stop_and_interrupt_training(embeddings):
         estimator = small().set_callbacks(recorder).fit(embeddings)
     assert recorder.events[-1] == ("teardown", "fit", 10)
     assert estimator.transform(embeddings).shape == (400, 32)
-
-
-def test_a_fit_that_is_refused_changes_nothing(embeddings):
-    model = small().fit(embeddings)
-    expected = model.transform(embeddings)
-    for rows in (np.full((100, 8), np.nan, np.float32), np.ones((5, 8)) * np.inf):
-        for method in (model.fit, model.set_params(warm_start=True).fit, model.partial_fit):
-            with pytest.raises(ValueError, match=r"NaN|infinity|features"):
-                method(rows)
-            model.set_params(warm_start=False)
-    with pytest.raises(ValueError, match="loss_weights must be"):
-        model.set_params(loss_weights=(0, 0)).fit(embeddings[:, :8])
-    assert (model.transform(embeddings) != expected).nnz == 0
-    for method in ("fit", "partial_fit"):
-        never = small(loss_weights=(0, 0))
-        for rows in (np.full((10, 4), np.nan), embeddings):
-            with pytest.raises(ValueError, match=r"NaN|loss_weights"):
-                getattr(never, method)(rows)
-            with pytest.raises(NotFittedError):
-                never.transform(embeddings)
-            with pytest.raises(NotFittedError):
-                never.score(embeddings)
-
-
-def test_a_fit_that_cannot_be_measured_keeps_its_weights(embeddings, monkeypatch):
-    def fail(*_, **__):
-        raise MemoryError
-
-    monkeypatch.setattr("skcompressae._fit_methods.measure_usage", fail)
-    model = small(usage_power=0)
-    with pytest.raises(MemoryError):
-        model.fit(embeddings)
-    assert model.transform_query(embeddings[:2], n_nonzero=5).nnz == 10
-    assert model.n_rows_counted_ == 0
-    assert np.isnan(model.dead_latents_fraction_)
-
-
-def test_divergence_at_the_last_step_is_noticed(embeddings):
-    model = small(max_iter=1, learning_rate=3e38, learning_rate_schedule="constant", validation_fraction=0)
-    with np.errstate(all="ignore"), pytest.raises(ValueError, match=r"Training diverged: .* Lower learning_rate"):
-        model.fit(embeddings)
-    assert not hasattr(model, "components_")
-
-
-def test_finite_rows_of_a_sum_beyond_float32_cause_no_warning(embeddings):
-    rows = (embeddings / np.abs(embeddings).max() * 3e37).astype(np.float32)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        codes = small(norm="unit").fit(embeddings).transform(np.abs(rows))
-    assert codes.nnz
-
-
-def test_latent_rms_is_that_of_unit_codes(embeddings):
-    fits = [small(norm=norm).fit(embeddings) for norm in ("unit", "input", None)]
-    for model in fits[1:]:
-        np.testing.assert_array_equal(model.latent_rms_, fits[0].latent_rms_)
-
-
-def test_parameters_set_after_fitting_are_checked(embeddings):
-    model = small().fit(embeddings).set_params(recipe="best")
-    for call in (model.transform, model.transform_query, model.score, model.inverse_transform, model.transform_packed):
-        rows = model.components_[:, :3].T if call == model.inverse_transform else embeddings
-        with pytest.raises(ValueError, match="The 'recipe' parameter"):
-            call(rows)
 
 
 @needs_callbacks

@@ -1,0 +1,68 @@
+"""The command line and what Parquet files say about their codes: by whom, of whom, in which columns."""
+
+import json
+import re
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import scipy.sparse as sp
+from cli_cases import refuses, same_matrix
+
+from skcompressae._cli._main import main
+from skcompressae.arrow import encode_batch
+
+
+def test_split_signs_are_joined(files, fitted, embeddings, capsys):
+    table = encode_batch(fitted, pq.read_table("x.parquet"), "vector", layout="struct", split_signs=True)
+    pq.write_table(table, "split.parquet")
+    for options in ([], ["--n-components", "48"]):
+        assert main(["decode", "model.safetensors", "split.parquet", "back.npy", "-q", "-f", *options]) == 0
+        np.testing.assert_allclose(
+            np.load("back.npy"), fitted.inverse_transform(fitted.transform(embeddings)), rtol=1e-5, atol=1e-6
+        )
+    assert main(["export", "split.parquet", "split.npz", "-q"]) == 0
+    same_matrix(sp.csr_matrix(sp.load_npz("split.npz")), sp.csr_matrix(fitted.transform(embeddings)))
+    capsys.readouterr()
+    assert main(["info", "split.parquet"]) == 0
+    assert re.search(r"n_components +48\b", capsys.readouterr().out)
+
+
+def test_metadata_that_spark_wrote_is_read(files, fitted, capsys):
+    """Spark keeps the metadata of columns in a schema of its own, and drops what Arrow's schema says."""
+    table = encode_batch(fitted, pq.read_table("x.parquet"), "vector")
+    text = table.schema.metadata[b"skcompressae.codes"].decode()
+    fields = [{"name": name, "metadata": {"skcompressae.codes": text}} for name in ("indices", "values")]
+    spark = {b"org.apache.spark.sql.parquet.row.metadata": json.dumps({"type": "struct", "fields": fields}).encode()}
+    pq.write_table(table.replace_schema_metadata(spark), "spark.parquet")
+    assert main(["decode", "model.safetensors", "spark.parquet", "back.npy", "-q"]) == 0
+    capsys.readouterr()
+    assert main(["info", "spark.parquet"]) == 0
+    assert re.search(r"n_components +48\b", capsys.readouterr().out)
+    other = deepcopy(fitted)
+    other.encoder_weights_ = other.encoder_weights_[::-1].copy()
+    other.save("other.safetensors")
+    message = refuses(capsys, "decode", "other.safetensors", "spark.parquet", "other.npy", "-q")
+    assert "hash" in message
+    assert not Path("other.npy").exists()
+
+
+@pytest.mark.parametrize("columns", [5, [1, 2], [], None])
+def test_names_of_columns_in_metadata_are_checked(files, fitted, embeddings, capsys, columns):
+    table = fitted.transform_packed(embeddings).to_arrow()
+    meta = json.dumps({**json.loads(table.schema.metadata[b"skcompressae"]), "columns": columns})
+    pq.write_table(table.replace_schema_metadata({b"skcompressae": meta.encode()}), "bad.parquet")
+    assert main(["info", "bad.parquet"]) == 0
+    assert "Parquet table" in capsys.readouterr().out
+    assert "damaged metadata of codes: columns" in refuses(capsys, "export", "bad.parquet", "out.npz", "-q")
+
+
+def test_metadata_that_the_columns_contradict_is_refused(files, capsys):
+    assert main(["encode", "model.safetensors", "x.parquet", "codes.parquet", "-q"]) == 0
+    table = pq.read_table("codes.parquet")
+    meta = json.loads(table.schema.metadata[b"skcompressae.codes"]) | {"split_signs": True}
+    pq.write_table(table.replace_schema_metadata({b"skcompressae.codes": json.dumps(meta)}), "claims.parquet")
+    message = refuses(capsys, "export", "claims.parquet", "codes.npz", "-q")
+    assert "do not hold the split signs that their metadata announces" in message
