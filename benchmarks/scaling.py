@@ -81,9 +81,11 @@ def plot(results, settings, directory):
         for axes, label in ((above, "seconds"), (below, "peak private memory added, MB")):
             axes.set(xlabel=LABELS[axis], ylabel=label)
             if axis == "threads":
-                axes.set(xticks=x, ylim=(0, None))
+                axes.set(ylim=(0, None))
             else:
                 axes.set(xscale="log", yscale="log")
+            axes.set_xticks(x, [f"{value:,}" for value in x])
+            axes.set_xticks([], minor=True)
             axes.legend()
             axes.grid(alpha=0.3)
         fixed = ", ".join(f"{name} = {value:,}" for name, value in BASE.items() if name != axis)
