@@ -6,6 +6,7 @@ import logging
 import os
 import warnings
 from copy import copy
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from skcompressae._fitting import (
     BLOCK_ROWS,
     MAX_SCALING_ROWS,
     check_loss_weights,
+    count_validation_rows,
     initial_weights,
     measure_usage,
     split_rows,
@@ -42,12 +44,15 @@ logger = logging.getLogger(__name__)
 _DEAD_SHARE_WARNED = 0.1
 # Share of the recipe's peak rate that blocks are trained at: with no decay to come, the peak is too coarse.
 _STREAMED_RATE = 0.5
-# The parameters that decide what training does with the rows: a checkpoint goes on with the same ones only.
+# The parameters that decide what training does with the rows, beside those that the rows resolve: a checkpoint goes on
+# with the same ones only.
 _TRAINING_PARAMETERS = (
     "n_components", "k", "recipe", "loss_weights", "nested", "init",
-    "learning_rate", "learning_rate_schedule", "warmup_fraction", "batch_size", "max_iter", "early_stopping",
+    "learning_rate_schedule", "warmup_fraction", "max_iter", "early_stopping",
     "validation_fraction", "n_iter_no_change", "precision", "random_state",
 )  # fmt: skip
+# Those that decide what fit makes of the trained weights.
+_FINISHING_PARAMETERS = ("coding", "candidate_factor", "usage_power")
 # What the recipe decides beside them, and no parameter sets: a version that trains in another way goes on with no
 # checkpoint of this one.
 _TRAINING_RULES = ("beta2", "rests_idle", "full_rate_uses", "min_batches_per_epoch")
@@ -122,7 +127,9 @@ class FitMethodsMixin(TransformMethodsMixin):
             if is_warm:
                 self._check_width_unchanged()
             start = weights_digest(self) if is_warm and self.checkpoint_dir is not None else None
-            checkpoint, saved = self._open_checkpoint(rows, start)
+            n_training = len(rows) - count_validation_rows(len(rows), self.validation_fraction)
+            settings = self._step_settings(n_training)
+            checkpoint, saved = self._open_checkpoint(rows, start, settings)
             if saved is not None:
                 if self.random_state is None:
                     random_state = np.random.RandomState()  # NumPy's global one is not ours to set back
@@ -138,7 +145,7 @@ class FitMethodsMixin(TransformMethodsMixin):
                 state = TrainingState(weights, Moments.zeros_like(weights))
             split_start = random_state.get_state(legacy=False)
             training, validation = split_rows(len(rows), self.validation_fraction, random_state)
-            settings = self._step_settings(len(training), has_mean_latent)
+            settings = replace(settings, keeps_mean_latent=has_mean_latent)
             schedule = self._schedule(settings)
             early_stopping = self._resolved("early_stopping") and len(validation) > 0
 
@@ -160,6 +167,7 @@ class FitMethodsMixin(TransformMethodsMixin):
                     on_step=reporter,
                     on_checkpoint=None if checkpoint is None else save,
                     checkpoint_interval=None if self.checkpoint_interval == "auto" else int(self.checkpoint_interval),
+                    agreed=self._agreed(),
                 )
         self._moments: tuple[Any, ...] | None = None
         self.n_iter_ = result.n_iter
@@ -238,7 +246,7 @@ class FitMethodsMixin(TransformMethodsMixin):
                 encoder, bias, decoder, n_steps = self._moments
                 moments = Moments(encoder.copy(), bias.copy(), decoder.copy(), n_steps)
             training = np.arange(len(rows))
-            settings = self._step_settings(len(rows), has_mean_latent)
+            settings = replace(self._step_settings(len(rows)), keeps_mean_latent=has_mean_latent)
             n_steps = -(-len(rows) // settings.batch_size)
             rate = self._peak_learning_rate(settings)
             if self.learning_rate == "auto" and self._resolved("learning_rate_schedule") != "constant":
@@ -257,6 +265,7 @@ class FitMethodsMixin(TransformMethodsMixin):
                     n_iter_no_change=None,
                     on_step=reporter,
                     keeps_remainder=True,
+                    agreed=self._agreed(),
                 )
         self._moments = (*result.moments.arrays, result.moments.n_steps)
         self.n_iter_ += result.n_iter
@@ -293,7 +302,9 @@ class FitMethodsMixin(TransformMethodsMixin):
             int(self._resolved("max_iter")),
         )
 
-    def _open_checkpoint(self, rows: NDArray[Any], start: str | None) -> tuple[FitCheckpoint | None, SavedFit | None]:
+    def _open_checkpoint(
+        self, rows: NDArray[Any], start: str | None, settings: StepSettings
+    ) -> tuple[FitCheckpoint | None, SavedFit | None]:
         """Return the checkpoint of a fit that starts from weights of the digest `start`, and what is saved there.
 
         Weights that an interrupt left belong to the fit that was interrupted, which may go on.
@@ -301,7 +312,10 @@ class FitMethodsMixin(TransformMethodsMixin):
         if self.checkpoint_dir is None:
             return None, None
         parameters = {name: plain_parameter(name, self._resolved(name)) for name in _TRAINING_PARAMETERS}
-        parameters["neighborhood_weight"] = self._neighborhood_term_weight(min(self.k, self.n_components))
+        # what "auto" comes to for these rows, too
+        parameters["learning_rate"] = self._peak_learning_rate(settings)
+        parameters["batch_size"] = settings.batch_size
+        parameters["neighborhood_weight"] = settings.neighborhood_weight
         parameters |= {name: getattr(RECIPES[self.recipe], name) for name in _TRAINING_RULES}
         parameters["device"] = resolve_device(self.device).type
         checkpoint = FitCheckpoint(self.checkpoint_dir, parameters, rows, start)
@@ -314,12 +328,19 @@ class FitMethodsMixin(TransformMethodsMixin):
             checkpoint = checkpoint.of_start(began)
             return checkpoint, checkpoint.load()
 
+    def _agreed(self) -> str:
+        """Describe what all ranks of `data_parallel` must have alike beside what training is given."""
+        names = [*_TRAINING_PARAMETERS, *_FINISHING_PARAMETERS]
+        names.remove("random_state")  # an instance would differ by where it is
+        return repr([(name, self._resolved(name)) for name in names])
+
     def _note_start(self, checkpoint: FitCheckpoint | None) -> None:
         """Write down which weights a fit with a checkpoint has left so far, and which it began from."""
         if checkpoint is not None:
             self._interrupted = weights_digest(self), checkpoint.start
 
-    def _step_settings(self, n_training_rows: int, has_mean_latent: bool) -> StepSettings:
+    def _step_settings(self, n_training_rows: int) -> StepSettings:
+        """Return the settings of a step, but for whether a mean latent is kept."""
         k = self._effective_k(self.n_components, is_fitting=True)
         batch_size = self.batch_size
         if batch_size == "auto":
@@ -330,7 +351,6 @@ class FitMethodsMixin(TransformMethodsMixin):
             loss_weights=check_loss_weights(self.loss_weights),
             batch_size=min(int(batch_size), n_training_rows),
             precision=self.precision,
-            keeps_mean_latent=has_mean_latent,
             neighborhood_weight=self._neighborhood_term_weight(k),
             beta2=RECIPES[self.recipe].beta2,
             rests_idle=RECIPES[self.recipe].rests_idle,

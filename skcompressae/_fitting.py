@@ -20,6 +20,7 @@ __all__ = [
     "MAX_SCALING_ROWS",
     "LatentUsage",
     "check_loss_weights",
+    "count_validation_rows",
     "initial_weights",
     "measure_usage",
     "split_rows",
@@ -65,11 +66,16 @@ def check_loss_weights(loss_weights: Any) -> tuple[float, float]:
     return first, second
 
 
+def count_validation_rows(n_samples: int, validation_fraction: float) -> int:
+    """Return how many rows :func:`split_rows` sets aside."""
+    return min(int(validation_fraction * n_samples), _MAX_VALIDATION_ROWS)
+
+
 def split_rows(
     n_samples: int, validation_fraction: float, random_state: np.random.RandomState
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Split row numbers into training and validation, both ascending; the latter may be empty."""
-    n_validation = min(int(validation_fraction * n_samples), _MAX_VALIDATION_ROWS)
+    n_validation = count_validation_rows(n_samples, validation_fraction)
     if n_validation == 0:
         return np.arange(n_samples), np.arange(0)
     validation = np.sort(random_state.choice(n_samples, n_validation, replace=False))

@@ -81,9 +81,10 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         without; up to 0.3 favours code-to-code search. :meth:`partial_fit` keeps the scale that there is.
 
     nested : bool, default=False
-        Train for `k`, `k` / 2, `k` / 4 and `k` / 8 in turn, one of them each step, so that one model serves them all
-        (``set_params(k=8)``) nearly as well as models fitted at each. Costs a little recall at `k` itself, most of it
-        in code-to-code search (`docs/recipes.md`). The entries of `loss_curve_` then belong to these k in turn.
+        Train for `k`, `k` / 2, `k` / 4 and `k` / 8 in turn (four, two, one and one of eight steps), so that one model
+        serves them all (``set_params(k=8)``) nearly as well as models fitted at each. Costs a little recall at `k`
+        itself, most of it in code-to-code search (`docs/recipes.md`). The entries of `loss_curve_` then belong to these
+        k in turn.
 
     init : {"auto", "data", "kaiming"}, default="auto"
         Start of training: latents seeded with training rows blended with noise and a tied encoder, or the paper's

@@ -173,6 +173,9 @@ def test_progress_goes_on(embeddings, tmp_path, monkeypatch, capsys):
         ({"random_state": 1, "loss_weights": (1, 1)}, None, r"loss_weights=\[1.0, 0.125\] there, .*; random_state=0"),
         ({"n_components": 25}, None, "n_components=24 there, 25 here"),
         ({"recipe": "paper"}, None, "recipe='default' there"),
+        # the recipe's own values, which "auto" is below for so few rows
+        ({"learning_rate": RECIPES["default"].learning_rate}, None, r"learning_rate=0\.00\d+ there, 0\.006 here"),
+        ({"batch_size": RECIPES["default"].batch_size}, None, "batch_size=64 there, 380 here"),
         ({}, lambda X: X[:-1], r"X of shape \(400, 24\), float32, there, of shape \(399, 24\), float32, here"),
         ({}, lambda X: X[:, :-1], r"of shape \(400, 23\)"),
         ({}, lambda X: X.astype(np.float64), "float64, here"),

@@ -21,6 +21,8 @@ PARAMETERS = {
     "validation_fraction": 0.1,
     "device": "cpu",
 }
+# What two ranks differ in, one at a time.
+UNLIKE = {"learning_rate": (0.01, 0.05), "k": (3, 5), "max_iter": (6, 8), "coding": ("pursuit", "least_squares")}
 
 
 def fit_as_rank(rank, directory):
@@ -34,6 +36,13 @@ def fit_as_rank(rank, directory):
         model = CompresSAETransformer(**PARAMETERS, random_state=0).fit(X)
         with pytest.raises(ValueError, match="int random_state"):
             CompresSAETransformer(**PARAMETERS, random_state=rank).fit(X)
+        for name, values in UNLIKE.items():
+            with pytest.raises(ValueError, match="the same parameters"):
+                CompresSAETransformer(**PARAMETERS | {name: values[rank]}, random_state=0).fit(X)
+        with pytest.raises(ValueError, match="Pass the same X"):
+            CompresSAETransformer(**PARAMETERS, init="kaiming", random_state=0).fit(X[:: 1 - 2 * rank])
+        with pytest.raises(ValueError, match="the same parameters"):
+            CompresSAETransformer(**PARAMETERS | {"batch_size": 20 + rank}, random_state=0).partial_fit(X)
         with pytest.raises(ValueError, match=r"a row for every rank; got 1 row\(s\) for 2 ranks"):
             CompresSAETransformer(**PARAMETERS, random_state=0).set_params(batch_size=1).fit(X)
         _training._make_engine = TorchEngine  # as on GPUs

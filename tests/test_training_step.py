@@ -328,13 +328,15 @@ def test_latents_that_a_batch_does_not_use_rest(engine_type, rests_idle):
 
 def test_nested_training_visits_smaller_k_in_turn():
     settings = replace(SETTINGS, k=8, n_active=30, is_nested=True)
-    assert [(s.k, s.n_active) for s in map(settings.of_step, range(5))] == [(8, 30), (4, 16), (2, 8), (1, 4), (8, 30)]
-    assert replace(settings, k=2).of_step(3).k == 1
+    steps = [settings.of_step(n_steps) for n_steps in range(16)]
+    assert [step.k for step in steps] == 2 * [8, 4, 8, 2, 8, 4, 8, 1]
+    assert [step.n_active for step in steps[:8]] == [30, 16, 30, 8, 30, 16, 30, 4]
+    assert replace(settings, k=2).of_step(7).k == 1
     assert SETTINGS.of_step(3) is SETTINGS
     rows = make_embeddings(n_rows=300)
     weights = Weights(*kaiming_weights(rows.shape[1], 32, np.random.RandomState(1)))
-    engine, losses = run_engine(CpuEngine, rows, weights, 4, replace(settings, k=4, n_active=16))
-    assert [loss.fired.sum() / settings.batch_size for loss in losses] == [4, 2, 1, 1]
+    engine, losses = run_engine(CpuEngine, rows, weights, 8, replace(settings, k=4, n_active=16))
+    assert [loss.fired.sum() / settings.batch_size for loss in losses] == [4, 2, 4, 1, 4, 2, 4, 1]
     assert engine.losses(np.arange(300)).fired.sum() == 300 * 4
 
 

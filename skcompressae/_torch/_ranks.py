@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +18,13 @@ import torch.distributed
 from numpy.typing import NDArray
 
 from skcompressae._core._arrays import FloatArray
-from skcompressae._torch._weights import Weights
+from skcompressae._core._threads import row_blocks
 
 __all__ = ["Ranks", "current_ranks", "data_parallel"]
+
+# Rows of X by which ranks are compared, evenly spaced: all of a large file would take longer to read than to train on.
+_MAX_COMPARED_ROWS = 65_536
+_COMPARED_BLOCK_ROWS = 4096
 
 _is_active: ContextVar[bool] = ContextVar("skcompressae_data_parallel", default=False)
 
@@ -48,8 +53,8 @@ def data_parallel() -> Iterator[None]:
     RuntimeError
         If there is no default process group.
     ValueError
-        From fit, if the ranks do not start alike (X, parameters and an int `random_state` must be the same), or if a
-        batch has fewer rows than there are ranks.
+        From fit, if the ranks do not start alike (X, of which up to 65,536 rows are compared, parameters and an int
+        `random_state` must be the same), or if a batch has fewer rows than there are ranks.
 
     See Also
     --------
@@ -105,18 +110,21 @@ class Ranks:
         self.n_ranks = torch.distributed.get_world_size()
         self._device = device
 
-    def check_alike(self, weights: Weights, *arrays: NDArray[np.generic]) -> None:
-        """Raise ValueError on all ranks if weights or arrays differ between any two."""
-        checksum = 0
-        for array in (*weights.arrays, *arrays):
+    def check_alike(self, description: str, rows: NDArray[Any], *arrays: NDArray[np.generic]) -> None:
+        """Raise ValueError on all ranks if descriptions, rows (a sample of many) or arrays differ between any two."""
+        checksum = zlib.crc32(f"{description} {rows.shape} {rows.dtype.str}".encode())
+        picks = np.linspace(0, len(rows) - 1, min(len(rows), _MAX_COMPARED_ROWS)).astype(np.intp)
+        for start, stop in row_blocks(len(picks), _COMPARED_BLOCK_ROWS):
+            checksum = zlib.crc32(np.ascontiguousarray(rows[picks[start:stop]]).data, checksum)
+        for array in arrays:
             checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
         extremes = torch.tensor([checksum, -checksum], dtype=torch.int64, device=self._device)
         torch.distributed.all_reduce(extremes, op=torch.distributed.ReduceOp.MAX)
         largest, smallest = extremes.tolist()
         if largest != -smallest:
             raise ValueError(
-                "the ranks of data_parallel() start from different weights, rows or random numbers. Pass the same X, "
-                "the same parameters and an int random_state on every rank."
+                "the ranks of data_parallel() start from different weights, rows, parameters or random numbers. Pass "
+                "the same X, the same parameters and an int random_state on every rank."
             )
 
     def share(self, row_indices: NDArray[np.intp]) -> NDArray[np.intp]:

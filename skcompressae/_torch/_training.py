@@ -169,6 +169,7 @@ def train(
     keeps_remainder: bool = False,
     on_checkpoint: Callable[[TrainingState], None] | None = None,
     checkpoint_interval: int | None = None,
+    agreed: str = "",
 ) -> TrainingResult:
     """Train weights on rows until the schedule ends, validation stops improving, or the user interrupts.
 
@@ -194,6 +195,8 @@ def train(
         same bits, on the CPU.
     checkpoint_interval : int or None, default=None
         Steps between those calls; None calls as often as validation is looked at.
+    agreed : str, default=""
+        What else must be alike on all ranks of `data_parallel`.
 
     Returns
     -------
@@ -204,7 +207,13 @@ def train(
     ranks = current_ranks(device)
     if ranks is not None:
         ranks.check_alike(
-            state.weights, training_indices, validation_indices, random_state.get_state(legacy=False)["state"]["key"]
+            f"{agreed} {settings} {schedule} {n_iter_no_change} {keeps_remainder} {state.moments.n_steps}",
+            rows,
+            *state.weights.arrays,
+            *state.moments.arrays,
+            training_indices,
+            validation_indices,
+            random_state.get_state(legacy=False)["state"]["key"],
         )
         if ranks.rank > 0:
             on_checkpoint = None

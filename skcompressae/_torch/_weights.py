@@ -57,8 +57,8 @@ class Moments:
         return self.encoder, self.bias, self.decoder
 
 
-# Nested training visits k, k/2, k/4 and k/8.
-_N_NESTED = 4
+# Nested training halves k at most so often.
+_MAX_HALVINGS = 3
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,17 @@ class StepSettings:
     epsilon: float = 1e-8
     # Latents that no row of a batch uses keep their weights and moments; see `apply_adam`.
     rests_idle: bool = False
-    # Train for k, k/2, k/4 and k/8 in turn, one of them each step.
+    # Train for k, k/2, k/4 and k/8 in turn, one of them each step: of eight steps four, two, one and one.
     is_nested: bool = False
 
     def of_step(self, n_steps: int) -> StepSettings:
         """Return the settings of the step that follows `n_steps` others."""
         if not self.is_nested:
             return self
-        k = max(1, self.k >> n_steps % _N_NESTED)
+        # as often as the number of the step can be halved: as a ruler is marked
+        number = n_steps + 1
+        n_halvings = min(_MAX_HALVINGS, (number & -number).bit_length() - 1)
+        k = max(1, self.k >> n_halvings)
         return replace(self, k=k, n_active=min(4 * k, self.n_active), is_nested=False)
 
 
