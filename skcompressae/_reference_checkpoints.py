@@ -173,7 +173,8 @@ def to_reference_checkpoint(model: CompresSAETransformer, path: str | os.PathLik
     check_compressor(model)
     encoder, bias = unscaled_encoder(model)  # the reference's values are activations
     arrays = (encoder.T, bias, model.components_)
-    state = {key: torch.tensor(np.ascontiguousarray(array)) for key, array in zip(_KEYS, arrays, strict=True)}
+    tensors = (torch.tensor(np.ascontiguousarray(array), device="cpu") for array in arrays)
+    state = dict(zip(_KEYS, tensors, strict=True))
     with atomic_write(path) as stream:
         torch.save(state, stream)
 

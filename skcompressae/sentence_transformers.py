@@ -106,7 +106,7 @@ class CompresSAEModule(Module):
         super().__init__()
         for name in _WEIGHTS:
             # a copy, as NumPy's memory may be read-only or the compressor's
-            self.register_buffer(name, torch.tensor(np.asarray(weights[name]), dtype=torch.float32))
+            self.register_buffer(name, torch.tensor(np.asarray(weights[name]), dtype=torch.float32, device="cpu"))
         self.k = k
         self.coding = coding
         self.candidate_factor = candidate_factor

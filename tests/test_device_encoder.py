@@ -223,6 +223,14 @@ def test_the_estimator_gives_the_same_on_a_device(device):
 
 @pytest.mark.parametrize(("n_candidates", "k"), [(7, 7), (20, 6), (33, 33), (40, 1), (30, 29)])
 @pytest.mark.parametrize("has_table", [True, False])
+@pytest.mark.parametrize("turned", [lambda codes: codes[::-1], lambda codes: codes[:, ::-1], np.asfortranarray])
+def test_codes_of_any_layout_are_decoded(weights, device, turned):
+    dense = turned(np.random.RandomState(0).standard_normal((40, 60)).astype(np.float32))
+    dense.setflags(write=False)
+    encoder = DeviceEncoder(weights, torch.device(device), "float32", "activations", False)
+    np.testing.assert_allclose(encoder.decode(dense), dense @ weights.decoder, rtol=1e-4, atol=1e-5)
+
+
 def test_elimination_picks_and_fits_as_the_kernel_does(device, monkeypatch, n_candidates, k, has_table):
     if not has_table:
         monkeypatch.setattr(_pursuit, "_TABLE_BYTES", 0)

@@ -9,7 +9,7 @@ import torch
 from conftest import make_embeddings
 
 from skcompressae._core._rows import unit_rows
-from skcompressae._torch._staging import RowStream, download_blocks, upload
+from skcompressae._torch._staging import RowStream, download_blocks, tensor_of, upload
 from skcompressae._torch._torch_engine import DeviceLosses
 
 CUDA = SimpleNamespace(type="cuda")
@@ -57,9 +57,12 @@ def log(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: streams["copy"])
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: Inside())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams[current[0]])
-    monkeypatch.setattr(
-        torch, "empty", lambda *shape, device=None, pin_memory=False, **kinds: original(*shape, **kinds)
-    )
+
+    def empty(*shape, device, pin_memory=False, **kinds):
+        assert device == ("cpu" if pin_memory else CUDA)
+        return original(*shape, **kinds)
+
+    monkeypatch.setattr(torch, "empty", empty)
     monkeypatch.setattr("skcompressae._core._threads._COPY_ROWS", (4, 4))
     return calls
 
@@ -123,6 +126,22 @@ def test_results_of_other_devices_come_at_once(device):
     assert found[0][0] == "a"
     np.testing.assert_array_equal(found[0][1][0], np.ones(2))
     assert not list(download_blocks([], torch.device(device)))
+
+
+def test_buffers_on_the_device_are_counted(log):
+    for n_rows, n_buffered in ((57, 10), (7, 7)):
+        stream = RowStream(make_embeddings(n_rows=n_rows), CUDA, 10)
+        assert stream.staged_bytes == 2 * n_buffered * 24 * 4
+        stream.fetch(slice(0, 5))
+        assert sum(slot.on_device.nbytes for slot in stream._slots) == stream.staged_bytes
+
+
+@pytest.mark.parametrize("turned", [lambda array: array[::-1], np.asfortranarray, np.array], ids=["-", "F", "C"])
+def test_arrays_of_any_layout_become_tensors(turned):
+    array = turned(np.arange(12, dtype=np.float32).reshape(4, 3))
+    for is_writeable in (True, False):
+        array.setflags(write=is_writeable)
+        np.testing.assert_array_equal(tensor_of(array), array)
 
 
 def test_uploads_are_copies(device):

@@ -6,7 +6,6 @@ precision of the product, or on the rows beside it.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -123,26 +122,24 @@ def encode_batch(
     """
     if k < 1:
         raise ValueError(f"a code must have at least 1 nonzero; got {k}.")
-    kind = rows.device.type
-    # Older torch knows no autocast on other devices, and refuses to disable it there.
-    without_autocast = torch.autocast(kind, enabled=False) if kind in ("cpu", "cuda") else nullcontext()
-    with without_autocast, _devices.matmul_precision("float32", rows.device):
+    with _devices.own_modes(rows.device):
         unit, norms = _unit_rows(rows.float())
         if coding == "pursuit" and candidate_factor is not None:
             n_candidates = count_candidates(k, candidate_factor, len(decoder))
         else:
             n_candidates = min(len(decoder), k + _MARGIN)
-        proposals = Products("float32", rows.device).multiply(unit, encoder.T)
-        grams = GramTable(decoder, is_kept=False)
         with torch.no_grad():
             # the support; what is fitted beside it has no gradient
+            proposals = Products("float32", rows.device).multiply(unit, encoder.T)
+            grams = GramTable(decoder, is_kept=False)
             chooser = "pursuit" if coding == "pursuit" else "activations"
             indices = encode_unit_rows(unit, proposals, encoder, bias, grams, k, n_candidates, chooser).indices.long()
-        values, decoded = _values(unit, encoder, bias, decoder, indices, is_fitted=coding != "activations")
-        if norm is not None:
-            if flattening > 0 and coding != "activations":
+        with _devices.matmul_precision("float32", rows.device):
+            values, decoded = _values(unit, encoder, bias, decoder, indices, is_fitted=coding != "activations")
+            if norm is not None and flattening > 0 and coding != "activations":
                 values = flattened(indices, values, decoded.detach(), flattening, keeps_mean=keeps_mean)
                 decoded = _decoded(values, decoder[indices])
+        if norm is not None:
             values = values * scale_factors(indices, values, decoded, keeps_mean=keeps_mean)
             if norm == "input":
                 return indices, values * norms
@@ -224,7 +221,7 @@ def _values(
     if not is_fitted:
         values = (encoder[indices] @ unit[:, :, None])[..., 0] + bias[indices]
         return values, _decoded(values, atoms)
-    system = atoms @ atoms.mT + RIDGE * torch.eye(indices.shape[1], device=unit.device)
+    system = atoms @ atoms.mT + RIDGE * torch.eye(indices.shape[1], dtype=unit.dtype, device=unit.device)
     correlations = atoms @ unit[:, :, None]
     values = torch.linalg.solve(system, correlations)[..., 0]
     # s G s = s (c - ridge s), as s solves the system

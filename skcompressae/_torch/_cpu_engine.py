@@ -32,6 +32,8 @@ from skcompressae._core._sparse_step import (
 from skcompressae._core._threads import effective_n_threads, row_blocks, run_blocks, run_product_blocks
 from skcompressae._core._topk import top_k
 from skcompressae._core._words import round_rows
+from skcompressae._torch._devices import own_modes
+from skcompressae._torch._staging import tensor_of
 from skcompressae._torch._torch_threads import hold_torch_threads, torch_threads
 from skcompressae._torch._weights import Moments, StepLosses, StepSettings, Weights, adam_rates
 
@@ -113,7 +115,7 @@ class PreActivations:
         else:
             import torch
 
-            with torch_threads(n_threads):
+            with torch_threads(n_threads), own_modes(torch.device("cpu")):
                 if MULTIPLIES_BFLOAT16:
                     torch.from_numpy(block).copy_(torch.mm(_rounded(x), self._rounded_encoder.T))
                 else:
@@ -127,8 +129,7 @@ def to_bfloat16(array: FloatArray) -> Any:
     """Return a tensor of the array rounded to bfloat16."""
     import torch
 
-    # torch warns about arrays that are read-only, as weights are that joblib memory-maps
-    return (torch.from_numpy(array) if array.flags.writeable else torch.tensor(array)).to(torch.bfloat16)
+    return tensor_of(array).to(torch.bfloat16)
 
 
 def _rounded(array: FloatArray) -> Any:

@@ -25,7 +25,7 @@ from skcompressae._torch._encode_graph import EncodeGraphs
 from skcompressae._torch._products import Products
 from skcompressae._torch._pursuit import GramTable
 from skcompressae._torch._row_ops import decoded_norms, gathered_dots, unit_rows_torch
-from skcompressae._torch._staging import RowStream, download_blocks
+from skcompressae._torch._staging import RowStream, download_blocks, tensor_of
 from skcompressae._torch._weights import Weights
 
 __all__ = ["DeviceEncoder", "kept_device_encoder"]
@@ -64,14 +64,17 @@ class DeviceEncoder:
         scales_mean_apart: bool,
         flattening: float = 0.0,
     ) -> None:
-        # Copied rather than shared: weights that joblib memory-maps are read-only, which torch warns about.
-        self._encoder, self._bias, self._decoder = (torch.tensor(array, device=device) for array in weights.arrays)
+        products = Products(precision, device)
+        with _devices.own_modes(device):
+            # copies, as the caller may write to arrays
+            tensors = (tensor_of(array).to(device, copy=True) for array in weights.arrays)
+            self._encoder, self._bias, self._decoder = tensors
+            self._factor = self._encoder.to(products.dtype)
         self._device = device
         self._coding = coding
         self._scales_mean_apart = scales_mean_apart
         self._flattening = flattening
-        self._products = Products(precision, device)
-        self._factor = self._encoder.to(self._products.dtype)
+        self._products = products
         self._grams: GramTable | None = None  # of the decoder, once values are fitted
         self._filling = Lock()
         self._graphs = EncodeGraphs(device)
@@ -103,16 +106,18 @@ class DeviceEncoder:
         """
 
         def encode(x: torch.Tensor, norms: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            codes = self._encode(x, k, n_candidates, norm)
             kind = torch.float64 if dtype == np.float64 else torch.float32
-            return codes.indices.to(torch.int32), self._scale(codes, norms, norm).to(kind), norms
+            with _devices.own_modes(self._device):
+                codes = self._encode(x, k, n_candidates, norm)
+                return codes.indices.to(torch.int32), self._scale(codes, norms, norm).to(kind), norms
 
         if 0 < len(rows) <= min(_FEW_ROWS, self.block_rows) and self._is_recorded(n_candidates):
             asked = k, n_candidates, norm, dtype
-            self._table()  # not first on the stream of a recording, which other threads would not wait for
-            indices, values, norms = self._graphs(
-                np.asarray(rows), asked, lambda given: encode(*unit_rows_torch(given))
-            )
+            with _devices.own_modes(self._device):
+                self._table()  # not first on the stream of a recording, which other threads would not wait for
+                indices, values, norms = self._graphs(
+                    np.asarray(rows), asked, lambda given: encode(*unit_rows_torch(given))
+                )
             yield slice(0, len(rows)), indices, values, norms
             return
         blocks = ((where, encode(x, norms)) for where, x, norms in self._fetch(rows))
@@ -123,18 +128,20 @@ class DeviceEncoder:
         """Return the cosine similarity of each row with its reconstruction at `norm`, 1 for an all-zero row."""
         is_kept = scales_apart(self._scales_mean_apart, self._coding, norm)
 
-        def work() -> Iterator[tuple[slice, tuple[torch.Tensor, ...]]]:
-            for where, x, norms in self._fetch(rows):
+        def compare(x: torch.Tensor, norms: torch.Tensor) -> tuple[torch.Tensor]:
+            with _devices.own_modes(self._device):
                 codes = self._encode(x, k, n_candidates, norm)
                 if is_kept:
                     factors = scale_factors(codes.indices, codes.values, codes.norms[:, None], keeps_mean=True)
                     found = (codes.values * factors * gathered_dots(x, self._decoder, codes.indices)).sum(dim=1)
                 else:
                     found = codes.overlaps / torch.where(codes.norms > 0, codes.norms, 1.0)
-                yield where, (torch.where(norms.to(found.device) > 0, found.clamp(-1, 1), 1.0),)
+                # compared where the norms are, as the device may have no float64
+                return (torch.where((norms > 0).to(found.device), found.clamp(-1, 1), 1.0),)
 
         cosines = np.empty(len(rows))
-        for where, (found,) in download_blocks(work(), self._device):
+        blocks = ((where, compare(x, norms)) for where, x, norms in self._fetch(rows))
+        for where, (found,) in download_blocks(blocks, self._device):
             cosines[where] = found
         return cosines
 
@@ -143,10 +150,10 @@ class DeviceEncoder:
         n_rows, n_components = codes.shape
         x_hat = np.empty((n_rows, self._decoder.shape[1]), dtype=codes.dtype)
 
-        def work() -> Iterator[tuple[slice, tuple[torch.Tensor, ...]]]:
-            for start, stop in row_blocks(n_rows, self.block_rows):
+        def decoded_block(start: int, stop: int) -> tuple[torch.Tensor]:
+            with _devices.own_modes(self._device):
                 if isinstance(codes, np.ndarray):
-                    dense = torch.from_numpy(codes[start:stop]).to(self._device)
+                    dense = tensor_of(codes[start:stop]).to(self._device)
                 else:
                     # Only what is stored travels. Slices of its arrays: one of the matrix would be a copy.
                     low, high = int(codes.indptr[start]), int(codes.indptr[stop])
@@ -159,9 +166,10 @@ class DeviceEncoder:
                     dense = values.new_zeros((stop - start, n_components))
                     dense.index_put_((of_row, columns), values, accumulate=True)
                 with _devices.matmul_precision("float32", self._device):
-                    yield slice(start, stop), (dense @ self._decoder.to(dense.dtype),)
+                    return (dense @ self._decoder.to(dense.dtype),)
 
-        for where, (decoded,) in download_blocks(work(), self._device):
+        blocks = ((slice(*block), decoded_block(*block)) for block in row_blocks(n_rows, self.block_rows))
+        for where, (decoded,) in download_blocks(blocks, self._device):
             copy_rows(x_hat[where], decoded)
         return x_hat
 

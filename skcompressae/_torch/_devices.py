@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
 
-__all__ = ["has_float64", "matmul_precision", "resolve_device", "uses_triton", "with_index"]
+__all__ = ["has_float64", "matmul_precision", "own_modes", "resolve_device", "uses_triton", "with_index"]
 
 # The oldest Triton that the kernels were compiled and interpreted with; it came with torch 2.7.
 _MIN_TRITON = (3, 3)
@@ -86,6 +86,27 @@ def has_float64(device: torch.device) -> bool:
 def matmul_precision(precision: str, device: torch.device) -> Iterator[None]:
     """Run float32 products on a CUDA device as TF32 inside the block where `precision` says so, and only there."""
     if device.type != "cuda":
+@lru_cache(maxsize=8)
+def _has_autocast(kind: str) -> bool:
+    known = getattr(torch.amp.autocast_mode, "is_autocast_available", None)
+    return kind in ("cpu", "cuda") if known is None else known(kind)  # torch before 2.4 has it there only
+
+
+@contextmanager
+def own_modes(device: torch.device) -> Iterator[None]:
+    """Compute on a device inside the block as outside of the caller's autocast and inference mode.
+
+    Autocast would round factors of products whose precision we choose ourselves, and what is made in inference mode
+    could not be written to outside of it. Gradients stay on or off. Not to be held across a yield: both are the
+    thread's.
+    """
+    has_gradients = torch.is_grad_enabled()
+    without_autocast = torch.autocast(device.type, enabled=False) if _has_autocast(device.type) else nullcontext()
+    # leaving inference mode turns gradients on
+    with without_autocast, torch.inference_mode(False), torch.set_grad_enabled(has_gradients):
+        yield
+
+
         yield
         return
     backend = torch.backends.cuda.matmul

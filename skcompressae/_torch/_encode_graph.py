@@ -9,11 +9,11 @@ from collections.abc import Callable
 from threading import Lock
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from skcompressae._torch._graph_recorder import N_PLAIN, GraphRecorder
+from skcompressae._torch._staging import tensor_of
 
 __all__ = ["EncodeGraphs"]
 
@@ -65,18 +65,12 @@ class EncodeGraphs:
             recorded = self._graphs.get(key)
             may_record = len(self._graphs) < _MAX_GRAPHS and not self._recorder.has_failed
             if recorded is None and n_calls > N_PLAIN and may_record:
-                given = torch.zeros((n_recorded, rows.shape[1]), dtype=_tensor(rows[:0]).dtype, device=self._device)
+                given = torch.zeros((n_recorded, rows.shape[1]), dtype=tensor_of(rows[:0]).dtype, device=self._device)
                 made = self._recorder.record(lambda: work(given), runs_first=True)
                 if made is not None:
                     recorded = self._graphs[key] = _Graph(made[0], given, made[1])
             if recorded is not None:
-                recorded.rows[:n_rows].copy_(_tensor(rows))
+                recorded.rows[:n_rows].copy_(tensor_of(rows))
                 recorded.graph.replay()
                 return tuple(part[:n_rows].cpu().numpy() for part in recorded.found)
-        return tuple(part.cpu().numpy() for part in work(_tensor(rows).to(self._device)))
-
-
-def _tensor(rows: NDArray[Any]) -> torch.Tensor:
-    # torch takes no negative strides, and warns about arrays that are read-only, as memory-mapped ones are
-    rows = np.ascontiguousarray(rows)
-    return torch.from_numpy(rows if rows.flags.writeable else rows.copy())
+        return tuple(part.cpu().numpy() for part in work(tensor_of(rows).to(self._device)))

@@ -147,7 +147,7 @@ class Ranks:
         `share` is the share of this rank in those rows.
         """
         for array in gradients:
-            gradient = torch.as_tensor(array)  # shares its memory
+            gradient = array if isinstance(array, torch.Tensor) else torch.from_numpy(array)  # shares its memory
             gradient.mul_(share)
             torch.distributed.all_reduce(gradient)
         torch.distributed.all_reduce(fired)

@@ -88,7 +88,8 @@ class _Buffers:
         """Return views of `n_rows` rows, valid until this thread's next call."""
         held = getattr(self._local, "held", None)
         if held is None or len(held[0]) < n_rows:
-            held = self._local.held = [torch.empty((n_rows, self._n_columns), dtype=dtype) for dtype in self._dtypes]
+            shape = n_rows, self._n_columns
+            held = self._local.held = [torch.empty(shape, dtype=dtype, device="cpu") for dtype in self._dtypes]
         return [tensor[:n_rows] for tensor in held]
 
 

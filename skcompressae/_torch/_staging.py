@@ -17,12 +17,24 @@ from numpy.typing import NDArray
 
 from skcompressae._core._rows import unit_rows
 from skcompressae._core._threads import copy_blocks
-from skcompressae._torch._devices import has_float64
+from skcompressae._torch._devices import has_float64, own_modes
 from skcompressae._torch._row_ops import unit_rows_torch
 
-__all__ = ["RowStream", "download_blocks", "new_stream", "recorded_event", "upload"]
+__all__ = ["RowStream", "download_blocks", "new_stream", "recorded_event", "tensor_of", "upload"]
+
+# While the device works on one buffer, the host fills the other.
+_N_SLOTS = 2
 
 Key = TypeVar("Key")
+
+
+def tensor_of(array: NDArray[Any]) -> torch.Tensor:
+    """Return a tensor of an array, on the CPU; it shares the array's memory where torch takes it.
+
+    torch takes no negative strides, and warns about arrays that are read-only, as memory-mapped ones are.
+    """
+    array = np.ascontiguousarray(array)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def upload(array: NDArray[Any], device: torch.device) -> torch.Tensor:
@@ -50,7 +62,7 @@ class _Slot:
     """One pinned buffer, its place on the device, and the two events that say when they are free."""
 
     def __init__(self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
-        self.pinned = torch.empty(shape, dtype=dtype, pin_memory=True)
+        self.pinned = torch.empty(shape, dtype=dtype, device="cpu", pin_memory=True)
         self.on_device = torch.empty(shape, dtype=dtype, device=device)
         # Not before what is queued now: the memory may have been freed a moment ago by work that is yet to come.
         self.used = self.copied = recorded_event(device)
@@ -86,6 +98,11 @@ class RowStream:
             return torch.from_numpy(found[0]).to(self._device), torch.from_numpy(found[1])
         if self._device.type != "cuda":
             raw = self._rows[which]
+        # own modes: the buffers serve later calls, which the caller may make in other modes
+        with own_modes(self._device):
+            return self._fetch(which)
+
+    def _fetch(self, which: slice | NDArray[np.intp]) -> tuple[torch.Tensor, torch.Tensor]:
             # Copied where it is a view: torch warns about arrays that are read-only, as memory-mapped ones are.
             return unit_rows_torch(torch.from_numpy(raw.copy() if isinstance(which, slice) else raw).to(self._device))
         slot = self._next_slot()
@@ -155,7 +172,7 @@ def download_blocks(
         return
     waiting: tuple[Key, list[torch.Tensor], torch.cuda.Event] | None = None
     for key, tensors in blocks:
-        copies = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
+        copies = [torch.empty(part.shape, dtype=part.dtype, device="cpu", pin_memory=True) for part in tensors]
         for copy, tensor in zip(copies, tensors, strict=True):
             copy.copy_(tensor, non_blocking=True)
         if waiting is not None:

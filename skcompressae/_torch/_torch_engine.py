@@ -60,7 +60,7 @@ class DeviceLosses:
         self._fired = fired
         self._arrived: torch.cuda.Event | None = None
         if cosines.is_cuda:
-            self._cosines = torch.empty(2, dtype=cosines.dtype, pin_memory=True)
+            self._cosines = torch.empty(2, dtype=cosines.dtype, device="cpu", pin_memory=True)
             self._cosines.copy_(cosines, non_blocking=True)
             self._arrived = recorded_event(cosines.device)
 
@@ -128,10 +128,11 @@ class TorchEngine:
         self._device = device
         self._ranks = ranks
         self._settings = settings
-        # torch shares memory with NumPy on the CPU, and the caller's arrays are not ours to write
-        self._parameters = [torch.from_numpy(array).to(device, copy=True) for array in weights.arrays]
-        self._moments = [torch.from_numpy(array).to(device, copy=True) for array in moments.arrays]
-        self._gradients = [torch.zeros_like(parameter) for parameter in self._parameters]
+        with _devices.own_modes(device):
+            # torch shares memory with NumPy on the CPU, and the caller's arrays are not ours to write
+            self._parameters = [torch.from_numpy(array).to(device, copy=True) for array in weights.arrays]
+            self._moments = [torch.from_numpy(array).to(device, copy=True) for array in moments.arrays]
+            self._gradients = [torch.zeros_like(parameter) for parameter in self._parameters]
         self._n_steps = moments.n_steps
         self._products = Products(settings.precision, device)
         self._block_rows = max(256, _BLOCK_BYTES // (self._products.dtype.itemsize * weights.n_components))
@@ -139,9 +140,9 @@ class TorchEngine:
         if captures is None:
             captures = settings.batch_size <= _GRAPH_ROWS
         self._graphs = StepGraphs(device) if captures and ranks is None and device.type == "cuda" else None
+        self._stream = RowStream(rows, device, min(self._block_rows, settings.batch_size))
         self._resident: torch.Tensor | None = None
-        if device.type == "cuda" and 4 * rows.size <= _RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
-            self._resident = torch.empty(rows.shape, dtype=torch.float32, device=device)
+        if device.type == "cuda":
             stream = RowStream(rows, device, _RESIDENT_BLOCK_ROWS)
             for start, stop in row_blocks(len(rows), _RESIDENT_BLOCK_ROWS):
                 self._resident[start:stop] = stream.fetch(slice(start, stop))[0]
@@ -149,23 +150,25 @@ class TorchEngine:
 
     def step(self, row_indices: NDArray[np.intp], learning_rate: float) -> Losses:
         """Take one optimiser step on a batch of rows."""
-        settings = self._settings.of_step(self._n_steps)
-        mine = row_indices if self._ranks is None else self._ranks.share(row_indices)
-        correction = 1 - settings.beta1 ** (self._n_steps + 1), 1 - settings.beta2 ** (self._n_steps + 1)
-        rates = upload(np.array([learning_rate / correction[0], correction[1] ** -0.5], np.float32), self._device)
-        share = len(mine) / len(row_indices)
-        given = self._blocks(mine), len(mine), rates, settings, share
-        cosines, fired = self._take_step(*given) if self._graphs is None else self._graphs(self._take_step, *given)
-        self._n_steps += 1
-        return DeviceLosses(cosines, fired)
+        with _devices.own_modes(self._device):
+            settings = self._settings.of_step(self._n_steps)
+            mine = row_indices if self._ranks is None else self._ranks.share(row_indices)
+            correction = 1 - settings.beta1 ** (self._n_steps + 1), 1 - settings.beta2 ** (self._n_steps + 1)
+            rates = upload(np.array([learning_rate / correction[0], correction[1] ** -0.5], np.float32), self._device)
+            share = len(mine) / len(row_indices)
+            given = self._blocks(mine), len(mine), rates, settings, share
+            cosines, fired = self._take_step(*given) if self._graphs is None else self._graphs(self._take_step, *given)
+            self._n_steps += 1
+            return DeviceLosses(cosines, fired)
 
     def losses(self, row_indices: NDArray[np.intp]) -> Losses:
         """Evaluate rows without training."""
         mine = row_indices if self._ranks is None else self._ranks.share(row_indices)
-        cosines, fired = self._accumulate(self._blocks(mine), len(mine), self._settings, has_gradients=False)
-        if self._ranks is not None:
-            self._ranks.combine(cosines, fired, len(mine) / len(row_indices), ())
-        return DeviceLosses(cosines, fired)
+        with _devices.own_modes(self._device):
+            cosines, fired = self._accumulate(self._blocks(mine), len(mine), self._settings, has_gradients=False)
+            if self._ranks is not None:
+                self._ranks.combine(cosines, fired, len(mine) / len(row_indices), ())
+            return DeviceLosses(cosines, fired)
 
     def current_weights(self) -> Weights:
         """Return a NumPy copy of the weights."""
@@ -179,6 +182,14 @@ class TorchEngine:
         """Return a NumPy copy of the moments."""
         encoder, bias, decoder = (moment.cpu().numpy().copy() for moment in self._moments)
         return Moments(encoder, bias, decoder, n_steps=self._n_steps)
+
+    def _bring(self, stream: RowStream, shape: tuple[int, ...]) -> torch.Tensor:
+        """Return all rows, scaled to unit norm, on the device."""
+        with _devices.own_modes(self._device):
+            resident = torch.empty(shape, dtype=torch.float32, device=self._device)
+            for start, stop in row_blocks(len(resident), _RESIDENT_BLOCK_ROWS):
+                resident[start:stop] = stream.fetch(slice(start, stop))[0]
+        return resident
 
     def _can_gather(self) -> bool:
         if not _devices.uses_triton(self._parameters[2]):
