@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
 from importlib.util import find_spec
+from threading import RLock
+from typing import Any
 
 import torch
 
@@ -13,6 +15,8 @@ __all__ = ["has_float64", "matmul_precision", "own_modes", "resolve_device", "us
 
 # The oldest Triton that the kernels were compiled and interpreted with; it came with torch 2.7.
 _MIN_TRITON = (3, 3)
+# torch has one setting of float32 products for all threads, and reads it as a product is launched.
+_launching = RLock()
 
 
 def resolve_device(device: str) -> torch.device:
@@ -82,10 +86,6 @@ def has_float64(device: torch.device) -> bool:
     return device.type != "mps"
 
 
-@contextmanager
-def matmul_precision(precision: str, device: torch.device) -> Iterator[None]:
-    """Run float32 products on a CUDA device as TF32 inside the block where `precision` says so, and only there."""
-    if device.type != "cuda":
 @lru_cache(maxsize=8)
 def _has_autocast(kind: str) -> bool:
     known = getattr(torch.amp.autocast_mode, "is_autocast_available", None)
@@ -107,17 +107,64 @@ def own_modes(device: torch.device) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def matmul_precision(precision: str, device: torch.device) -> Iterator[None]:
+    """Run float32 products on a CUDA device as TF32 inside the block where `precision` says so, and only there.
+
+    One thread at a time is in such a block, so it should hold little more than the launch. Nothing is written where the
+    setting is the wanted one already.
+    """
+    if device.type != "cuda":
         yield
         return
-    backend = torch.backends.cuda.matmul
-    # From torch 2.9 on there are two names for one setting. Reading the old one fails where the user wrote to the new
-    # one; writing to the old one keeps both in step.
-    before = getattr(backend, "fp32_precision", None)
-    allowed = backend.allow_tf32 if before is None else before == "tf32"
-    backend.allow_tf32 = precision == "tf32"
-    try:
-        yield
-    finally:
-        backend.allow_tf32 = allowed
-        if before is not None:
-            backend.fp32_precision = before
+    is_wanted = precision == "tf32"
+    with _launching:
+        if _rounds_to_tf32() == is_wanted:
+            yield
+            return
+        settings = _Float32Settings()
+        settings.write(is_wanted)
+        try:
+            yield
+        finally:
+            settings.restore()
+
+
+def _rounds_to_tf32() -> bool:
+    """Tell whether a float32 product that is launched on CUDA now rounds its factors to TF32."""
+    newer = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    return torch.backends.cuda.matmul.allow_tf32 if newer is None else newer == "tf32"
+
+
+class _Float32Settings:
+    """torch's settings of float32 products, as the user left them.
+
+    From torch 2.9 on there are two: an older one, and newer ones for CUDA and the CPU, which decide. Writing the older
+    one writes the newer ones, not the other way round, and reading it fails where they contradict it.
+    """
+
+    def __init__(self) -> None:
+        self._newer: list[tuple[Any, str]] = []
+        backends: Any = torch.backends
+        if hasattr(backends.cuda.matmul, "fp32_precision"):
+            matmuls = backends.cuda.matmul, backends.mkldnn.matmul
+            self._newer = [(matmul, matmul.fp32_precision) for matmul in matmuls]
+        self._older: str | None = None
+        with suppress(RuntimeError):
+            self._older = torch.get_float32_matmul_precision()
+
+    def write(self, rounds_to_tf32: bool) -> None:
+        """Let products on CUDA round to TF32 or not."""
+        if self._older is None:
+            self._newer[0][0].fp32_precision = "tf32" if rounds_to_tf32 else "ieee"
+        else:
+            torch.backends.cuda.matmul.allow_tf32 = rounds_to_tf32
+
+    def restore(self) -> None:
+        """Put back what was there."""
+        if self._older is not None:
+            torch.set_float32_matmul_precision(self._older)  # "medium" is nothing that `allow_tf32` could say
+        for matmul, precision in self._newer:
+            matmul.fp32_precision = "none"  # follows `torch.backends.fp32_precision`
+            if matmul.fp32_precision != precision:
+                matmul.fp32_precision = precision
