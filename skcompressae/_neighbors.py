@@ -427,10 +427,10 @@ class CodeNearestNeighbors(
             return search(self._chunks, batch, n_neighbors, exclude=exclude, n_threads=n_threads)
         from skcompressae._torch._search import DeviceIndex
 
-        device = self._device()
-        if self._device_index is None or str(self._device_index.device) != device:
-            self._device_index = DeviceIndex(self._chunks, device)
-        return self._device_index.search(batch, n_neighbors, exclude=exclude, n_threads=n_threads)
+        device, chunks, index = self._device(), self._chunks, self._device_index
+        if index is None or not index.holds(chunks, device):
+            index = self._device_index = DeviceIndex(chunks, device)
+        return index.search(batch, n_neighbors, exclude=exclude, n_threads=n_threads)
 
     # ------------------------------------------------------------------------------------------ memory, files
     @property

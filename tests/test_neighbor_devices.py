@@ -72,6 +72,38 @@ def test_cuda_equals_cpu(mode):
     np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-6)
 
 
+def test_an_index_is_of_the_device_that_was_current(monkeypatch):
+    current = [1]
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(DeviceIndex, "_upload", lambda self, chunk, start, stop: (None, None))
+    chunks, _, _ = device_cases("random")
+    index = DeviceIndex(chunks, "cuda")
+    assert index.device == torch.device("cuda:1")
+    assert index.holds(chunks, "cuda")
+    assert index.holds(list(chunks), "cuda:1")
+    assert not index.holds(chunks[:1], "cuda")
+    assert not index.holds(chunks[::-1], "cuda")
+    current[0] = 0
+    assert not index.holds(chunks, "cuda")
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")
+def test_an_index_of_documents_that_were_there_before_is_not_used(monkeypatch):
+    """A search that runs beside `partial_fit` may leave one."""
+    monkeypatch.setattr(CodeNearestNeighbors, "_build_key", lambda self: ("sparse", "cosine", False))
+    documents = random_codes(np.random.default_rng(27), 10, dtype=np.float32)
+    index = CodeNearestNeighbors(1).fit(documents[:5])
+    index.kneighbors(documents)
+    before = index._device_index
+    index.kneighbors(documents)
+    assert index._device_index is before
+    index.partial_fit(documents[5:])
+    index._device_index = before
+    expected = CodeNearestNeighbors(1).fit(documents).kneighbors(documents, return_distance=False)
+    np.testing.assert_array_equal(index.kneighbors(documents, return_distance=False), expected)
+    assert expected.max() > 4
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
 def test_without_cuda():
     documents = random_codes(np.random.default_rng(27), 10)

@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_embeddings
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, csr_matrix
 
 from skcompressae import CompresSAETransformer
 from skcompressae._core._initialise import data_weights
 from skcompressae._core._rows import unit_rows
+from skcompressae._core._search_store import RowStore, make_chunk
 from skcompressae._torch import _cpu_engine, _devices, _encode_graph, _training
 from skcompressae._torch._codes import encode_batch
 from skcompressae._torch._device_encoder import DeviceEncoder
+from skcompressae._torch._search import DeviceIndex
 from skcompressae._torch._torch_engine import TorchEngine
 from skcompressae._torch._weights import Weights
 
@@ -171,6 +173,28 @@ def test_other_autocasts_do_not_reach_products_of_the_cpu(monkeypatch):
     with torch.autocast("cpu", dtype=torch.float16):
         np.testing.assert_array_equal(products(x, 1), expected)
     assert np.isfinite(expected).all()
+
+
+@mode
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")
+def test_a_device_finds_the_same_neighbors(mode):
+    # of several clusters, so that many scores are near ties
+    random_state = np.random.RandomState(0)
+    centres = random_state.standard_normal((4, 30)) * (random_state.uniform(size=(4, 30)) < 0.3)
+    codes = centres[random_state.randint(4, size=400)]
+    codes *= 1 + 0.02 * random_state.standard_normal(codes.shape)
+    chunk = make_chunk(RowStore.from_csr(csr_matrix(codes.astype(np.float32))), metric="cosine")
+    targets = np.ascontiguousarray(codes[:20].T.astype(np.float32))
+    expected = DeviceIndex([chunk], "cpu")._candidates(torch.from_numpy(targets), 37, None)
+    with mode():
+        index = DeviceIndex([chunk], "cpu")
+        found = index.search(targets, 5)
+    again = index._candidates(torch.from_numpy(targets), 37, None)
+    for ours, theirs in zip(again, expected, strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+    for ours, theirs in zip(found, DeviceIndex([chunk], "cpu").search(targets, 5), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def batch_codes(rows, weights, coding="pursuit"):

@@ -7,6 +7,7 @@ the float32 error bound; a query for which it does not (many near ties) is searc
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from skcompressae._core._search import rounding_margins, scan_units, search
 from skcompressae._core._search_kernels import score_pairs
 from skcompressae._core._search_store import Chunk, CsrBlock, PackedStore
 from skcompressae._core._threads import row_blocks, run_blocks
+from skcompressae._torch import _devices
 
 __all__ = ["DeviceIndex"]
 
@@ -43,15 +45,21 @@ class DeviceIndex:
     """
 
     def __init__(self, chunks: Sequence[Chunk], device: str) -> None:
-        self.device = torch.device(device)
+        self.device = _devices.with_index(torch.device(device))
         self.chunks = list(chunks)
         self.n_rows = sum(chunk.store.n_rows for chunk in self.chunks)
         self._blocks: list[tuple[torch.Tensor, torch.Tensor, int]] = []
         first_row = 0
-        for chunk in self.chunks:
-            for start, stop in row_blocks(chunk.store.n_rows, _BLOCK_ROWS):
-                self._blocks.append((*self._upload(chunk, start, stop), first_row + start))
-            first_row += chunk.store.n_rows
+        with _devices.own_modes(self.device):
+            for chunk in self.chunks:
+                for start, stop in row_blocks(chunk.store.n_rows, _BLOCK_ROWS):
+                    self._blocks.append((*self._upload(chunk, start, stop), first_row + start))
+                first_row += chunk.store.n_rows
+
+    def holds(self, chunks: Sequence[Chunk], device: str) -> bool:
+        """Tell whether this is what an index of these chunks on that device would be."""
+        is_there = self.device == _devices.with_index(torch.device(device))
+        return is_there and len(chunks) == len(self.chunks) and all(map(operator.is_, chunks, self.chunks))
 
     def _upload(self, chunk: Chunk, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         indptr, indices, values = chunk.store.block(start, stop)
@@ -62,7 +70,7 @@ class DeviceIndex:
             torch.as_tensor(values[low:high].astype(np.float32), device=self.device),
         )
         shape = (stop - start, chunk.store.n_components)
-        matrix = torch.sparse_csr_tensor(*parts, size=shape, check_invariants=False)
+        matrix = torch.sparse_csr_tensor(*parts, size=shape, device=self.device, check_invariants=False)
         scale = torch.as_tensor(chunk.scale[start:stop].astype(np.float32), device=self.device)
         return matrix, scale
 
@@ -71,11 +79,11 @@ class DeviceIndex:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the `n_kept` best float32 scores of each query and their rows, both of shape (n_queries, n_kept)."""
         n_queries = targets.shape[1]
-        best = torch.empty((n_queries, 0), device=self.device)
+        best = torch.empty((n_queries, 0), dtype=torch.float32, device=self.device)
         rows = torch.empty((n_queries, 0), dtype=torch.int64, device=self.device)
         for matrix, scale, first_row in self._blocks:
             # a query's scores side by side, as top-k wants them
-            scores = torch.empty((n_queries, len(scale)), device=self.device)
+            scores = torch.empty((n_queries, len(scale)), dtype=torch.float32, device=self.device)
             torch.mul((matrix @ targets).T, scale, out=scores)
             if exclude is not None:
                 skip = exclude - first_row
@@ -131,11 +139,12 @@ class DeviceIndex:
             norms[part] = np.sqrt(np.einsum("ij,ij->j", scan[:, part], scan[:, part], dtype=np.float64))
 
         run_blocks(prepare, n_queries, _QUERIES_PER_TASK, n_threads)
-        found = self._candidates(
-            torch.as_tensor(scan, device=self.device),
-            n_kept,
-            torch.as_tensor(exclude, device=self.device) if exclude.max(initial=-1) >= 0 else None,
-        )
+        with _devices.own_modes(self.device):
+            found = self._candidates(
+                torch.as_tensor(scan, device=self.device),
+                n_kept,
+                torch.as_tensor(exclude, device=self.device) if exclude.max(initial=-1) >= 0 else None,
+            )
         approximate, candidates = (part.cpu().numpy() for part in found)
         # by ascending row first, which a stable sort keeps among equal scores
         order = np.argsort(candidates, axis=1)
