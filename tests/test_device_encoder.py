@@ -1,5 +1,8 @@
 """Encoding and decoding in torch on a device against the kernels of the CPU."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +15,7 @@ from skcompressae._core._pursuit import pursuit_codes
 from skcompressae._core._rows import unit_rows
 from skcompressae._encoding import Encoder
 from skcompressae._torch import _device_encoder, _devices, _pursuit, _row_ops
-from skcompressae._torch._device_encoder import DeviceEncoder, kept_device_encoder
+from skcompressae._torch._device_encoder import DeviceEncoder, drop_kept_encoders, kept_device_encoder
 from skcompressae._torch._pursuit import GramTable, pursuit_codes_torch
 from skcompressae._torch._row_ops import decoded_norms, gathered_dots, unit_rows_torch
 from skcompressae._torch._weights import Weights
@@ -79,10 +82,39 @@ def test_an_encoder_stays_on_its_device_while_its_weights_are_there(monkeypatch,
     assert _device_encoder._kept == []
 
 
-def test_every_latent_that_is_written_to_is_noticed(monkeypatch):
+def test_threads_that_call_at_once_share_an_encoder(monkeypatch, weights):
+    made = []
+
+    def make(*given):
+        made.append(given)
+        time.sleep(0.05)
+        return object()
+
+    monkeypatch.setattr(_device_encoder, "_kept", [])
+    monkeypatch.setattr(_device_encoder, "DeviceEncoder", make)
+    settings = weights, torch.device("cpu"), "float32", "pursuit", False
+    with ThreadPoolExecutor(4) as pool:
+        found = {future.result() for future in [pool.submit(kept_device_encoder, *settings) for _ in range(4)]}
+    assert len(made) == len(found) == 1
+
+
+def test_kept_encoders_are_dropped_for_their_memory(monkeypatch, weights):
+    monkeypatch.setattr(_device_encoder, "_kept", [])
+    monkeypatch.setattr(_device_encoder, "DeviceEncoder", lambda *_: object())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    kept = [kept_device_encoder(weights, torch.device(name), "float32", "pursuit", False) for name in ("cpu", "cuda")]
+    assert not drop_kept_encoders(torch.device("cuda:0"))
+    assert drop_kept_encoders(torch.device("cuda"))
+    assert not drop_kept_encoders(torch.device("cuda:1"))
+    assert [entry.encoder for entry in _device_encoder._kept] == kept[:1]
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_every_latent_that_is_written_to_is_noticed(monkeypatch, order):
     monkeypatch.setattr(_device_encoder, "_kept", [])
     random_state = np.random.RandomState(0)
-    arrays = (random_state.standard_normal(shape).astype(np.float32) for shape in ((3000, 8), 3000, (3000, 8)))
+    shapes = (3000, 8), 3000, (3000, 8)
+    arrays = (random_state.standard_normal(shape).astype(np.float32, order=order) for shape in shapes)
     mine, cpu = Weights(*arrays), torch.device("cpu")
     for array in mine.arrays:
         for latent in (0, 1, 2, 3, 1000, 1001, 1002, 2998, 2999):
@@ -191,6 +223,14 @@ def test_norms_beyond_float32_are_refused(weights, device):
         make_encoder(weights, "activations", device).encode(rows, 6, norm="input", dtype=np.float32)
 
 
+@pytest.mark.parametrize("turned", [lambda codes: codes[::-1], lambda codes: codes[:, ::-1], np.asfortranarray])
+def test_codes_of_any_layout_are_decoded(weights, device, turned):
+    dense = turned(np.random.RandomState(0).standard_normal((40, 60)).astype(np.float32))
+    dense.setflags(write=False)
+    encoder = DeviceEncoder(weights, torch.device(device), "float32", "activations", False)
+    np.testing.assert_allclose(encoder.decode(dense), dense @ weights.decoder, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("is_sparse", [True, False])
 def test_decoding_is_the_product_with_the_decoder(weights, device, dtype, is_sparse):
@@ -223,14 +263,6 @@ def test_the_estimator_gives_the_same_on_a_device(device):
 
 @pytest.mark.parametrize(("n_candidates", "k"), [(7, 7), (20, 6), (33, 33), (40, 1), (30, 29)])
 @pytest.mark.parametrize("has_table", [True, False])
-@pytest.mark.parametrize("turned", [lambda codes: codes[::-1], lambda codes: codes[:, ::-1], np.asfortranarray])
-def test_codes_of_any_layout_are_decoded(weights, device, turned):
-    dense = turned(np.random.RandomState(0).standard_normal((40, 60)).astype(np.float32))
-    dense.setflags(write=False)
-    encoder = DeviceEncoder(weights, torch.device(device), "float32", "activations", False)
-    np.testing.assert_allclose(encoder.decode(dense), dense @ weights.decoder, rtol=1e-4, atol=1e-5)
-
-
 def test_elimination_picks_and_fits_as_the_kernel_does(device, monkeypatch, n_candidates, k, has_table):
     if not has_table:
         monkeypatch.setattr(_pursuit, "_TABLE_BYTES", 0)

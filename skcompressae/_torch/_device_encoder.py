@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
-from threading import Lock
+from threading import Lock, RLock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +28,7 @@ from skcompressae._torch._row_ops import decoded_norms, gathered_dots, unit_rows
 from skcompressae._torch._staging import RowStream, download_blocks, tensor_of
 from skcompressae._torch._weights import Weights
 
-__all__ = ["DeviceEncoder", "kept_device_encoder"]
+__all__ = ["DeviceEncoder", "drop_kept_encoders", "kept_device_encoder"]
 
 # Bytes of one dense (block, n_components) array: small beside any device, large enough for a product at full speed.
 _BLOCK_BYTES = 256 * 2**20
@@ -227,11 +227,13 @@ class _Kept(NamedTuple):
 
 
 _kept: list[_Kept] = []
+# Threads that call first at once make one encoder. Arrays may be collected in the thread that holds it.
+_keeping = RLock()
 
 
 def _sample(array: NDArray[Any]) -> NDArray[Any]:
     """Copy an entry or two of each row, of one column after another; of a vector all."""
-    return array.reshape(-1)[:: max(1, array.shape[-1] - 1) if array.ndim > 1 else 1].copy()
+    return array.flat[:: max(1, array.shape[-1] - 1) if array.ndim > 1 else 1]
 
 
 def kept_device_encoder(
@@ -253,18 +255,31 @@ def kept_device_encoder(
     settings = _devices.with_index(device), *settings
     sampled = [_sample(array) for array in weights.arrays]
     sampled.append(np.empty(0) if divisors is None else divisors.copy())
-    for kept in list(_kept):
-        is_same = all(source() is array for source, array in zip(kept.sources, weights.arrays, strict=True))
-        if is_same and kept.settings == settings and all(map(np.array_equal, kept.sampled, sampled)):
-            return kept.encoder
-    scaled = weights
-    if divisors is not None:
-        scaled = replace(weights, encoder=weights.encoder / divisors[:, None], bias=weights.bias / divisors)
-    encoder = DeviceEncoder(scaled, *settings)
+    with _keeping:
+        for kept in list(_kept):
+            is_same = all(source() is array for source, array in zip(kept.sources, weights.arrays, strict=True))
+            if is_same and kept.settings == settings and all(map(np.array_equal, kept.sampled, sampled)):
+                return kept.encoder
+        scaled = weights
+        if divisors is not None:
+            scaled = replace(weights, encoder=weights.encoder / divisors[:, None], bias=weights.bias / divisors)
+        encoder = DeviceEncoder(scaled, *settings)
+        sources = [weakref.ref(array, _forget) for array in weights.arrays]
+        _kept.append(_Kept(settings, sources, sampled, encoder))
+        del _kept[:-_N_KEPT]
+        return encoder
 
-    def forget(source: weakref.ref[Any]) -> None:
+
+def _forget(source: weakref.ref[Any]) -> None:
+    with _keeping:
         _kept[:] = [kept for kept in _kept if all(source is not other for other in kept.sources)]
 
-    sources = [weakref.ref(array, forget) for array in weights.arrays]
-    _kept[:] = [*_kept[1 - _N_KEPT :], _Kept(settings, sources, sampled, encoder)]
-    return encoder
+
+def drop_kept_encoders(device: torch.device) -> bool:
+    """Let go of the encoders that are kept on a device, for their memory; tell whether there were any."""
+    device = _devices.with_index(device)
+    with _keeping:
+        others = [kept for kept in _kept if kept.settings[0] != device]
+        has_dropped = len(others) < len(_kept)
+        _kept[:] = others
+    return has_dropped

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from skcompressae._torch._cpu_engine import CpuEngine
+from skcompressae._torch._device_encoder import drop_kept_encoders
 from skcompressae._torch._ranks import Ranks, current_ranks
 from skcompressae._torch._torch_engine import TorchEngine, is_out_of_memory
 from skcompressae._torch._weights import Engine, Losses, Moments, StepSettings, Weights
@@ -237,7 +238,7 @@ def train(
             queued.popleft()
 
     def shrinking(work: Callable[[], Losses]) -> Losses:
-        """Do the work; out of device memory, halve the batch, tell the user, and try again."""
+        """Do the work; out of device memory, drop kept encoders, or else halve the batch, and try again."""
         nonlocal engine, settings
         while True:
             try:
@@ -245,13 +246,14 @@ def train(
             except RuntimeError as error:
                 if not is_out_of_memory(error) or settings.batch_size <= 1 or ranks is not None:
                     raise
-            settings = replace(settings, batch_size=max(1, settings.batch_size // 2))
-            warnings.warn(
-                f"The device ran out of memory; batch_size is now {settings.batch_size}. "
-                "Set batch_size to this or less to avoid the retry.",
-                DeviceMemoryWarning,
-                stacklevel=5,
-            )
+            if not drop_kept_encoders(device):
+                settings = replace(settings, batch_size=max(1, settings.batch_size // 2))
+                warnings.warn(
+                    f"The device ran out of memory; batch_size is now {settings.batch_size}. "
+                    "Set batch_size to this or less to avoid the retry.",
+                    DeviceMemoryWarning,
+                    stacklevel=5,
+                )
             kept = engine.current_weights(), engine.current_moments()
             del engine
             torch.cuda.empty_cache()
