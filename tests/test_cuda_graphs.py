@@ -176,7 +176,12 @@ def test_recorders_work_one_at_a_time_each_with_its_stream_and_pool(monkeypatch)
     made = iter(range(100))
     cuda = torch.cuda
     monkeypatch.setattr(cuda, "current_stream", lambda device: stream)
-    monkeypatch.setattr(cuda, "Stream", lambda device: SimpleNamespace(name=next(made), wait_stream=stream.wait_stream))
+
+    def new_stream(device, priority):
+        assert priority == -1  # not of those that rows are copied on
+        return SimpleNamespace(name=next(made), wait_stream=stream.wait_stream)
+
+    monkeypatch.setattr(cuda, "Stream", new_stream)
     monkeypatch.setattr(cuda, "graph_pool_handle", lambda: next(made))
     monkeypatch.setattr(cuda, "CUDAGraph", object)
     monkeypatch.setattr(cuda, "graph", Recording)
@@ -216,7 +221,7 @@ def test_a_recording_broken_off_leaves_the_stream_as_it_was(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[0])
     monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: current.__setitem__(0, stream))
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: own)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: own)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: 0)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
     monkeypatch.setattr(torch.cuda, "graph", lambda graph, **options: Broken())

@@ -54,7 +54,7 @@ def log(monkeypatch):
 
     original = torch.empty
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: streams["copy"])
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: streams["copy"])
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: Inside())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams[current[0]])
 

@@ -75,7 +75,8 @@ class GraphRecorder:
     def _record(self, work: Callable[[], Found], runs_first: bool) -> tuple[torch.cuda.CUDAGraph, Found]:
         with _recording, torch.cuda.device(self._device):
             if self._stream is None:
-                self._stream = new_stream(self._device)
+                # urgent, as no stream of copies is: those must not land on one that is recorded
+                self._stream = new_stream(self._device, priority=-1)
                 self._pool = torch.cuda.graph_pool_handle()
             now = torch.cuda.current_stream(self._device)
             if runs_first:

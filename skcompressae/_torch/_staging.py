@@ -46,9 +46,9 @@ def upload(array: NDArray[Any], device: torch.device) -> torch.Tensor:
     return tensor.to(device, copy=True)
 
 
-def new_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return a stream of a CUDA device; torch has some thirty, which take turns."""
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch has no types for its constructor
+def new_stream(device: torch.device, priority: int = 0) -> torch.cuda.Stream:
+    """Return a stream of a CUDA device; torch has some thirty of each priority, which take turns."""
+    return torch.cuda.Stream(device, priority=priority)  # type: ignore[no-untyped-call]  # torch has no types for its constructor
 
 
 def recorded_event(device: torch.device) -> torch.cuda.Event:
@@ -88,21 +88,26 @@ class RowStream:
         self._n_fetched = 0
         self._copy_stream: Any = None
 
+    @property
+    def staged_bytes(self) -> int:
+        """Bytes that the buffers on a CUDA device will take."""
+        return _N_SLOTS * self._shape[0] * self._shape[1] * self._rows.itemsize
+
     def fetch(self, which: slice | NDArray[np.intp]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return unit rows, float32, on the device, and their norms, float64.
 
         The norms are on the device, or on the CPU where the device has no float64.
         """
-        if not has_float64(self._device):
-            found = unit_rows(self._rows[which])
-            return torch.from_numpy(found[0]).to(self._device), torch.from_numpy(found[1])
-        if self._device.type != "cuda":
-            raw = self._rows[which]
         # own modes: the buffers serve later calls, which the caller may make in other modes
         with own_modes(self._device):
             return self._fetch(which)
 
     def _fetch(self, which: slice | NDArray[np.intp]) -> tuple[torch.Tensor, torch.Tensor]:
+        if not has_float64(self._device):
+            found = unit_rows(self._rows[which])
+            return torch.from_numpy(found[0]).to(self._device), torch.from_numpy(found[1])
+        if self._device.type != "cuda":
+            raw = self._rows[which]
             # Copied where it is a view: torch warns about arrays that are read-only, as memory-mapped ones are.
             return unit_rows_torch(torch.from_numpy(raw.copy() if isinstance(which, slice) else raw).to(self._device))
         slot = self._next_slot()
@@ -113,10 +118,10 @@ class RowStream:
     def _next_slot(self) -> _Slot:
         if not self._slots:
             dtype = torch.from_numpy(np.empty(0, dtype=self._rows.dtype)).dtype
-            self._slots = [_Slot(self._shape, dtype, self._device) for _ in range(2)]
+            self._slots = [_Slot(self._shape, dtype, self._device) for _ in range(_N_SLOTS)]
             self._copy_stream = new_stream(self._device)
         self._n_fetched += 1
-        return self._slots[self._n_fetched % 2]
+        return self._slots[self._n_fetched % _N_SLOTS]
 
     def _copy(self, slot: _Slot, which: slice | NDArray[np.intp]) -> torch.Tensor:
         """Queue the copy of rows to a slot's place on the device, and return that place."""

@@ -144,9 +144,9 @@ class TorchEngine:
         self._resident: torch.Tensor | None = None
         if device.type == "cuda":
             stream = RowStream(rows, device, _RESIDENT_BLOCK_ROWS)
-            for start, stop in row_blocks(len(rows), _RESIDENT_BLOCK_ROWS):
-                self._resident[start:stop] = stream.fetch(slice(start, stop))[0]
-        self._stream = RowStream(rows, device, min(self._block_rows, settings.batch_size))
+            needed, free = 4 * rows.size + stream.staged_bytes, torch.cuda.mem_get_info(device)[0]
+            if needed <= _RESIDENT_SHARE * free:
+                self._resident = self._bring(stream, rows.shape)
 
     def step(self, row_indices: NDArray[np.intp], learning_rate: float) -> Losses:
         """Take one optimiser step on a batch of rows."""
