@@ -13,6 +13,8 @@ from skcompressae._torch._staging import RowStream, download_blocks, tensor_of, 
 from skcompressae._torch._torch_engine import DeviceLosses
 
 CUDA = SimpleNamespace(type="cuda")
+# older torch says so where there is none
+pytestmark = pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
 
 
 class Stream:
