@@ -19,10 +19,13 @@ from skcompressae.persistence import model_hash
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["METADATA_KEY", "METADATA_VERSION", "codes_from_arrow", "decode_batch", "metadata_of"]
+__all__ = ["METADATA_KEY", "METADATA_VERSION", "PACKED_KEY", "codes_from_arrow", "decode_batch", "metadata_of"]
 
 METADATA_KEY = b"skcompressae.codes"
 METADATA_VERSION = 1
+# Of the tables of PackedCodes.to_arrow, whose metadata has the same version and tells the width by the same name.
+PACKED_KEY = b"skcompressae"
+_MAX_COMPONENTS = np.iinfo(np.int32).max  # what 32-bit indices can number
 # Where Spark keeps its own schema, with the metadata of its columns, in the Parquet files that it writes.
 _SPARK_KEY = b"org.apache.spark.sql.parquet.row.metadata"
 
@@ -78,9 +81,10 @@ def codes_from_arrow(data: Any, *, n_components: int | None = None, code_columns
         raise TypeError(f"data must be a pyarrow.RecordBatch or Table; got {type(data).__name__}.")
     meta = metadata_of(data.schema)
     width = meta.get("n_components") if n_components is None else n_components
-    if isinstance(width, bool) or not isinstance(width, Integral) or width < 1:
+    if isinstance(width, bool) or not isinstance(width, Integral) or not 1 <= width <= _MAX_COMPONENTS:
         raise CodesFormatError(
-            f"n_components must be a positive int where the schema's metadata does not tell it; got {width!r}."
+            "n_components must be a positive int below 2**31 where the schema's metadata does not tell it; got "
+            f"{width!r}."
         )
     names = tuple(meta.get("columns", ("indices", "values"))) if code_columns is None else tuple(code_columns)
     if missing := [name for name in names if name not in data.schema.names]:
@@ -140,8 +144,10 @@ def decode_batch(model: CompresSAETransformer, batch: Any, column: str = "embedd
     ------
     skcompressae.exceptions.CodesFormatError
         If the batch does not hold codes.
+    TypeError
+        If `batch` is neither a RecordBatch nor a Table.
     ValueError
-        If they were made by another model (told by its hash), or there is a column of that name.
+        If they were made by another model (told by its hash or their width), or there is a column of that name.
 
     See Also
     --------
@@ -161,6 +167,8 @@ def decode_batch(model: CompresSAETransformer, batch: Any, column: str = "embedd
     """
     pa = import_pyarrow("Arrow batches of codes")
     model = bare_model(model)
+    if not isinstance(batch, (pa.RecordBatch, pa.Table)):
+        raise TypeError(f"batch must be a pyarrow.RecordBatch or Table; got {type(batch).__name__}.")
     meta = metadata_of(batch.schema)
     codes = codes_from_arrow(batch, n_components=None if meta else model.components_.shape[0])
     if meta.get("model_hash", model_hash(model)) != model_hash(model):
@@ -177,7 +185,9 @@ def decode_batch(model: CompresSAETransformer, batch: Any, column: str = "embedd
     array = pa.FixedSizeListArray.from_arrays(values, model.n_features_in_)
     fields = [*(batch.schema.field(place) for place in kept), pa.field(column, array.type)]
     metadata = {
-        key: value for key, value in (batch.schema.metadata or {}).items() if key not in (METADATA_KEY, _SPARK_KEY)
+        key: value
+        for key, value in (batch.schema.metadata or {}).items()
+        if key not in (METADATA_KEY, PACKED_KEY, _SPARK_KEY)
     }
     return type(batch).from_arrays([*map(batch.column, kept), array], schema=pa.schema(fields, metadata or None))
 
@@ -195,14 +205,17 @@ def metadata_of(schema: pa.Schema) -> dict[str, Any]:
                 for field in fields
                 if METADATA_KEY.decode() in field["metadata"]
             ]
-            found = json.loads(texts[0]) if texts else {}
+            found = json.loads(texts[0] if texts else metadata.get(PACKED_KEY, b"{}"))
         if found and found["version"] != METADATA_VERSION:
             raise CodesFormatError(
                 f"the codes have version {found['version']!r} of the metadata, expected {METADATA_VERSION}"
             )
-        names = found.get("columns", [])
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        names = found.get("columns", ["indices", "values"])
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             raise CodesFormatError(f"the metadata names the columns {names!r}")
+        width = found.get("n_components", 1)
+        if type(width) is not int or not 1 <= width <= _MAX_COMPONENTS:
+            raise CodesFormatError(f"the metadata tells n_components={width!r}, expected a positive int below 2**31")
     except CodesFormatError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import config_context
 
+from skcompressae import CompresSAETransformer
 from skcompressae.arrow import ArrowEncoder, codes_from_arrow, decode_batch, encode_batch, output_schema
 from skcompressae.exceptions import CodesFormatError
 from skcompressae.persistence import load_model, model_hash
@@ -198,6 +199,8 @@ def test_bad_arguments_are_named(fitted, embeddings):
         encode_batch(fitted, batch, "vector")
     with pytest.raises(TypeError, match=r"batch must be a pyarrow.RecordBatch or Table; got dict"):
         encode_batch(fitted, {})
+    with pytest.raises(TypeError, match=r"batch must be a pyarrow.RecordBatch or Table; got dict"):
+        decode_batch(fitted, {})
     with pytest.raises(TypeError, match="model must be a CompresSAETransformer; got str"):
         encode_batch("model", batch)
     with pytest.raises(ValueError, match=r"column\(s\) 'size' are there already"):
@@ -250,6 +253,25 @@ def test_codes_without_their_metadata(fitted, embeddings):
     for text in (b"{", b"[]1", b'{"version": 2}', b"[1]", b'{"version": 1, "columns": 3}'):
         with pytest.raises(CodesFormatError, match=r"metadata|version"):
             codes_from_arrow(encoded.replace_schema_metadata({b"skcompressae.codes": text}))
+    wide = {b"skcompressae.codes": b'{"version": 1, "n_components": %d}' % 2**70}
+    with pytest.raises(CodesFormatError, match=f"tells n_components={2**70}, expected a positive int below"):
+        codes_from_arrow(encoded.replace_schema_metadata(wide))
+    with pytest.raises(CodesFormatError, match=f"must be a positive int below .* got {2**70}"):
+        codes_from_arrow(bare, n_components=2**70)
+
+
+def test_packed_tables_tell_their_width(fitted, embeddings):
+    packed = fitted.transform_packed(embeddings)
+    table = packed.to_arrow()
+    codes = codes_from_arrow(table)
+    assert codes.shape == (400, 48)
+    assert (codes != packed.to_csr()).nnz == 0
+    decoded = decode_batch(fitted, table)
+    assert decoded.schema.metadata is None
+    np.testing.assert_array_equal(np.stack(decoded.column("embedding").to_pylist()), fitted.inverse_transform(packed))
+    wider = CompresSAETransformer(n_components=96, k=6, max_iter=2, random_state=0).fit(embeddings)
+    with pytest.raises(ValueError, match="X has 48 columns, but the codes of this CompresSAETransformer have n_comp"):
+        decode_batch(wider, table)
 
 
 lists_of_codes = st.lists(

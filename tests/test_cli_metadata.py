@@ -11,6 +11,7 @@ import pytest
 import scipy.sparse as sp
 from cli_cases import refuses, same_matrix
 
+from skcompressae import CompresSAETransformer
 from skcompressae._cli._main import main
 from skcompressae.arrow import encode_batch
 
@@ -56,7 +57,7 @@ def test_names_of_columns_in_metadata_are_checked(files, fitted, embeddings, cap
     pq.write_table(table.replace_schema_metadata({b"skcompressae": meta.encode()}), "bad.parquet")
     assert main(["info", "bad.parquet"]) == 0
     assert "Parquet table" in capsys.readouterr().out
-    assert "damaged metadata of codes: columns" in refuses(capsys, "export", "bad.parquet", "out.npz", "-q")
+    assert "damaged metadata of codes: the metadata names the columns" in refuses(capsys, "export", "bad.parquet", "out.npz", "-q")
 
 
 def test_metadata_that_the_columns_contradict_is_refused(files, capsys):
@@ -66,3 +67,27 @@ def test_metadata_that_the_columns_contradict_is_refused(files, capsys):
     pq.write_table(table.replace_schema_metadata({b"skcompressae.codes": json.dumps(meta)}), "claims.parquet")
     message = refuses(capsys, "export", "claims.parquet", "codes.npz", "-q")
     assert "do not hold the split signs that their metadata announces" in message
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_width_that_contradicts_the_metadata_is_refused(files, fitted, embeddings, capsys, is_packed):
+    codes = encode_batch(fitted, pq.read_table("x.parquet"), "vector")
+    pq.write_table(fitted.transform_packed(embeddings).to_arrow() if is_packed else codes, "codes.parquet")
+    wider = CompresSAETransformer(n_components=96, k=6, max_iter=2, random_state=0).fit(embeddings)
+    wider.save("wider.safetensors")
+    for command in (
+        ["export", "codes.parquet", "codes.npz", "-q", "--n-components", "96"],
+        ["search", "codes.parquet", "queries.npy", "-q", "--model", "wider.safetensors"],
+    ):
+        assert refuses(capsys, *command) == "codes.parquet has codes of 48 components, not 96"
+    assert main(["export", "codes.parquet", "codes.npz", "-q", "--n-components", "48"]) == 0
+    assert sp.load_npz("codes.npz").shape == (400, 48)
+
+
+@pytest.mark.parametrize("width", [2**70, 0, 48.0, "48"])
+def test_a_width_that_no_codes_have_is_refused(files, fitted, embeddings, capsys, width):
+    table = fitted.transform_packed(embeddings).to_arrow()
+    meta = json.dumps({**json.loads(table.schema.metadata[b"skcompressae"]), "n_components": width})
+    pq.write_table(table.replace_schema_metadata({b"skcompressae": meta.encode()}), "bad.parquet")
+    message = refuses(capsys, "export", "bad.parquet", "out.npz", "-q", "--n-components", "48")
+    assert message.endswith(f"the metadata tells n_components={width!r}, expected a positive int below 2**31")

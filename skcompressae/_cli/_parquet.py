@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from itertools import pairwise
@@ -20,7 +19,6 @@ __all__ = ["ParquetCodes", "ParquetRows", "codes_metadata", "open_parquet", "par
 
 # Bytes read ahead for each column: without a limit Arrow holds whole row groups.
 _BUFFER_BYTES = 1 << 20
-_PACKED_KEY = b"skcompressae"
 
 
 def _pyarrow() -> Any:
@@ -183,7 +181,7 @@ class ParquetCodes:
     ----------
     path : path-like
     n_components : int or None, default=None
-        Width of the codes; None takes it from the file's metadata.
+        Width of the codes where the file's metadata does not tell it.
 
     Raises
     ------
@@ -192,7 +190,7 @@ class ParquetCodes:
     """
 
     def __init__(self, path: str | os.PathLike[str], n_components: int | None = None) -> None:
-        from skcompressae._arrow_codes import METADATA_KEY, codes_from_arrow
+        from skcompressae._arrow_codes import METADATA_KEY, PACKED_KEY, codes_from_arrow
 
         self.path = Path(path)
         self.name = str(path)
@@ -201,7 +199,7 @@ class ParquetCodes:
         schema = self.schema
         self.meta = codes_metadata(schema, self.name)
         #: Whether the file carries the quantiser of packed codes.
-        self.is_packed = _PACKED_KEY in (schema.metadata or {}) and METADATA_KEY not in schema.metadata
+        self.is_packed = PACKED_KEY in (schema.metadata or {}) and METADATA_KEY not in schema.metadata
         self.columns = list(self.meta.get("columns", ["indices", "values"]))
         if missing := [name for name in self.columns if name not in schema.names]:
             raise CommandError(
@@ -209,8 +207,8 @@ class ParquetCodes:
             )
         # with split signs twice as wide as the codes they are read as
         n_parts = 2 if self.meta.get("split_signs") else 1
-        width = n_components * n_parts if n_components is not None else self.meta.get("n_components")
-        if type(width) is not int or not 1 <= width < 2**31:
+        width = self.meta.get("n_components", n_components and n_components * n_parts)
+        if width is None:
             raise CommandError(f"{self.name} does not tell the width of its codes; give --n-components")
         self._width, self.n_components = width, width // n_parts
         self.n_rows = int(self.file.metadata.num_rows)
@@ -250,10 +248,6 @@ def codes_metadata(schema: Any, name: str) -> dict[str, Any]:
     from skcompressae._arrow_codes import metadata_of
 
     try:
-        found = metadata_of(schema) or json.loads((schema.metadata or {}).get(_PACKED_KEY, b"{}"))
-        columns = found.get("columns", ["indices", "values"])
-        if not isinstance(columns, list) or not columns or not all(isinstance(name, str) for name in columns):
-            raise TypeError(f"columns {columns!r}")
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        return metadata_of(schema)
+    except CodesFormatError as error:
         raise CommandError(f"{name} has damaged metadata of codes: {_first_line(error)}") from error
-    return found
