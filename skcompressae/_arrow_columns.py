@@ -49,7 +49,7 @@ def combined(column: Any) -> Any:
     return pa.concat_arrays(chunks) if chunks else pa.array([], type=column.type)
 
 
-def embedding_rows(column: Any, n_features: int, name: str) -> NDArray[np.floating[Any]]:
+def embedding_rows(column: Any, n_features: int, name: str, *, first_row: int = 0) -> NDArray[np.floating[Any]]:
     """Return an embedding column as a matrix, without a copy where Arrow's memory allows it.
 
     Parameters
@@ -60,6 +60,8 @@ def embedding_rows(column: Any, n_features: int, name: str) -> NDArray[np.floati
         The length that every list must have.
     name : str
         The column's name, for messages.
+    first_row : int, default=0
+        The number of the column's first row in what it is a block of, for messages.
 
     Returns
     -------
@@ -86,7 +88,7 @@ def embedding_rows(column: Any, n_features: int, name: str) -> NDArray[np.floati
             f"row; got {column.type}. Cast it first."
         )
     if array.null_count:
-        row = _first(array.is_null())
+        row = first_row + _first(array.is_null())
         raise ValueError(
             f"column {name!r} holds {array.null_count} nulls, the first in row {row}; a null has no code. Drop or fill "
             "these rows first."
@@ -102,11 +104,11 @@ def embedding_rows(column: Any, n_features: int, name: str) -> NDArray[np.floati
         if len(wrong):
             raise ValueError(
                 f"column {name!r} must have the model's {n_features} features in every row; got {lengths[wrong[0]]} in "
-                f"row {wrong[0]}."
+                f"row {first_row + wrong[0]}."
             )
     flat = array.flatten()
     if flat.null_count:
-        row = _first(flat.is_null()) // n_features
+        row = first_row + _first(flat.is_null()) // n_features
         raise ValueError(
             f"column {name!r} holds {flat.null_count} nulls within embeddings, the first in row {row}; fill them first."
         )
@@ -118,8 +120,12 @@ def _first(mask: Any) -> int:
     return int(np.argmax(mask.to_numpy(zero_copy_only=False)))
 
 
-def lists_of_csr(codes: Any, index_type: pa.DataType, value_type: pa.DataType) -> tuple[pa.ListArray, pa.ListArray]:
+def lists_of_csr(
+    codes: Any, index_type: pa.DataType, value_type: pa.DataType, *, first_row: int = 0
+) -> tuple[pa.ListArray, pa.ListArray]:
     """Return the rows of a CSR matrix as lists of indices and lists of values.
+
+    `first_row` is the number of its first row in what it is a block of, for messages.
 
     Raises
     ------
@@ -147,7 +153,7 @@ def lists_of_csr(codes: Any, index_type: pa.DataType, value_type: pa.DataType) -
         peaks = np.maximum.reduceat(np.abs(codes.data), starts)
         too_small = np.flatnonzero((peaks > 0) & (peaks < np.finfo(dtype).tiny))
         if len(too_small):
-            row = np.flatnonzero(np.diff(codes.indptr) > 0)[too_small[0]]
+            row = first_row + np.flatnonzero(np.diff(codes.indptr) > 0)[too_small[0]]
             raise ValueError(
                 f"the code of row {row} has no value above {peaks[too_small[0]]:.3g}, too small for {dtype.name}; "
                 "scale the embeddings up, use norm='unit', or a wider value type"

@@ -174,10 +174,14 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
                 *encoder.encode(sample, k, norm=self.norm, dtype=np.float32), encoder.n_components
             )
             quantizer = ValueQuantizer.fit(codes, value_bits=value_bits, k=k)
-        blocks = [
-            PackedCodes.from_topk(indices, values, encoder.n_components, quantizer=quantizer)
-            for _, indices, values in encoder.encode_blocks(rows, k, norm=self.norm, dtype=np.float32)
-        ]
+        blocks = []
+        for where, indices, values in encoder.encode_blocks(rows, k, norm=self.norm, dtype=np.float32):
+            try:
+                blocks.append(PackedCodes.from_topk(indices, values, encoder.n_components, quantizer=quantizer))
+            except ValueError as error:
+                if where.start == 0:
+                    raise
+                raise ValueError(f"{error}, counted from row {where.start} of X") from error
         return PackedCodes.concatenate(blocks)
 
     def inverse_transform(self, X: Any) -> NDArray[np.floating[Any]]:

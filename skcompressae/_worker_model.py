@@ -33,8 +33,10 @@ def bare_model(model: CompresSAETransformer) -> CompresSAETransformer:
     return bare.set_params(sparse_output=True)
 
 
-def encode_rows(model: CompresSAETransformer, rows: Any, name: str) -> Any:
+def encode_rows(model: CompresSAETransformer, rows: Any, name: str, *, first_row: int = 0) -> Any:
     """Encode rows, none of them too; say in which row of which column the first NaN or infinity is.
+
+    `first_row` is the number of the first of them in the column.
 
     Returns
     -------
@@ -50,6 +52,6 @@ def encode_rows(model: CompresSAETransformer, rows: Any, name: str) -> Any:
         if not is_bad.any():
             raise
         raise ValueError(
-            f"{name!r} holds NaN or infinity in {is_bad.sum()} row(s), the first of them row {np.argmax(is_bad)}; drop "
-            "or fill them first."
+            f"{name!r} holds NaN or infinity in {is_bad.sum()} row(s), the first of them row "
+            f"{first_row + np.argmax(is_bad)}; drop or fill them first."
         ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from skcompressae._arrow_codes import METADATA_KEY, METADATA_VERSION, codes_from_arrow, decode_batch
@@ -183,8 +184,10 @@ class ArrowEncoder:
             )
         return pa.schema([*kept, *self._code_fields()], {**(schema.metadata or {}), **self.metadata})
 
-    def __call__(self, batch: Any) -> Any:
+    def __call__(self, batch: Any, first_row: int = 0) -> Any:
         """Encode a pyarrow.RecordBatch; a pyarrow.Table too, batch by batch.
+
+        Errors number rows from `first_row` on, for batches that are blocks of something longer.
 
         Raises
         ------
@@ -199,7 +202,9 @@ class ArrowEncoder:
         pa = import_pyarrow("Arrow batches of codes")
         if isinstance(batch, pa.Table):
             schema = self.output_schema(batch.schema)
-            return pa.Table.from_batches([self(part) for part in batch.to_batches()], schema)
+            parts = batch.to_batches()
+            starts = accumulate(map(len, parts), initial=first_row)
+            return pa.Table.from_batches([self(*pair) for pair in zip(parts, starts, strict=False)], schema)
         if not isinstance(batch, pa.RecordBatch):
             raise TypeError(f"batch must be a pyarrow.RecordBatch or Table; got {type(batch).__name__}.")
         schema = self.output_schema(batch.schema)
@@ -208,9 +213,11 @@ class ArrowEncoder:
             for place, field in enumerate(batch.schema)
             if self.keep_embedding or field.name != self.column
         ]
-        return pa.RecordBatch.from_arrays([*kept, *self.encode_column(batch.column(self.column))], schema=schema)
+        return pa.RecordBatch.from_arrays(
+            [*kept, *self.encode_column(batch.column(self.column), first_row)], schema=schema
+        )
 
-    def encode_column(self, column: Any) -> list[Any]:
+    def encode_column(self, column: Any, first_row: int = 0) -> list[Any]:
         """Encode an embedding column alone.
 
         For callers that keep the other columns themselves, as Dask's data frames do.
@@ -219,6 +226,8 @@ class ArrowEncoder:
         ----------
         column : pyarrow.Array or pyarrow.ChunkedArray
             Lists of floats, without nulls.
+        first_row : int, default=0
+            The number of its first row where it is a block of a longer column, for the messages of errors.
 
         Returns
         -------
@@ -247,10 +256,10 @@ class ArrowEncoder:
         >>> [str(array.type) for array in ArrowEncoder(compressor).encode_column(pa.array(list(X)))]
         ['list<item: uint16>', 'list<item: float>']
         """
-        rows = embedding_rows(column, self.model.n_features_in_, self.column)
-        return self.code_arrays(encode_rows(self.model, rows, self.column))
+        rows = embedding_rows(column, self.model.n_features_in_, self.column, first_row=first_row)
+        return self.code_arrays(encode_rows(self.model, rows, self.column, first_row=first_row), first_row)
 
-    def code_arrays(self, codes: Any) -> list[Any]:
+    def code_arrays(self, codes: Any, first_row: int = 0) -> list[Any]:
         """Return codes that exist already as Arrow arrays.
 
         The layout, the type of values and the split of signs are the encoder's.
@@ -259,6 +268,8 @@ class ArrowEncoder:
         ----------
         codes : CSR matrix of shape (n_rows, n_components)
             As the model's `transform` returns them.
+        first_row : int, default=0
+            The number of their first row where they are a block of more codes, for the messages of errors.
 
         Returns
         -------
@@ -289,9 +300,9 @@ class ArrowEncoder:
         fields = self._code_fields()
         if self.layout == "struct":
             pair = list(fields[0].type)
-            lists = lists_of_csr(codes, *(field.type.value_type for field in pair))
+            lists = lists_of_csr(codes, *(field.type.value_type for field in pair), first_row=first_row)
             return [pa.StructArray.from_arrays(lists, fields=pair)]
-        return list(lists_of_csr(codes, *(field.type.value_type for field in fields)))
+        return list(lists_of_csr(codes, *(field.type.value_type for field in fields), first_row=first_row))
 
     def _code_fields(self) -> list[Any]:
         pa = import_pyarrow("Arrow batches of codes")

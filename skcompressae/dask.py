@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Integral
 from typing import Any
 
@@ -180,8 +182,11 @@ def encode_dataframe(
     )
 
 
-def _encode_block(rows: Any, model: CompresSAETransformer, n_threads: int) -> Any:
-    with exactly_n_threads(n_threads):
+def _encode_block(
+    rows: Any, model: CompresSAETransformer, n_threads: int, block_id: tuple[int, ...] | None = None
+) -> Any:
+    """Encode a chunk, whose place Dask gives by the name `block_id`."""
+    with exactly_n_threads(n_threads), _within(f"chunk {block_id} of X"):
         return encode_rows(model, np.asarray(rows), "X")
 
 
@@ -192,7 +197,8 @@ def _encode_partition(part: Any, encoder: ArrowEncoder, n_threads: int) -> Any:
     series = part[encoder.column]
     # no rows, no type: a partition of objects may be empty
     column = pa.array(series, from_pandas=True) if len(series) else pa.array([], pa.list_(pa.float32()))
-    with exactly_n_threads(n_threads):
+    place = f"the partition of {len(part)} rows from index {next(iter(part.index), None)!r} on"
+    with exactly_n_threads(n_threads), _within(place):
         arrays = encoder.encode_column(column)
     kept = part if encoder.keep_embedding else part.drop(columns=encoder.column)
     new = {
@@ -200,6 +206,15 @@ def _encode_partition(part: Any, encoder: ArrowEncoder, n_threads: int) -> Any:
         for name, array in zip(encoder.code_columns, arrays, strict=True)
     }
     return kept.assign(**new)
+
+
+@contextmanager
+def _within(place: str) -> Iterator[None]:
+    """Let errors name the block that they number the rows of."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"in {place}: {error}") from error
 
 
 def _shared(value: Any, client: Any) -> Any:

@@ -65,7 +65,7 @@ def encode_dataframe(
     ValueError
         If an option has no such value, a column that is kept has the name of a new one, whatever its case, or the
         name of a column holds a dot. Embeddings that are null, of another width or not finite fail the job, with a
-        message that says which.
+        message that says in which row of a partition.
 
     See Also
     --------
@@ -114,9 +114,11 @@ def encode_dataframe(
     shared = context.broadcast(encoder)
 
     def encode(batches: Iterable[Any]) -> Iterator[Any]:
+        first_row = 0
         for batch in batches:
             with exactly_n_threads(n_threads):
-                encoded = shared.value(batch)
+                encoded = shared.value(batch, first_row)
+            first_row += len(batch)
             yield encoded
 
     metadata = {key.decode(): text.decode() for key, text in encoder.metadata.items()}

@@ -158,6 +158,28 @@ def test_bad_embeddings_are_named(fitted, embeddings, kind, value, message):
         encode_batch(fitted, changed(embeddings, kind, 4, value))
 
 
+@pytest.mark.parametrize(
+    ("kind", "value", "message"),
+    [
+        ("row", None, "1 nulls, the first in row 22"),
+        ("row", "short", "got 23 in row 22"),
+        ("item", None, "1 nulls within embeddings, the first in row 22"),
+        ("item", float("nan"), r"NaN or infinity in 1 row\(s\), the first of them row 22"),
+    ],
+)
+def test_rows_of_a_table_are_numbered_through(fitted, embeddings, kind, value, message):
+    table = pa.Table.from_batches([changed(embeddings, "item", 0, 1.0)] * 2 + [changed(embeddings, kind, 4, value)])
+    with pytest.raises(ValueError, match=message):
+        encode_batch(fitted, table)
+
+
+def test_a_code_too_small_for_float16_is_numbered_through(fitted, embeddings):
+    rows = np.where(np.arange(400)[:, None] == 254, embeddings * np.float32(1e-9), embeddings)
+    table = pa.Table.from_batches([batch_of(rows[:250]), batch_of(rows[250:])])
+    with pytest.raises(ValueError, match=r"the code of row 254 has no value above .*, too small for float16"):
+        encode_batch(fitted, table, value_type="float16")
+
+
 def test_an_embedding_column_named_as_a_column_of_codes(fitted, embeddings):
     batch = batch_of(embeddings).rename_columns(["name", "values", "size"])
     encoded = encode_batch(fitted, batch, "values")

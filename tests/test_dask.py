@@ -137,11 +137,14 @@ def test_bad_input_is_named(fitted, embeddings):
         encode_array(fitted, X, n_threads=0)
     bad = embeddings.copy()
     bad[105, 3] = np.nan
-    with pytest.raises(ValueError, match=r"NaN or infinity in 1 row\(s\), the first of them row 5"):
+    with pytest.raises(ValueError, match=r"in chunk \(1, 0\) of X: .* in 1 row\(s\), the first of them row 5;"):
         encode_array(fitted, da.from_array(bad, chunks=(100, -1))).compute(scheduler="synchronous")
 
     frame = frame_of(embeddings)
     df = dd.from_pandas(frame, npartitions=2)
+    halves = dd.from_pandas(frame_of(np.where(np.arange(400)[:, None] == 203, np.nan, embeddings)), npartitions=2)
+    with pytest.raises(ValueError, match=r"in the partition of 200 rows from index 200 on: .* first of them row 3;"):
+        encode_dataframe(fitted, halves).compute(scheduler="synchronous")
     with pytest.raises(TypeError, match=r"df must be a dask.dataframe.DataFrame; got DataFrame"):
         encode_dataframe(fitted, frame)
     with pytest.raises(KeyError, match="column='vector' is not among the columns"):

@@ -135,6 +135,13 @@ def test_bad_input_is_named(spark, fitted):
         encode_dataframe(fitted, df, n_threads=0)
     with pytest.raises(sql.utils.PythonException, match="the model's 24 features in every row; got 23 in row 0"):
         encode_dataframe(fitted, df).collect()
+    rows = [(i, [1.0] * (24 if i < 3 else 23), "a") for i in range(5)]
+    spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", 2)
+    try:
+        with pytest.raises(sql.utils.PythonException, match="got 23 in row 3"):
+            encode_dataframe(fitted, spark.createDataFrame(rows, df.schema).coalesce(1)).collect()
+    finally:
+        spark.conf.unset("spark.sql.execution.arrow.maxRecordsPerBatch")
 
 
 def test_documented_examples(spark, fitted, embeddings, tmp_path):

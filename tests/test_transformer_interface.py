@@ -286,6 +286,16 @@ def test_fit_transform_is_fit_then_transform(embeddings):
     )
 
 
+@pytest.mark.parametrize(
+    ("row", "message"), [(904, r"\(row 904\)$"), (5000, r"\(row 904\), counted from row 4096 of X$")]
+)
+def test_rows_whose_codes_cannot_be_packed_are_named(fitted, embeddings, row, message):
+    rows = np.tile(embeddings, (13, 1))
+    rows[row] *= np.float32(1e33)
+    with pytest.raises(ValueError, match=message):
+        fitted.transform_packed(rows)
+
+
 def test_packed_codes_are_the_codes_rounded(fitted):
     rows = make_embeddings(n_rows=5000)
     packed = fitted.transform_packed(rows, value_bits=8)

@@ -105,11 +105,11 @@ def _say(arguments: argparse.Namespace, text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def _encoded(model: Any, block: NDArray[Any], source: RowSource, first_row: int) -> Any:
+def _encoded(model: Any, block: NDArray[Any], source: RowSource, rows: NDArray[np.intp] | int) -> Any:
     try:
         return model.transform(block)
     except ValueError as error:
-        check_finite(block, source, first_row, error)
+        check_finite(block, source, rows, error)
         raise
 
 
@@ -132,7 +132,7 @@ def _quantizer(spool: Spool, model: Any, source: RowSource, value_bits: int) -> 
     if "levels" not in spool.state:
         rows = np.unique(np.linspace(0, source.n_rows - 1, _QUANTIZER_ROWS).astype(np.intp))
         k = min(model.k, int(model.components_.shape[0]))
-        codes = _encoded(model, source.take(rows), source, 0)
+        codes = _encoded(model, source.take(rows), source, rows)
         learned = ValueQuantizer.fit(codes, value_bits=value_bits, k=k)
         spool.state.update(k=k, kind=learned.kind, levels=learned.levels.astype(np.float64).tolist())
         spool.commit()

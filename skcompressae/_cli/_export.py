@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from skcompressae._cli._errors import UsageError
+from skcompressae._cli._errors import CommandError, UsageError
 from skcompressae._cli._formats import check_output, kind_of, output_kind
 from skcompressae._cli._models import ENCODING_OPTIONS, read_model, with_arguments
 from skcompressae._cli._npz import write_npz
@@ -116,15 +116,30 @@ def _packed(source: CodeSource, arguments: argparse.Namespace) -> Any:
     k, start, sample = 1, 0, []
     for block in _blocks(source, "sample", arguments):
         stop = start + block.shape[0]
+        _check_range(block, source, start)
         k = max(k, int(np.diff(block.indptr).max()))
         sample.append(block[wanted[(wanted >= start) & (wanted < stop)] - start])
         start = stop
     quantizer = ValueQuantizer.fit(sp.vstack(sample, format="csr"), value_bits=arguments.value_bits or 4, k=k)
     n_threads = arguments.threads or 1
-    blocks = _blocks(source, "pack", arguments)
-    return PackedCodes.concatenate(
-        [PackedCodes.pack(block, k=k, quantizer=quantizer, n_threads=n_threads) for block in blocks]
-    )
+    start, packed = 0, []
+    for block in _blocks(source, "pack", arguments):
+        try:
+            packed.append(PackedCodes.pack(block, k=k, quantizer=quantizer, n_threads=n_threads))
+        except ValueError as error:
+            raise CommandError(f"{source.name}: {error}, counted from row {start}") from error
+        start += block.shape[0]
+    return PackedCodes.concatenate(packed)
+
+
+def _check_range(block: Any, source: CodeSource, start: int) -> None:
+    """Refuse values beyond float32, in which packed codes are; `start` is the number of the first row."""
+    beyond = np.flatnonzero(np.abs(block.data) > np.finfo(np.float32).max)
+    if len(beyond):
+        row = start + int(np.searchsorted(block.indptr, beyond[0], side="right")) - 1
+        raise CommandError(
+            f"{source.name}: row {row} has a value of magnitude {abs(block.data[beyond[0]]):.3g}, beyond float32"
+        )
 
 
 def _to_parquet(source: CodeSource, arguments: argparse.Namespace) -> None:
@@ -147,8 +162,10 @@ def _to_parquet(source: CodeSource, arguments: argparse.Namespace) -> None:
     fields = [pa.field("indices", pa.list_(index_type)), pa.field("values", pa.list_(pa.float32()))]
     schema = pa.schema(fields, {b"skcompressae.codes": json.dumps(meta).encode()})
     with atomic_write(arguments.output) as stream, parquet_writer(stream, schema) as writer:
+        start = 0
         for block in _blocks(source, "export", arguments):
-            arrays = list(lists_of_csr(block, index_type, pa.float32()))
+            arrays = list(lists_of_csr(block, index_type, pa.float32(), first_row=start))
+            start += block.shape[0]
             writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
 
 

@@ -153,9 +153,9 @@ class ParquetRows:
         row = start
         for batch in parquet_batches(self.file, self.name, [self.column], start, n_block_rows):
             try:
-                yield embedding_rows(batch.column(0), self.n_features, self.column)
+                yield embedding_rows(batch.column(0), self.n_features, self.column, first_row=row)
             except (TypeError, ValueError) as error:
-                raise CommandError(f"{self.name}, rows from {row} on: {_first_line(error)}") from error
+                raise CommandError(f"{self.name}: {_first_line(error)}") from error
             row += len(batch)
 
     def take(self, rows: NDArray[np.intp]) -> NDArray[Any]:

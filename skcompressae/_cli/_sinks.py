@@ -63,9 +63,11 @@ def write_codes_parquet(
     others = [name for name in schema.names if name not in encoder.code_columns]
     read_codes = _code_reader(spool, model.components_.shape[0])
     with parquet_writer(path, schema) as writer:
+        start = 0
         for n_rows, kept in _groups(spool.n_rows, _GROUP_ROWS, source, others):
-            arrays = [*kept, *encoder.code_arrays(read_codes(n_rows))]
+            arrays = [*kept, *encoder.code_arrays(read_codes(n_rows), start)]
             writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+            start += n_rows
 
 
 def _groups(
