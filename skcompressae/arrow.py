@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from skcompressae._arrow_codes import METADATA_KEY, METADATA_VERSION, codes_from_arrow, decode_batch
 from skcompressae._arrow_columns import compact_index_type, embedding_rows, import_pyarrow, lists_of_csr
-from skcompressae._model_weights import flattening
+from skcompressae._model_weights import code_settings
 from skcompressae._transformer import CompresSAETransformer
 from skcompressae._worker_model import bare_model, encode_rows
 from skcompressae.persistence import model_hash
@@ -54,7 +54,8 @@ class ArrowEncoder:
     ----------
     metadata : dict of bytes to bytes
         What the schema's metadata gets: one JSON text under ``b"skcompressae.codes"`` with version, `n_components`,
-        `k`, `norm`, `flattening`, `model_hash`, `layout`, `columns`, `split_signs`.
+        `k`, `norm`, `flattening`, `candidate_factor` (None where `coding` is not "pursuit"), `model_hash`, `layout`,
+        `columns`, `split_signs`.
 
     Raises
     ------
@@ -122,12 +123,11 @@ class ArrowEncoder:
         self.keep_embedding = keep_embedding
         width = self.model.components_.shape[0]
         self.n_components = 2 * width if split_signs else width
+        settings = code_settings(self.model)
         content = {
             "version": METADATA_VERSION,
             "n_components": self.n_components,
-            "k": int(min(self.model.k, width)),
-            "norm": self.model.norm,
-            "flattening": flattening(self.model),
+            **{name: settings[name] for name in ("k", "norm", "flattening", "candidate_factor")},
             "model_hash": model_hash(self.model),
             "layout": layout,
             "columns": list(self.code_columns),

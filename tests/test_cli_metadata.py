@@ -57,7 +57,9 @@ def test_names_of_columns_in_metadata_are_checked(files, fitted, embeddings, cap
     pq.write_table(table.replace_schema_metadata({b"skcompressae": meta.encode()}), "bad.parquet")
     assert main(["info", "bad.parquet"]) == 0
     assert "Parquet table" in capsys.readouterr().out
-    assert "damaged metadata of codes: the metadata names the columns" in refuses(capsys, "export", "bad.parquet", "out.npz", "-q")
+    assert "damaged metadata of codes: the metadata names the columns" in refuses(
+        capsys, "export", "bad.parquet", "out.npz", "-q"
+    )
 
 
 def test_metadata_that_the_columns_contradict_is_refused(files, capsys):
@@ -91,3 +93,24 @@ def test_a_width_that_no_codes_have_is_refused(files, fitted, embeddings, capsys
     pq.write_table(table.replace_schema_metadata({b"skcompressae": meta.encode()}), "bad.parquet")
     message = refuses(capsys, "export", "bad.parquet", "out.npz", "-q", "--n-components", "48")
     assert message.endswith(f"the metadata tells n_components={width!r}, expected a positive int below 2**31")
+
+
+def test_codes_of_another_candidate_factor_are_of_the_same_model(files, fitted, embeddings, capsys):
+    other = deepcopy(fitted).set_params(candidate_factor=5.0, norm="unit")
+    table = encode_batch(other, pq.read_table("x.parquet"), "vector")
+    pq.write_table(table, "codes.parquet")
+    assert main(["search", "codes.parquet", "queries.npy", "--model", "model.safetensors", "-q"]) == 0
+    assert main(["decode", "model.safetensors", "codes.parquet", "back.npy", "-q"]) == 0
+    np.testing.assert_array_equal(np.load("back.npy"), other.inverse_transform(other.transform(embeddings)))
+    meta = json.loads(table.schema.metadata[b"skcompressae.codes"])
+    assert meta["candidate_factor"] == 5.0
+    capsys.readouterr()
+    for factor in (3.0, "x", -1):
+        changed = {b"skcompressae.codes": json.dumps({**meta, "candidate_factor": factor})}
+        pq.write_table(table.replace_schema_metadata(changed), "other.parquet")
+        message = refuses(capsys, "decode", "model.safetensors", "other.parquet", "other.npy", "-q")
+        assert message == f"other.parquet was encoded by another model, whose hash is {meta['model_hash']}"
+    fitted_values = encode_batch(other.set_params(coding="least_squares"), pq.read_table("x.parquet"), "vector")
+    assert json.loads(fitted_values.schema.metadata[b"skcompressae.codes"])["candidate_factor"] is None
+    pq.write_table(fitted_values, "least_squares.parquet")
+    assert main(["decode", "model.safetensors", "least_squares.parquet", "back.npy", "-q", "-f"]) == 0
