@@ -355,6 +355,8 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         if not reset and not has_names and are_plain_rows(X, dtypes, self.n_features_in_):
             rows = cast("NDArray[Any]", X)
         else:
+            if isinstance(X, np.ndarray) and not X.dtype.isnative:  # which would come back as float64
+                X = X.astype(X.dtype.newbyteorder("="))
             rows = validate_data(self, X, reset=reset, dtype=dtypes, ensure_all_finite=False)
 
         def check(start: int, stop: int) -> None:

@@ -73,3 +73,12 @@ def test_plain_rows_are_still_checked_for_finiteness(bad, dtype):
         model.transform(row)
     with pytest.raises(ValueError, match="Input X contains"):
         search.kneighbors(row)
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [(">f2", "float32"), (">f4", "float32"), (">f8", "float64")])
+def test_rows_of_foreign_byte_order_are_those_of_native_order(dtype, expected):
+    model = CompresSAETransformer(32, k=3, max_iter=5, random_state=0)
+    codes = model.fit(ROWS.astype(dtype)).transform(ROWS.astype(dtype))
+    assert codes.dtype == expected
+    native = ROWS.astype(np.dtype(dtype).newbyteorder("="))
+    assert (codes != model.fit(native).transform(native)).nnz == 0
