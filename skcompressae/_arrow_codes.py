@@ -81,7 +81,7 @@ def codes_from_arrow(data: Any, *, n_components: int | None = None, code_columns
         raise TypeError(f"data must be a pyarrow.RecordBatch or Table; got {type(data).__name__}.")
     meta = metadata_of(data.schema)
     width = meta.get("n_components") if n_components is None else n_components
-    if isinstance(width, bool) or not isinstance(width, Integral) or not 1 <= width <= _MAX_COMPONENTS:
+    if isinstance(width, bool) or not isinstance(width, Integral) or not 1 <= int(width) <= _MAX_COMPONENTS:
         raise CodesFormatError(
             "n_components must be a positive int below 2**31 where the schema's metadata does not tell it; got "
             f"{width!r}."

@@ -124,7 +124,7 @@ def matching_model(model: Any, meta: dict[str, Any], name: str) -> None:
         precisions = dict.fromkeys([model.precision, "float32", "tf32", "bfloat16"])
         # codes of versions that did not write it down were not flattened, or as the model does it
         flattenings = [meta["flattening"]] if "flattening" in meta else [model.flattening, 0.0]
-        given = {name: meta[name] for name in ("k", "norm") if name in meta}
+        given: dict[str, Any] = {name: meta[name] for name in ("k", "norm") if name in meta}
         if meta.get("candidate_factor") is not None:  # of versions that did not write it down, it was the model's
             given["candidate_factor"] = meta["candidate_factor"]
         for precision, coding, flattening in product(precisions, _CODINGS, flattenings):
