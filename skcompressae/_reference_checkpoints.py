@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import errno
 import os
-import pickle
-import struct
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,7 +25,8 @@ from sklearn.utils import check_scalar
 from skcompressae._checks import check_compressor
 from skcompressae._files import atomic_write
 from skcompressae._fitting import measure_usage
-from skcompressae._model_weights import unscaled_encoder
+from skcompressae._model_weights import check_finite, stored_weights, unscaled_encoder
+from skcompressae._state_dicts import DAMAGED_STATE_ERRORS, state_array
 from skcompressae._transformer import CompresSAETransformer
 from skcompressae.exceptions import ModelFormatError
 
@@ -188,11 +187,7 @@ def _read(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray
             state: Any = torch.load(stream, map_location="cpu", weights_only=True)
         except OSError:
             raise
-        # neither torch nor zipfile documents its errors; damaged files were seen to raise each of these
-        except (
-            zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, LookupError,
-            AttributeError, AssertionError, OverflowError, MemoryError, ImportError, struct.error,
-        ) as error:  # fmt: skip
+        except DAMAGED_STATE_ERRORS as error:
             first_line = (str(error).splitlines() or [repr(error)])[0]
             raise ModelFormatError(
                 f"{path} is no torch state dict that loads with weights_only=True, or it is damaged: {first_line}"
@@ -200,7 +195,7 @@ def _read(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray
     if not isinstance(state, dict) or set(state) != set(_KEYS):
         keys = sorted(map(str, state))[:8] if isinstance(state, dict) else type(state).__name__
         raise ModelFormatError(f"{path} must hold {', '.join(_KEYS)} and nothing else; got {keys}.")
-    arrays = [_as_array(path, key, state[key]) for key in _KEYS]
+    arrays = [state_array(path, key, state[key]) for key in _KEYS]
     encoder, bias, decoder = arrays
     shapes = [array.shape for array in arrays]
     if decoder.ndim != 2 or 0 in decoder.shape or shapes != [decoder.shape[::-1], decoder.shape[:1], decoder.shape]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from sklearn.utils import check_scalar
 
 from skcompressae._checks import check_compressor
-from skcompressae._model_format import check_format_version
 from skcompressae._model_weights import check_finite, code_settings, coding_weights, settings_digest
+from skcompressae._module_folders import FORMAT_VERSION, KIND, MODULE_SETTINGS, MODULE_WEIGHTS, read_folder
 from skcompressae._torch._codes import encode_batch
 from skcompressae._transformer import CompresSAETransformer
 from skcompressae.exceptions import ModelFormatError
@@ -30,12 +31,6 @@ else:  # before 5.4
 
 __all__ = ["CompresSAEModule"]
 
-# Of config.json and the weights beside it. A change of what they mean raises it and keeps a reader for the old one.
-_FORMAT_VERSION = 1
-_KIND = "skcompressae sparse encoder module"
-_WEIGHTS = ("encoder_weights", "encoder_bias", "components")
-_SETTINGS = ("k", "coding", "candidate_factor", "norm", "flattening", "keeps_mean")
-
 
 class CompresSAEModule(Module):
     """Turn the sentence embeddings of the modules before it into the codes of a fitted compressor.
@@ -47,6 +42,7 @@ class CompresSAEModule(Module):
     ``SparseEncoder.encode`` fits codes of 16 nonzeros, as ``set_params(k=16)`` does.
 
     The weights are buffers: training a SparseEncoder leaves them alone and passes gradients on to the modules before.
+    The choice of latents has no gradient, and the exponent by which `flattening` draws values together none either.
     They stay float32 where a model is cast to less, as rounded weights give other codes.
 
     Parameters
@@ -104,7 +100,7 @@ class CompresSAEModule(Module):
         keeps_mean: bool = False,
     ) -> None:
         super().__init__()
-        for name in _WEIGHTS:
+        for name in MODULE_WEIGHTS:
             # a copy, as NumPy's memory may be read-only or the compressor's
             self.register_buffer(name, torch.tensor(np.asarray(weights[name]), dtype=torch.float32, device="cpu"))
         self.k = k
@@ -164,7 +160,7 @@ class CompresSAEModule(Module):
         settings = {**code_settings(model), "k": k}
         weights = coding_weights(model)
         check_finite(weights)
-        return cls(weights, **{name: settings[name] for name in _SETTINGS})
+        return cls(weights, **{name: settings[name] for name in MODULE_SETTINGS})
 
     @property
     def model_hash(self) -> str:
@@ -189,8 +185,8 @@ class CompresSAEModule(Module):
         >>> module.model_hash == model_hash(compressor.set_params(precision="float32"))
         True
         """
-        weights = {name: getattr(self, name).detach().cpu().numpy() for name in _WEIGHTS}
-        settings = {name: getattr(self, name) for name in _SETTINGS}
+        weights = {name: getattr(self, name).detach().cpu().numpy() for name in MODULE_WEIGHTS}
+        settings = {name: getattr(self, name) for name in MODULE_SETTINGS}
         return settings_digest(weights, {**settings, "precision": "float32"})
 
     def forward(self, features: dict[str, Any], max_active_dims: int | None = None) -> dict[str, Any]:
@@ -214,7 +210,10 @@ class CompresSAEModule(Module):
         Raises
         ------
         ValueError
-            If there are no sentence embeddings, or they have another width than the compressor was fitted on.
+            If there are no sentence embeddings, they have another shape than (batch, n_features) or numbers beyond
+            float32, or `max_active_dims` is below 1.
+        TypeError
+            If `max_active_dims` is no integer.
 
         See Also
         --------
@@ -242,18 +241,31 @@ class CompresSAEModule(Module):
                 f"features must have a 'sentence_embedding'; got {', '.join(features) or 'nothing'}. Put "
                 "CompresSAEModule behind a module that makes one, such as Pooling."
             )
-        if embeddings.shape[-1] != n_features:
+        if embeddings.ndim != 2:
+            raise ValueError(
+                f"sentence_embedding must have shape (batch, n_features={n_features}); got {tuple(embeddings.shape)}."
+            )
+        if embeddings.shape[1] != n_features:
             raise ValueError(
                 f"sentence_embedding must have n_features={n_features} columns, as the compressor was fitted on; got "
-                f"{embeddings.shape[-1]}. Fit a compressor on embeddings of these very modules."
+                f"{embeddings.shape[1]}. Fit a compressor on embeddings of these very modules."
             )
+        if embeddings.dtype == torch.float64 and not torch.isfinite(embeddings.float()).all():
+            raise ValueError(
+                "sentence_embedding must be finite in float32, in which codes are computed; got float64 numbers up to "
+                f"{embeddings.abs().max():.3g}. Scale embeddings down."
+            )
+        k = self.k
+        if max_active_dims is not None:
+            check_scalar(max_active_dims, "max_active_dims", Integral)
+            k = int(max_active_dims)
         indices, values = encode_batch(
             embeddings,
             self.encoder_weights,
             self.encoder_bias,
             self.components,
-            min(self.k if max_active_dims is None else max_active_dims, n_components),
-            **{name: getattr(self, name) for name in _SETTINGS if name != "k"},
+            min(k, n_components),
+            **{name: getattr(self, name) for name in MODULE_SETTINGS if name != "k"},
         )
         codes = torch.zeros((len(values), n_components), dtype=values.dtype, device=values.device)
         features["sentence_embedding"] = codes.scatter(1, indices, values)
@@ -343,11 +355,11 @@ class CompresSAEModule(Module):
         """
         n_components, n_features = self.components.shape
         return {
-            "format": _KIND,
-            "format_version": _FORMAT_VERSION,
+            "format": KIND,
+            "format_version": FORMAT_VERSION,
             "n_components": n_components,
             "n_features": n_features,
-            **{name: getattr(self, name) for name in _SETTINGS},
+            **{name: getattr(self, name) for name in MODULE_SETTINGS},
             "model_hash": self.model_hash,
         }
 
@@ -404,8 +416,9 @@ class CompresSAEModule(Module):
     ) -> CompresSAEModule:
         """Read a module from the folder of a model.
 
-        A SparseEncoder that is loaded calls this. Settings and weights that do not have the hash they were saved with
-        are refused.
+        A SparseEncoder that is loaded calls this. Nothing in the folder is executed: it is read as JSON and
+        safetensors, or, where there are none, as a torch state dict with ``weights_only=True``. Settings and weights
+        that do not have the hash they were saved with are refused.
 
         Parameters
         ----------
@@ -461,25 +474,10 @@ class CompresSAEModule(Module):
             "revision": revision,
             "local_files_only": local_files_only,
         }
-        name = f"{model_name_or_path}/{subfolder}" if subfolder else model_name_or_path
-        config = cls.load_config(model_name_or_path, **place)
-        if config.get("format") != _KIND:
-            raise ModelFormatError(
-                f"{name} holds no CompresSAEModule: the format in its config.json is {config.get('format')!r}."
-            )
-        check_format_version(name, config.get("format_version"), _FORMAT_VERSION)
-        try:
-            weights = cls.load_torch_weights(model_name_or_path, **place)
-        except SafetensorError as error:
-            raise ModelFormatError(f"{name} is damaged: {error}") from error
-        try:
-            # earlier versions left fitted values as they are and scaled all latents alike, and did not say so
-            config = {"flattening": 0.0, "keeps_mean": False, **config}
-            module = cls(weights, **{key: config[key] for key in _SETTINGS})
-            is_intact = module.model_hash == config["model_hash"]
-        except KeyError as error:
-            raise ModelFormatError(f"{name} is damaged: {error} is missing.") from error
-        if not is_intact:
+        weights, settings, wanted = read_folder(cls, model_name_or_path, place)
+        module = cls(weights, **settings)
+        if module.model_hash != wanted:
+            name = f"{model_name_or_path}/{subfolder}" if subfolder else model_name_or_path
             raise ModelFormatError(f"{name} is damaged: weights and settings do not have the hash in its config.json.")
         return module
 

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import json
+import re
 import subprocess
 import sys
 
@@ -268,12 +269,66 @@ def test_damaged_weights_are_refused(fitted, tmp_path, is_cut):
         CompresSAEModule.load(str(tmp_path), local_files_only=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", b'{"format": "skcomp', "is damaged: its config.json cannot be read"),
+        ("config.json", b"\xff\xfe", "is damaged: its config.json cannot be read"),
+        ("config.json", b"[]", "holds no CompresSAEModule: its config.json is a list"),
+        ("config.json", None, "holds no CompresSAEModule: the format in its config.json is None"),
+        ("model.safetensors", b"", "is damaged: its weights cannot be read"),
+        ("model.safetensors", None, "is damaged: its weights cannot be read .Could not find 'model.safetensors' or"),
+    ],
+)
+def test_folders_with_files_that_are_none_are_refused(fitted, tmp_path, name, content, message):
+    CompresSAEModule.from_compressor(fitted).save(str(tmp_path))
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelFormatError, match=message):
+        CompresSAEModule.load(str(tmp_path), local_files_only=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: b"garbage", "is damaged: its weights cannot be read"),
+        (lambda state: [1], "is damaged: its weights are a list"),
+        (lambda state: {"encoder_weights": 1}, "encoder_weights must be a dense tensor of floating .* got a int"),
+        (lambda state: {"encoder_weights": state["encoder_weights"]}, "is damaged: 'encoder_bias' is missing"),
+        (lambda state: {**state, "encoder_bias": torch.zeros(1).expand(48)}, "does not hold as many numbers"),
+        (lambda state: {**state, "encoder_bias": state["encoder_bias"] + 1}, "do not have the hash"),
+    ],
+)
+def test_damaged_state_dicts_are_refused(fitted, tmp_path, change, message):
+    module = CompresSAEModule.from_compressor(fitted)
+    module.save(str(tmp_path), safe_serialization=False)
+    path = tmp_path / "pytorch_model.bin"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ModelFormatError, match="is damaged: its weights cannot be read"):
+        CompresSAEModule.load(str(tmp_path), local_files_only=True)
+    content = change(module.state_dict())
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(ModelFormatError, match=message):
+        CompresSAEModule.load(str(tmp_path), local_files_only=True)
+
+
 def test_what_does_not_fit_is_refused(fitted):
     module = CompresSAEModule.from_compressor(fitted)
     with pytest.raises(ValueError, match=r"must have a 'sentence_embedding'; got token_embeddings\. Put"):
         module({"token_embeddings": torch.zeros(1, 3, 24)})
     with pytest.raises(ValueError, match=r"must have n_features=24 columns.*got 16"):
         codes_of(module, np.zeros((3, 16), np.float32))
+    for shape in ((24,), (1, 3, 24)):
+        with pytest.raises(ValueError, match=rf"must have shape \(batch, n_features=24\); got {re.escape(str(shape))}"):
+            module({"sentence_embedding": torch.zeros(shape)})
+    with pytest.raises(ValueError, match=r"must be finite in float32, .* got float64 numbers up to 1e\+60"):
+        module({"sentence_embedding": torch.full((1, 24), -1e60, dtype=torch.float64)})
+    with pytest.raises(TypeError, match=r"max_active_dims must be an instance of int, not float"):
+        module({"sentence_embedding": torch.zeros(1, 24)}, max_active_dims=2.0)
     with pytest.raises(TypeError, match="must be a CompresSAETransformer; got dict"):
         CompresSAEModule.from_compressor({})
     with pytest.warns(UserWarning, match="k=49 is above n_components=48"):
