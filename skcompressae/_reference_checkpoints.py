@@ -57,7 +57,8 @@ def from_reference_checkpoint(
     norm : {"input", "unit", None}, default=None
         As in :class:`~skcompressae.CompresSAETransformer`.
     X : array-like of shape (n_samples, n_features) or None, default=None
-        Rows like the training rows, to measure `latent_counts_` and `latent_rms_` on. Without them `n_rows_counted_` is
+        Rows like the training rows, to measure `latent_counts_` and `latent_rms_` on; names of their columns become the
+        model's. Without them `n_rows_counted_` is
         0, `latent_counts_` all 0, `dead_latents_fraction_` NaN and `latent_rms_` all 1:
         ``transform_query(n_nonzero=...)`` then keeps the entries of largest magnitude, and weighs no latent by its use.
 
@@ -121,7 +122,9 @@ def from_reference_checkpoint(
     model.n_rows_counted_ = 0
     model.dead_latents_fraction_ = float("nan")
     if X is not None:
-        rows = model._check_rows(X, reset=False)
+        rows = model._check_rows(X, reset=True)
+        if rows.shape[1] != n_features:
+            raise ValueError(f"X must have the checkpoint's {n_features} features; got {rows.shape[1]}.")
         usage = measure_usage(rows, np.arange(len(rows)), model._encoder(), model.k_, np.random.RandomState(0))
         model.latent_counts_, model.latent_rms_ = usage.counts, usage.rms
         model.n_rows_counted_, model.dead_latents_fraction_ = usage.n_rows, usage.dead_fraction
@@ -147,6 +150,8 @@ def to_reference_checkpoint(model: CompresSAETransformer, path: str | os.PathLik
         If `model` is no CompresSAETransformer.
     sklearn.exceptions.NotFittedError
         If it is not fitted.
+    ValueError
+        If its weights are not finite.
 
     See Also
     --------
@@ -171,6 +176,7 @@ def to_reference_checkpoint(model: CompresSAETransformer, path: str | os.PathLik
     """
     check_compressor(model)
     encoder, bias = unscaled_encoder(model)  # the reference's values are activations
+    check_finite({**stored_weights(model), "encoder_weights": encoder, "encoder_bias": bias})
     arrays = (encoder.T, bias, model.components_)
     tensors = (torch.tensor(np.ascontiguousarray(array), device="cpu") for array in arrays)
     state = dict(zip(_KEYS, tensors, strict=True))
@@ -231,16 +237,3 @@ def _check_sums(stream: BinaryIO) -> None:
         if error.errno != errno.EINVAL:
             raise
         raise zipfile.BadZipFile("an entry lies before the beginning of the file") from error
-
-
-def _as_array(path: Path, key: str, tensor: Any) -> NDArray[np.float32]:
-    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or not tensor.is_floating_point():
-        kind = f"a tensor of {tensor.dtype}" if isinstance(tensor, torch.Tensor) else f"a {type(tensor).__name__}"
-        raise ModelFormatError(f"{path}: {key} must be a dense tensor of floating point numbers; got {kind}.")
-    # A view that repeats few numbers would become as large as it says it is.
-    if tensor.device.type != "cpu" or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise ModelFormatError(f"{path}: {key} of shape {tuple(tensor.shape)} does not hold as many numbers.")
-    array = tensor.detach().to(torch.float32).numpy().copy(order="C")
-    if not np.isfinite(array).all():
-        raise ModelFormatError(f"{path}: {key} holds NaN or infinity (or numbers beyond float32).")
-    return array

@@ -1,10 +1,12 @@
 """Checkpoints of the paper's reference implementation, in and out."""
 
+import copy
 import os
 import pickle
 import zipfile
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
@@ -85,8 +87,12 @@ def test_statistics_unknown_and_measured(tmp_path, X):
     np.testing.assert_array_equal(counted.latent_counts_, (codes != 0).sum(axis=0))
     np.testing.assert_allclose(counted.latent_rms_, np.sqrt((codes**2).mean(axis=0)), rtol=1e-5)
     assert counted.n_rows_counted_ == 50
-    with pytest.raises(ValueError, match="12 features"):
+    with pytest.raises(ValueError, match="X must have the checkpoint's 12 features; got 5"):
         from_reference_checkpoint(tmp_path / "model.pt", k=5, X=X[:, :5])
+    names = [f"x{i}" for i in range(12)]
+    named = from_reference_checkpoint(tmp_path / "model.pt", k=5, X=pd.DataFrame(X, columns=names))  # without warnings
+    np.testing.assert_array_equal(named.latent_counts_, counted.latent_counts_)
+    assert named.feature_names_in_.tolist() == names
 
 
 def test_export_is_what_import_reads(tmp_path, fitted, embeddings):
@@ -105,6 +111,11 @@ def test_export_is_what_import_reads(tmp_path, fitted, embeddings):
     np.testing.assert_array_equal(again.transform(embeddings).toarray(), fitted.transform(embeddings).toarray())
     with pytest.raises(TypeError, match="model must be a CompresSAETransformer; got dict"):
         to_reference_checkpoint({}, tmp_path / "model.pt")
+    broken = copy.deepcopy(fitted)
+    broken.components_[3, 5] = np.nan
+    with pytest.raises(ValueError, match="The model's components_ holds NaN or infinity; a broken model is not saved"):
+        to_reference_checkpoint(broken, tmp_path / "broken.pt")
+    assert os.listdir(tmp_path) == ["model.pt"]
 
 
 class Malicious:
