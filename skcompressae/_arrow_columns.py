@@ -125,7 +125,7 @@ def lists_of_csr(
 ) -> tuple[pa.ListArray, pa.ListArray]:
     """Return the rows of a CSR matrix as lists of indices and lists of values.
 
-    `first_row` is the number of its first row in what it is a block of, for messages.
+    Zeros are left out. `first_row` is the number of its first row in what it is a block of, for messages.
 
     Raises
     ------
@@ -158,8 +158,13 @@ def lists_of_csr(
                 f"the code of row {row} has no value above {peaks[too_small[0]]:.3g}, too small for {dtype.name}; "
                 "scale the embeddings up, use norm='unit', or a wider value type"
             )
-    offsets = pa.array(codes.indptr.astype(np.int32, copy=False))
-    indices = pa.array(codes.indices.astype(index_type.to_pandas_dtype(), copy=False))
+    indptr, indices = codes.indptr, codes.indices
+    is_kept = values != 0
+    if not is_kept.all():  # some that are stored are zero, or became it in a narrower type
+        indptr = np.concatenate([[0], np.cumsum(is_kept)])[indptr]
+        indices, values = indices[is_kept], values[is_kept]
+    offsets = pa.array(indptr.astype(np.int32, copy=False))
+    indices = pa.array(indices.astype(index_type.to_pandas_dtype(), copy=False))
     return pa.ListArray.from_arrays(offsets, indices), pa.ListArray.from_arrays(offsets, pa.array(values))
 
 

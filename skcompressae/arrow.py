@@ -41,7 +41,8 @@ class ArrowEncoder:
           takes no negative values: add ``split_signs=True``.
     value_type : {"float32", "float16"}, default="float32"
         "float16" halves the bytes of values in the layout "compact". Each is off by at most 2**-11 of itself, or 3e-8
-        below 6e-5; codes with none above that are refused. Spark cannot read it, nor can most engines.
+        below 6e-5, and left out where it becomes 0; codes with none above 6e-5 are refused. Spark cannot read it, nor
+        can most engines.
     split_signs : bool, default=False
         Store ``[max(s, 0), max(-s, 0)]``, twice as wide and never negative, as
         :func:`skcompressae.engines.split_signs` does.
@@ -276,6 +277,13 @@ class ArrowEncoder:
         list of pyarrow.Array
             One for each of `code_columns`.
 
+        Raises
+        ------
+        TypeError
+            If the codes are no CSR matrix.
+        ValueError
+            If they have another width than the model's, or values do not fit `value_type`.
+
         See Also
         --------
         encode_column : Encodes the rows too.
@@ -293,6 +301,11 @@ class ArrowEncoder:
         ['list<item: uint16>', 'list<item: halffloat>']
         """
         pa = import_pyarrow("Arrow batches of codes")
+        if getattr(codes, "format", None) != "csr":
+            raise TypeError(f"codes must be a CSR matrix; got {type(codes).__name__}. Convert sparse ones by tocsr().")
+        width = self.model.components_.shape[0]
+        if codes.shape[1] != width:
+            raise ValueError(f"codes must have the model's n_components={width} columns; got {codes.shape[1]}.")
         if self.split_signs:
             from skcompressae.engines import split_signs
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import config_context
@@ -239,6 +240,25 @@ def test_bad_arguments_are_named(fitted, embeddings):
         encode_batch(fitted, batch_of(embeddings * 1e5), value_type="float16")
     with pytest.raises(ValueError, match="too small for float16; scale the embeddings up"):
         encode_batch(fitted, batch_of(embeddings * 1e-7), value_type="float16")
+
+
+def test_values_that_vanish_in_float16_are_left_out(fitted):
+    codes = np.zeros((3, 48), np.float32)
+    codes[0, [2, 7, 40]] = 1, 1e-9, -2
+    codes[2, [1, 3]] = 5e-8, 0.5
+    indices, values = ArrowEncoder(fitted, value_type="float16").code_arrays(sp.csr_array(codes))
+    assert indices.to_pylist() == [[2, 40], [], [1, 3]]
+    assert values.to_pylist() == [[1, -2], [], [2.0**-24, 0.5]]
+
+
+def test_codes_of_other_formats_and_widths_are_refused(fitted):
+    encoder = ArrowEncoder(fitted, split_signs=True)
+    with pytest.raises(TypeError, match=r"codes must be a CSR matrix; got csc_array\. Convert sparse ones by tocsr"):
+        encoder.code_arrays(sp.csc_array(np.eye(3, 48)))
+    with pytest.raises(TypeError, match="codes must be a CSR matrix; got ndarray"):
+        encoder.code_arrays(np.eye(3, 48))
+    with pytest.raises(ValueError, match="codes must have the model's n_components=48 columns; got 96"):
+        encoder.code_arrays(sp.csr_array(np.eye(3, 96)))
 
 
 @pytest.mark.parametrize(
