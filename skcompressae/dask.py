@@ -6,6 +6,7 @@ import pickle
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from numbers import Integral
 from typing import Any
 
@@ -228,7 +229,8 @@ def _shared(value: Any, client: Any) -> Any:
     if client is None:
         client = _current_client()
     if client is None:
-        return dask.delayed(value, pure=True, traverse=False)
+        # a copy, as the client's is: weights that are changed in place are not those of the call
+        return dask.delayed(deepcopy(value), pure=True, traverse=False)
     with warnings.catch_warnings():
         # advises futures, which this makes one of
         warnings.filterwarnings("ignore", "Sending large graph", UserWarning)

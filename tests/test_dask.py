@@ -108,11 +108,15 @@ def test_without_a_cluster(fitted, embeddings):
     model = pickle.loads(pickle.dumps(fitted))
     X = da.from_array(embeddings.astype(np.float64), chunks=(150, -1))
     codes = encode_array(model, X[X[:, 0] > 0], n_threads=2)  # of unknown length
+    framed = encode_dataframe(model, dd.from_pandas(frame_of(embeddings), npartitions=2))
     model.set_params(k=2)  # too late to change anything
+    model.components_ *= -1
     assert codes.dtype == np.float64
     for scheduler in ("threads", "synchronous"):
         expected = fitted.transform(embeddings[embeddings[:, 0] > 0].astype(np.float64))
         assert_same(codes.compute(scheduler=scheduler), expected)
+    table = pa.Table.from_pandas(framed.compute(scheduler="synchronous"))
+    assert_same(codes_from_arrow(table, n_components=48), fitted.transform(embeddings))
     empty = encode_array(fitted, X[:, :][X[:, 0] > 1e9])
     assert empty.compute(scheduler="synchronous").shape == (0, 48)
 
