@@ -63,9 +63,9 @@ def encode_dataframe(
     KeyError
         If there is no such column.
     ValueError
-        If an option has no such value, a column that is kept has the name of a new one, whatever its case, or the
-        name of a column holds a dot. Embeddings that are null, of another width or not finite fail the job, with a
-        message that says in which row of a partition.
+        If an option has no such value, a column that is kept has the name of a new one, or both new ones have the
+        same, whatever their case, or the name of a column holds a dot. Embeddings that are null, of another width or
+        not finite fail the job, with a message that says in which row of a partition.
 
     See Also
     --------
@@ -133,6 +133,11 @@ def _check_names(kept: list[str], encoder: ArrowEncoder) -> None:
             f"column {dotted[0]!r} must have no dot in its name, which mapInArrow cannot resolve; rename it."
         )
     folded = {name.casefold() for name in encoder.code_columns}
+    if len(folded) != len(encoder.code_columns):
+        raise ValueError(
+            "code_columns must be names that differ not only in case, which Spark does not tell apart; got "
+            f"{encoder.code_columns!r}."
+        )
     if taken := [name for name in kept if name.casefold() in folded]:
         raise ValueError(
             f"column {taken[0]!r} is there already but for its case, which Spark does not tell apart; rename it or "

@@ -129,6 +129,8 @@ def test_bad_input_is_named(spark, fitted):
         encode_dataframe(fitted, df, code_columns=("text", "values"))
     with pytest.raises(ValueError, match="column 'text' is there already but for its case"):
         encode_dataframe(fitted, df, code_columns=("Text", "values"))
+    with pytest.raises(ValueError, match=r"differ not only in case, .* got \('a', 'A'\)"):
+        encode_dataframe(fitted, df, code_columns=("a", "A"))
     with pytest.raises(ValueError, match=r"column 'a\.b' must have no dot in its name"):
         encode_dataframe(fitted, df.withColumnRenamed("text", "a.b"))
     with pytest.raises(ValueError, match="n_threads == 0"):
