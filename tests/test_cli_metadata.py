@@ -11,7 +11,7 @@ import pytest
 import scipy.sparse as sp
 from cli_cases import refuses, same_matrix
 
-from skcompressae import CompresSAETransformer
+from skcompressae import CompresSAETransformer, model_hash
 from skcompressae._cli._main import main
 from skcompressae.arrow import encode_batch
 
@@ -114,3 +114,21 @@ def test_codes_of_another_candidate_factor_are_of_the_same_model(files, fitted, 
     assert json.loads(fitted_values.schema.metadata[b"skcompressae.codes"])["candidate_factor"] is None
     pq.write_table(fitted_values, "least_squares.parquet")
     assert main(["decode", "model.safetensors", "least_squares.parquet", "back.npy", "-q", "-f"]) == 0
+
+
+def test_codes_of_two_models_are_not_compared(files, fitted, embeddings, capsys):
+    table = pq.read_table("x.parquet")
+    other = CompresSAETransformer(n_components=48, k=6, max_iter=2, random_state=1).fit(embeddings)
+    fewer = deepcopy(fitted).set_params(k=3)
+    for name, model in (("documents", fitted), ("fewer", fewer), ("other", other)):
+        pq.write_table(encode_batch(model, table, "vector"), f"{name}.parquet")
+    message = refuses(capsys, "search", "documents.parquet", "other.parquet", "-q")
+    assert message == (
+        f"documents.parquet and other.parquet were encoded by models of different hashes, {model_hash(fitted)} and "
+        f"{model_hash(other)}; if one model with other parameters made them, name it with --model"
+    )
+    assert "if one model" in refuses(capsys, "search", "documents.parquet", "fewer.parquet", "-q")
+    assert main(["search", "documents.parquet", "fewer.parquet", "-q", "--model", "model.safetensors"]) == 0
+    assert main(["search", "documents.parquet", "documents.parquet", "-q"]) == 0
+    pq.write_table(fitted.transform_packed(embeddings).to_arrow(), "packed.parquet")
+    assert main(["search", "documents.parquet", "packed.parquet", "-q"]) == 0

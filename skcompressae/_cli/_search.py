@@ -50,7 +50,7 @@ def search(arguments: argparse.Namespace) -> None:
         check_width(queries, model.n_features_in_, f"the model {arguments.model}")
     if isinstance(queries, ParquetCodes) and model is not None:
         matching_model(model, queries.meta, queries.name)
-    index = _open_index(arguments, model)
+    index = _open_index(arguments, model, queries)
     if isinstance(queries, RowSource) and model is None:
         if index.components_ is None:
             raise UsageError(f"{queries.name} holds embeddings; name the model that compresses them with --model")
@@ -91,7 +91,7 @@ def _open_queries(arguments: argparse.Namespace) -> RowSource | CodeSource:
     )
 
 
-def _open_index(arguments: argparse.Namespace, model: Any) -> Any:
+def _open_index(arguments: argparse.Namespace, model: Any, queries: RowSource | CodeSource) -> Any:
     """Return a fitted search over the codes: a saved one, or one made of them."""
     from skcompressae import CodeNearestNeighbors
 
@@ -102,8 +102,11 @@ def _open_index(arguments: argparse.Namespace, model: Any) -> Any:
             raise UsageError(f"--{given[0]} is part of a saved index; build one from codes for another")
         return CodeNearestNeighbors.load(arguments.codes, verify=True, compressor=model).set_params(n_jobs=n_jobs)
     source = open_codes(arguments.codes, None if model is None else len(model.components_))
-    if model is not None and isinstance(source, ParquetCodes):
-        matching_model(model, source.meta, source.name)
+    if isinstance(source, ParquetCodes):
+        if model is not None:
+            matching_model(model, source.meta, source.name)
+        elif isinstance(queries, ParquetCodes):
+            _check_same_hash(source, queries)
     index = CodeNearestNeighbors(
         compressor=model,
         mode=arguments.mode or "auto",
@@ -121,6 +124,16 @@ def _open_index(arguments: argparse.Namespace, model: Any) -> Any:
             index.partial_fit(block)
             bar.update(block.shape[0])
     return index
+
+
+def _check_same_hash(source: ParquetCodes, queries: ParquetCodes) -> None:
+    """Refuse documents and queries that say they were made by different models, where no model can tell more."""
+    hashes = [codes.meta.get("model_hash") for codes in (source, queries)]
+    if None not in hashes and hashes[0] != hashes[1]:
+        raise CommandError(
+            f"{source.name} and {queries.name} were encoded by models of different hashes, {hashes[0]} and "
+            f"{hashes[1]}; if one model with other parameters made them, name it with --model"
+        )
 
 
 def _found(index: Any, queries: RowSource | CodeSource, arguments: argparse.Namespace) -> Iterator[Found]:
