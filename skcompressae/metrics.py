@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from numbers import Integral
 from typing import Any
 
@@ -222,7 +223,8 @@ class RetrievalRecallScorer:
     n_neighbors : int, default=10
         Neighbours per query, the n of recall@n.
     metric : {"cosine", "dot"}, default="cosine"
-        Similarity of the true neighbours and of the search.
+        Similarity of the true neighbours and of the search. By cosine, codes of ``norm="input"`` are taken at
+        ``norm="unit"``: lengths do not matter, and rows of any length find what unit rows find.
     n_queries : int or None, default=None
         Rows that become queries; the others are the documents. None takes a fifth of the rows, at least 1 and
         at most 1,000.
@@ -297,6 +299,7 @@ class RetrievalRecallScorer:
         documents, queries = split_queries(X, self.n_queries, self.n_neighbors, self.random_state)
         compressor, documents, queries = enter_compressor(estimator, documents, queries)
         true = exact_neighbors(documents, queries, self.n_neighbors, metric=self.metric)
+        compressor = of_moderate_codes(compressor, self.metric)
         codes = compressor.transform(documents)
         found = search_codes(compressor, codes, queries, self.mode, self.n_neighbors, self.metric)
         return float(neighbor_recall_score(true, found))
@@ -328,6 +331,16 @@ def enter_compressor(estimator: Any, *inputs: Any) -> tuple[Any, ...]:
             f"got {type(compressor).__name__}."
         )
     return (compressor, *inputs)
+
+
+def of_moderate_codes(compressor: Any, metric: str) -> Any:
+    """Return a copy whose codes, by cosine, are of unit length where they would be as long as the rows.
+
+    Of codes of extreme length the search knows no cosine: their norms count as 0, or are beyond float32.
+    """
+    if metric != "cosine" or getattr(compressor, "norm", None) != "input":
+        return compressor
+    return copy.copy(compressor).set_params(norm="unit")
 
 
 def search_codes(

@@ -268,6 +268,21 @@ def test_tradeoff_adds_references_of_about_the_same_bytes(monkeypatch):
         CompressionTradeoffDisplay.from_estimator(model, X, reference="opq", **kwargs)
 
 
+@pytest.mark.parametrize("metric", ["cosine", "dot"])
+@pytest.mark.parametrize(("dtype", "exponent"), [("f4", -80), ("f4", 80), ("f8", -170), ("f8", 170)])
+def test_tradeoff_is_that_of_rows_of_any_length(fitted, embeddings, metric, dtype, exponent):
+    options = {"k": [4], "modes": ["asymmetric"], "n_neighbors": 5, "metric": metric, "reference": "pca"}
+    rows = np.ldexp(embeddings.astype(dtype), exponent)
+    if metric == "dot" and exponent == 170:
+        with pytest.raises(ValueError, match=r"codes must have norms below 1e\+30, got .*; rescale them"):
+            CompressionTradeoffDisplay.from_estimator(fitted, rows, **options)
+        return
+    expected = CompressionTradeoffDisplay.from_estimator(fitted, embeddings.astype(dtype), **options).results
+    assert [point["series"] for point in expected] == ["CompresSAE, asymmetric", "PCA"]
+    assert CompressionTradeoffDisplay.from_estimator(fitted, rows, **options).results == expected
+    assert fitted.norm == "input"
+
+
 def test_pca_reference_is_the_best_linear_reconstruction_of_its_rank():
     rows = make_rows().astype(np.float32)
     ((label, size_bytes, kept),) = reference_points("pca", rows, [24.0, 64.0, 100.0], 0)

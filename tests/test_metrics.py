@@ -401,6 +401,15 @@ def test_scorer_takes_true_neighbors_in_the_space_that_enters_the_compressor():
     assert scorer(pipeline, X) != scorer(TopKCompressor().fit(X), X)
 
 
+@pytest.mark.parametrize("mode", ["asymmetric", "reconstructed", "sparse"])
+@pytest.mark.parametrize("exponent", [-170, -125, 110, 170])
+def test_cosine_scores_are_those_of_rows_of_any_length(fitted, embeddings, mode, exponent):
+    scorer = RetrievalRecallScorer(mode, n_neighbors=5)
+    rows = embeddings.astype(np.float64)
+    assert scorer(fitted, np.ldexp(rows, exponent)) == scorer(fitted, rows) > 0.1
+    assert fitted.norm == "input"
+
+
 @pytest.mark.parametrize("container", [np.asarray, lambda X: pd.DataFrame(X, columns=list("abcdefgh"))])
 def test_scorer_chooses_k_in_a_grid_search(container):
     search = GridSearchCV(

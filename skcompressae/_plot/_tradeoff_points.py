@@ -8,14 +8,17 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from sklearn.utils import check_scalar
 
+from skcompressae._core._rows import unit_rows
 from skcompressae._plot._references import MIN_PQ_DOCUMENTS, REFERENCES, has_faiss, reference_points
 from skcompressae.metrics import (
     bytes_per_vector,
     enter_compressor,
     exact_neighbors,
     neighbor_recall_score,
+    of_moderate_codes,
     search_codes,
     split_queries,
 )
@@ -55,12 +58,12 @@ def measure_tradeoff(
     if queries is None:
         documents, queries = split_queries(X, None, n_neighbors, random_state)
     compressor, documents, queries = enter_compressor(estimator, documents, queries)
-    documents_array: Any = np.asarray(documents, dtype=np.float32)
-    queries_array: Any = np.asarray(queries, dtype=np.float32)
+    documents_array, queries_array = np.asarray(documents), np.asarray(queries)
     true = exact_neighbors(documents_array, queries_array, n_neighbors, metric=metric)
     names = _check_reference(reference, documents_array.shape[0])
 
     dense_bytes = 4.0 * documents_array.shape[1]
+    compressor = of_moderate_codes(compressor, metric)
     results: list[dict[str, Any]] = []
 
     def add(series: str, label: str, size_bytes: float, found: Any, is_reference: bool) -> None:
@@ -80,19 +83,26 @@ def measure_tradeoff(
     for value in ks:
         model = _of_sparse_codes(compressor).set_params(k=value)
         codes = model.transform(documents)
-        sizes.append(bytes_per_vector(codes.astype(np.float32)))  # beside float32 vectors
+        with np.errstate(over="ignore"):  # the search says where values are too large
+            sizes.append(bytes_per_vector(codes.astype(np.float32)))  # beside float32 vectors
         for mode in mode_names:
             found = search_codes(model, codes, queries, mode, n_neighbors, metric)
             add(_MODE_NAMES[mode], f"k={value}", sizes[-1], found, False)
-    if metric == "cosine":
-        norms = np.linalg.norm(documents_array, axis=1, keepdims=True)
-        documents_array = documents_array / np.where(norms == 0, 1, norms)
+    rows = _reference_rows(documents_array, metric)
     for name in names:
         rule = "dot" if name == "pca" else metric
-        for label, size_bytes, kept in reference_points(name, documents_array, sizes, random_state):
+        for label, size_bytes, kept in reference_points(name, rows, sizes, random_state):
             found = exact_neighbors(kept, queries_array, n_neighbors, metric=rule)
             add(_REFERENCE_NAMES[name], label, size_bytes, found, True)
     return results
+
+
+def _reference_rows(documents: npt.NDArray[Any], metric: str) -> npt.NDArray[np.float32]:
+    """Return documents as float32 rows of moderate length that are ranked alike: unit rows, or all times one factor."""
+    if metric == "cosine":
+        return unit_rows(documents)[0]
+    rows: npt.NDArray[Any] = np.ldexp(documents, -np.frexp(np.abs(documents).max())[1])
+    return rows.astype(np.float32)
 
 
 def _of_sparse_codes(compressor: Any) -> Any:

@@ -100,7 +100,8 @@ class CompressionTradeoffDisplay:
         n_neighbors : int, default=100
             The n of recall@n.
         metric : {"cosine", "dot"}, default="cosine"
-            Similarity of the true neighbours and of the search.
+            Similarity of the true neighbours and of the search. By cosine, codes of ``norm="input"`` are taken at
+            ``norm="unit"``, as lengths do not matter.
         reference : iterable of {"pca", "pq", "opq"}, "auto" or None, default="auto"
             Reference curves at about the same bytes, each searched by dense queries and fitted on the
             documents themselves (which favours it). "auto" is PCA, and PQ and OPQ where FAISS is installed
