@@ -358,6 +358,83 @@ def test_residuals_of_rows_of_any_length(factor):
     assert quantizer.decode(np.empty((0, 4), np.uint8)).shape == (0, 8)
 
 
+@pytest.mark.parametrize("exponent", [-100, -80, 70, 120])
+@pytest.mark.parametrize("method", ["pq", "opq"])
+def test_residuals_of_any_scale_are_quantized_alike(method, exponent):
+    residuals = np.random.default_rng(10).standard_normal((600, 8)).astype(np.float32)
+    expected = ResidualQuantizer.fit(residuals, 4, method=method, n_iter=3)
+    scaled = np.ldexp(residuals, exponent)
+    quantizer = ResidualQuantizer.fit(scaled, 4, method=method, n_iter=3)
+    np.testing.assert_allclose(np.ldexp(quantizer.centroids, -exponent), expected.centroids, rtol=1e-4, atol=1e-4)
+    codes = quantizer.encode(scaled)
+    if method == "pq":
+        np.testing.assert_array_equal(codes, expected.encode(residuals))
+    errors = np.ldexp(quantizer.decode(codes), -exponent) - residuals
+    assert np.linalg.norm(errors) < 0.2 * np.linalg.norm(residuals)
+    # one row far longer than those it was learned on changes no other
+    scaled[0] = 2.0**125
+    np.testing.assert_array_equal(quantizer.encode(scaled)[1:], codes[1:])
+
+
+def test_the_nearest_centroid_of_points_of_any_length():
+    rng = np.random.default_rng(11)
+    centroids = rng.standard_normal((1, 16, 4)).astype(np.float32)
+    points = rng.standard_normal((200, 4)).astype(np.float32)
+    for centroid_exponent in (-110, -40, 0, 40, 110):
+        for exponent in (-110, -3, 0, 50, 110):
+            book, rows = np.ldexp(centroids, centroid_exponent), np.ldexp(points, exponent)
+            exact = book[0].astype(np.float64)
+            # half of what the squared distance leaves of the squared length of the point
+            nearness = rows @ exact.T - 0.5 * np.einsum("ij,ij->i", exact, exact)
+            chosen = nearness[np.arange(200), ResidualQuantizer(book).encode(rows)[:, 0]]
+            best = nearness.max(axis=1)
+            assert (best - chosen <= 1e-6 * np.abs(nearness).max(axis=1)).all()
+
+
+def test_residuals_of_long_rows_at_their_length():
+    rng = np.random.default_rng(12)
+    components = rng.standard_normal((32, 8)).astype(np.float32)
+    codes = random_codes(300, 32, 4, seed=9) * 2.0**66
+    X = np.ldexp(rng.standard_normal((300, 8)).astype(np.float32), 66)
+    packed = PackedCodes.pack(codes)
+    refined = packed.with_residual_of(X, components, n_bytes=4, normalize=False)
+    left = X - packed.to_csr() @ components
+    missing = left - refined.residual_quantizer.decode(refined.residual_codes)
+    assert np.linalg.norm(missing.astype(np.float64)) < 0.2 * np.linalg.norm(left.astype(np.float64))
+
+
+def test_residual_errors():
+    residuals = np.random.default_rng(13).standard_normal((40, 8)).astype(np.float32)
+    for n_bytes in (2.0, True, "4", 3, 0):
+        with pytest.raises(ValueError, match=f"n_bytes must be an int that divides the 8 dimensions, got {n_bytes!r}"):
+            ResidualQuantizer.fit(residuals, n_bytes)
+    for n_iter in (-3, 1.5, None):
+        with pytest.raises(ValueError, match=f"n_iter must be an int of at least 0, got {n_iter}"):
+            ResidualQuantizer.fit(residuals, 4, n_iter=n_iter)
+    long = np.full((40, 8), 2e38, np.float32)
+    with pytest.raises(ValueError, match=r"residuals must have norms of at most 3\.37e\+38, got 5\.66e\+38; rescale"):
+        ResidualQuantizer.fit(long, 4)
+    quantizer = ResidualQuantizer.fit(residuals, 4, n_iter=2)
+    with pytest.raises(ValueError, match="residuals must have norms of at most"):
+        quantizer.encode(long)
+    with pytest.raises(ValueError, match=r"query must be a vector of 8 dimensions, got shape \(2, 8\)"):
+        quantizer.tables(residuals[:2])
+    for query in (np.full(8, np.nan), long[0]):
+        with pytest.raises(ValueError, match="query must be finite, as must be its products with the centroids"):
+            quantizer.tables(query)
+    packed = PackedCodes.pack(random_codes(40, 16, 4, seed=8))
+    codes = quantizer.encode(residuals)
+    with pytest.raises(ValueError, match="residual_codes must be below the 40 centroids, got 40"):
+        packed.with_residual(np.full((40, 4), 40, np.uint8), quantizer)
+    with pytest.raises(ValueError, match=r"residual_codes must be uint8 of shape \(n, 4\), got int64 \(40, 4\)"):
+        packed.with_residual(codes.astype(np.int64).tolist(), quantizer)
+    for other in (None, "pq"):
+        with pytest.raises(TypeError, match=f"residual_quantizer must be a ResidualQuantizer, got {other!r}"):
+            packed.with_residual(None, other)
+    with pytest.raises(TypeError, match="quantizer must be a ResidualQuantizer or None, got 'pq'"):
+        packed.with_residual_of(residuals, np.ones((16, 8)), quantizer="pq")
+
+
 def test_residual_scores_are_inner_products():
     from skcompressae._core._residual import score_pq
 

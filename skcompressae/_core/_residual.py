@@ -22,14 +22,35 @@ __all__ = ["decode_pq", "encode_pq", "learn_opq", "learn_pq", "lookup_tables", "
 
 Array: TypeAlias = NDArray[Any]
 _CHUNK = 8192
+# Between these, products of points and centroids of thousands of dimensions are normal numbers of float32.
+_MODERATE = (2.0**-30, 2.0**30)
+
+
+def _exponents(peaks: Any) -> Array:
+    """Return the powers of two that magnitudes are divided by to be near 1; 0 where they are moderate."""
+    exponents: Array = np.where((peaks < _MODERATE[0]) | (peaks > _MODERATE[1]), np.frexp(peaks)[1], 0)
+    return exponents
 
 
 def _assign(points: NDArray[np.float32], centroids: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return the nearest centroid of every point, in chunks so that distances stay small."""
-    half = 0.5 * np.einsum("ij,ij->i", centroids, centroids)
+    """Return the nearest centroid of every point, in chunks so that distances stay small.
+
+    Centroids, and each point, of extreme length are divided by powers of two, which keeps the order of distances: their
+    products would overflow, or underflow to those of zeros.
+    """
+    largest = np.abs(centroids).max()
+    exponent = _exponents(largest)
+    scaled = np.ldexp(centroids, -exponent)
+    half = 0.5 * np.einsum("ij,ij->i", scaled, scaled)
     labels = np.empty(len(points), dtype=np.int64)
     for start in range(0, len(points), _CHUNK):
-        affinity = points[start : start + _CHUNK] @ centroids.T - half
+        chunk = points[start : start + _CHUNK]
+        exponents = _exponents(np.maximum(np.abs(chunk).max(axis=1), largest))
+        if exponent or exponents.any():
+            factors = np.ldexp(np.float32(1.0), exponent - exponents)
+            affinity = np.ldexp(chunk, -exponents[:, None]) @ scaled.T - factors[:, None] * half
+        else:
+            affinity = chunk @ scaled.T - half
         labels[start : start + _CHUNK] = affinity.argmax(axis=1)
     return labels
 

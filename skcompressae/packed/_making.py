@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skcompressae.packed._quantizer import ValueQuantizer, as_packable_csr
-from skcompressae.packed._residual import ResidualQuantizer, residual_codes_of
+from skcompressae.packed._residual import ResidualQuantizer, check_residual_codes, residual_codes_of
 from skcompressae.packed._rows import check_sizes, pack_arrays
 
 if TYPE_CHECKING:
@@ -269,8 +269,10 @@ class PackedMakingMixin:
 
         Raises
         ------
+        TypeError
+            If `residual_quantizer` is no ResidualQuantizer.
         ValueError
-            If the codes have another shape or dtype.
+            If the codes have another shape or dtype, or name centroids that are not there.
 
         See Also
         --------
@@ -292,6 +294,9 @@ class PackedMakingMixin:
         >>> packed.with_residual(quantizer.encode(residuals), quantizer)
         PackedCodes(n=50, n_components=16, k=7, value_bits=4, residual_bytes=2, bytes_per_row=11)
         """
+        if not isinstance(residual_quantizer, ResidualQuantizer):
+            raise TypeError(f"residual_quantizer must be a ResidualQuantizer, got {residual_quantizer!r}")
+        residual_codes = check_residual_codes(residual_codes, residual_quantizer, "residual_codes")
         return self._with(self._rows, self._scales, residual_codes, residual_quantizer)
 
     def with_residual_of(
@@ -332,8 +337,11 @@ class PackedMakingMixin:
 
         Raises
         ------
+        TypeError
+            If `quantizer` is no ResidualQuantizer.
         ValueError
-            If shapes do not fit, or both or none of `n_bytes` and `quantizer` are given.
+            If shapes do not fit, both or none of `n_bytes` and `quantizer` are given, `X` is not finite, or what is
+            left is too long for float32.
 
         See Also
         --------

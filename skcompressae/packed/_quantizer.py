@@ -19,7 +19,7 @@ from skcompressae._core._packing_levels import (
 )
 from skcompressae._core._rows import canonical_csr
 
-__all__ = ["ValueQuantizer", "as_packable_csr"]
+__all__ = ["ValueQuantizer", "as_packable_csr", "is_int"]
 
 Array: TypeAlias = NDArray[Any]
 _SAMPLE_ROWS = 4096
@@ -58,15 +58,20 @@ def as_packable_csr(codes: Any, name: str = "codes") -> Any:
     return csr
 
 
+def is_int(value: Any) -> bool:
+    """Tell whether a value is an integer of Python or NumPy; truth values are none."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 def _check_value_bits(value_bits: Any, kind: str) -> int:
     limit = 8 if kind == "ranked" else 16
-    if isinstance(value_bits, (int, np.integer)) and not isinstance(value_bits, bool) and 1 <= value_bits <= limit:
+    if is_int(value_bits) and 1 <= value_bits <= limit:
         return int(value_bits)
     raise ValueError(f"value_bits must be an int from 1 to {limit} for kind={kind!r}, got {value_bits!r}")
 
 
 def _check_k(k: Any) -> int:
-    if isinstance(k, (int, np.integer)) and not isinstance(k, bool) and k >= 1:
+    if is_int(k) and k >= 1:
         return int(k)
     raise ValueError(f"k must be an int of at least 1 or None, got {k!r}")
 

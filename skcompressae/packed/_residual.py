@@ -9,11 +9,24 @@ from numpy.typing import NDArray
 
 from skcompressae._core._residual import decode_pq, encode_pq, learn_opq, learn_pq, lookup_tables
 from skcompressae._core._rows import unit_rows
+from skcompressae.packed._quantizer import is_int
 
-__all__ = ["ResidualQuantizer", "residual_codes_of"]
+__all__ = ["ResidualQuantizer", "check_residual_codes", "residual_codes_of"]
 
 _MAX_TRAINING_ROWS = 32768
 _BLOCK_ROWS = 4096
+# Entries of a rotated row, and the sums that they come of, are at most as long as the row; rotations are orthogonal to
+# a thousandth.
+_LARGEST_NORM = 0.99 * float(np.finfo(np.float32).max)
+
+
+def _check_lengths(residuals: NDArray[np.float32]) -> None:
+    """Refuse residuals that are not finite, or that a rotation could take out of float32."""
+    if not np.isfinite(residuals).all():
+        raise ValueError("residuals must be finite, got NaN or infinity")
+    norm = np.sqrt(np.einsum("...j,...j->...", residuals, residuals, dtype=np.float64).max(initial=0.0))
+    if norm > _LARGEST_NORM:
+        raise ValueError(f"residuals must have norms of at most {_LARGEST_NORM:.3g}, got {norm:.3g}; rescale them")
 
 
 class ResidualQuantizer:
@@ -103,7 +116,7 @@ class ResidualQuantizer:
         Raises
         ------
         ValueError
-            If residuals are not finite, or a parameter is out of its range.
+            If residuals are not finite or longer than float32 can hold, or a parameter is out of its range.
 
         See Also
         --------
@@ -121,10 +134,13 @@ class ResidualQuantizer:
         True
         """
         data = np.asarray(residuals, dtype=np.float32)
-        if data.ndim != 2 or 0 in data.shape or not np.isfinite(data).all():
-            raise ValueError(f"residuals must be a finite, nonempty 2-dimensional array, got shape {data.shape}")
-        if not 1 <= n_bytes <= data.shape[1] or data.shape[1] % n_bytes:
-            raise ValueError(f"n_bytes must divide the {data.shape[1]} dimensions, got {n_bytes}")
+        if data.ndim != 2 or 0 in data.shape:
+            raise ValueError(f"residuals must be a nonempty 2-dimensional array, got shape {data.shape}")
+        _check_lengths(data)
+        if not is_int(n_bytes) or not 1 <= n_bytes <= data.shape[1] or data.shape[1] % n_bytes:
+            raise ValueError(f"n_bytes must be an int that divides the {data.shape[1]} dimensions, got {n_bytes!r}")
+        if not is_int(n_iter) or n_iter < 0:
+            raise ValueError(f"n_iter must be an int of at least 0, got {n_iter!r}")
         if method not in ("pq", "opq"):
             raise ValueError(f"method must be 'pq' or 'opq', got {method!r}")
         rng = np.random.RandomState(random_state)
@@ -246,10 +262,7 @@ class ResidualQuantizer:
         """
         return self._centroids.nbytes + (0 if self._rotation is None else self._rotation.nbytes)
 
-    def _rotated(self, vectors: NDArray[Any], name: str) -> NDArray[np.float32]:
-        data = np.asarray(vectors, dtype=np.float32)
-        if data.ndim not in (1, 2) or data.shape[-1] != self.n_features:
-            raise ValueError(f"{name} must have {self.n_features} dimensions, got shape {data.shape}")
+    def _rotated(self, data: NDArray[np.float32]) -> NDArray[np.float32]:
         return data if self._rotation is None else data @ self._rotation.T
 
     def encode(self, residuals: NDArray[Any]) -> NDArray[np.uint8]:
@@ -270,7 +283,7 @@ class ResidualQuantizer:
         Raises
         ------
         ValueError
-            If residuals have another width, or are not finite.
+            If residuals have another width, are not finite, or longer than float32 can hold.
 
         See Also
         --------
@@ -287,10 +300,11 @@ class ResidualQuantizer:
         >>> codes.shape, codes.dtype
         ((300, 4), dtype('uint8'))
         """
-        rotated = np.atleast_2d(self._rotated(residuals, "residuals"))
-        if not np.isfinite(rotated).all():
-            raise ValueError("residuals must be finite, got NaN or infinity")
-        return encode_pq(rotated, self._centroids)
+        data = np.asarray(residuals, dtype=np.float32)
+        if data.ndim not in (1, 2) or data.shape[-1] != self.n_features:
+            raise ValueError(f"residuals must have {self.n_features} dimensions, got shape {data.shape}")
+        _check_lengths(data)
+        return encode_pq(self._rotated(np.atleast_2d(data)), self._centroids)
 
     def decode(self, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Decode residual codes.
@@ -326,12 +340,7 @@ class ResidualQuantizer:
         >>> quantizer.decode(quantizer.encode(residuals)).shape
         (300, 8)
         """
-        codes = np.asarray(codes)
-        if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != self.n_bytes:
-            raise ValueError(f"codes must be uint8 of shape (n, {self.n_bytes}), got {codes.dtype} {codes.shape}")
-        if codes.size and codes.max() >= self._centroids.shape[1]:
-            raise ValueError(f"codes must be below the {self._centroids.shape[1]} centroids, got {codes.max()}")
-        decoded = decode_pq(codes, self._centroids)
+        decoded = decode_pq(check_residual_codes(codes, self, "codes"), self._centroids)
         return decoded if self._rotation is None else decoded @ self._rotation
 
     def tables(self, query: NDArray[Any]) -> NDArray[np.float32]:
@@ -353,7 +362,7 @@ class ResidualQuantizer:
         Raises
         ------
         ValueError
-            If the query has another width.
+            If the query is no vector of the residuals' width, or it or its products are not finite in float32.
 
         See Also
         --------
@@ -372,7 +381,14 @@ class ResidualQuantizer:
         >>> bool(np.isclose(score, quantizer.decode(codes)[0] @ query, atol=1e-4))
         True
         """
-        return lookup_tables(self._rotated(query, "query"), self._centroids)
+        vector = np.asarray(query, dtype=np.float32)
+        if vector.shape != (self.n_features,):
+            raise ValueError(f"query must be a vector of {self.n_features} dimensions, got shape {vector.shape}")
+        with np.errstate(over="ignore", invalid="ignore"):
+            tables = lookup_tables(self._rotated(vector), self._centroids)
+        if not np.isfinite(tables).all():
+            raise ValueError("query must be finite, as must be its products with the centroids in float32; rescale it")
+        return tables
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ResidualQuantizer):
@@ -397,6 +413,17 @@ class ResidualQuantizer:
         self.__init__(*state)  # type: ignore[misc]
 
 
+def check_residual_codes(codes: Any, quantizer: ResidualQuantizer, name: str) -> NDArray[np.uint8]:
+    """Return codes as an array if they are such as `quantizer` makes."""
+    codes = np.asarray(codes)
+    if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != quantizer.n_bytes:
+        raise ValueError(f"{name} must be uint8 of shape (n, {quantizer.n_bytes}), got {codes.dtype} {codes.shape}")
+    n_centroids = quantizer.centroids.shape[1]
+    if codes.size and codes.max() >= n_centroids:
+        raise ValueError(f"{name} must be below the {n_centroids} centroids, got {codes.max()}")
+    return codes
+
+
 def residual_codes_of(
     store: Any,
     X: Any,
@@ -416,6 +443,8 @@ def residual_codes_of(
         raise ValueError(f"X must have shape {(len(store), components.shape[1])}, got {X.shape}")
     if (n_bytes is None) == (quantizer is None):
         raise ValueError(f"give either n_bytes or quantizer, got n_bytes={n_bytes!r} and quantizer={quantizer!r}")
+    if quantizer is not None and not isinstance(quantizer, ResidualQuantizer):
+        raise TypeError(f"quantizer must be a ResidualQuantizer or None, got {quantizer!r}")
 
     def residuals(rows: NDArray[np.int64]) -> NDArray[np.float32]:
         block = X[rows]

@@ -17,7 +17,7 @@ from skcompressae._core._packing import (
 )
 from skcompressae._core._threads import run_blocks
 from skcompressae.exceptions import CodesFormatError
-from skcompressae.packed._quantizer import ValueQuantizer
+from skcompressae.packed._quantizer import ValueQuantizer, is_int
 
 if TYPE_CHECKING:
     from skcompressae.packed._store import PackedCodes
@@ -45,7 +45,7 @@ def row_bytes(n_components: int, k: int, value_bits: int) -> int:
 def check_sizes(n_components: Any, k: Any) -> tuple[int, int]:
     """Return both as plain ints, as file headers hold them."""
     for name, size in (("n_components", n_components), ("k", k)):
-        if not isinstance(size, (int, np.integer)) or isinstance(size, bool):
+        if not is_int(size):
             raise TypeError(f"{name} must be an int, got {size!r}")
     n_components, k = int(n_components), int(k)
     if not 1 <= n_components <= MAX_COMPONENTS:

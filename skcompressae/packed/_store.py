@@ -14,7 +14,7 @@ from skcompressae._core._packing import expand_bits, max_word_dtype
 from skcompressae.packed._formats import PackedFormatsMixin
 from skcompressae.packed._layout import PackedLayoutMixin
 from skcompressae.packed._making import PackedMakingMixin
-from skcompressae.packed._quantizer import ValueQuantizer
+from skcompressae.packed._quantizer import ValueQuantizer, is_int
 from skcompressae.packed._residual import ResidualQuantizer
 from skcompressae.packed._rows import BLOCK_ROWS, check_sizes, contiguous, row_bytes, unpack_csr
 
@@ -181,7 +181,7 @@ class PackedCodes(PackedMakingMixin, PackedLayoutMixin, PackedFormatsMixin):
         """Return the chosen rows: an int (one row), slice, int array or boolean mask. A slice shares memory."""
         if isinstance(key, tuple):
             raise IndexError("PackedCodes are indexed by row only; unpack rows with to_csr() to choose columns")
-        if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
+        if is_int(key):
             i = int(key)
             if not -len(self) <= i < len(self):
                 raise IndexError(f"row {i} is out of range for {len(self)} rows")
