@@ -67,12 +67,23 @@ def write_model_file(
     header : mapping
         What JSON can hold; no infinities.
     arrays : mapping of str to array
+
+    Raises
+    ------
+    ValueError
+        If the header is longer than `read_model_file` takes.
     """
     text = json.dumps({"format": kind, "format_version": version, **header}, allow_nan=False, ensure_ascii=False)
     data = serialise_arrays(
         {name: np.ascontiguousarray(array) for name, array in arrays.items()},
         metadata={_METADATA_KEY: text, "sha256": _NO_DIGEST},
     )
+    listing_bytes = int.from_bytes(data[:_PREFIX_BYTES], "little")
+    if listing_bytes > _LARGEST_LISTING:
+        raise ValueError(
+            f"the header of {path}, with the names of features, must take at most {_LARGEST_LISTING} bytes; got "
+            f"{listing_bytes}. Shorten the names."
+        )
     at = data.index(_DIGEST_START) + len(_DIGEST_START)
     with atomic_write(path) as stream:
         stream.write(data)

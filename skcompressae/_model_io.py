@@ -97,7 +97,8 @@ class ModelFileMixin:
         sklearn.exceptions.NotFittedError
             If the model is not fitted.
         ValueError
-            If its weights are not finite, or a parameter was set to what it cannot be.
+            If :meth:`load` would refuse the file: weights are not finite, an attribute was set to an array of another
+            dtype or shape, a parameter to what it cannot be, or the names of features take more than 16 MiB.
 
         See Also
         --------
@@ -165,6 +166,10 @@ class ModelFileMixin:
             "weights_sha256": weights_digest(model),
             "model_hash": code_digest(model),
         }
+        try:
+            _build(type(model), "the model", header, arrays)
+        except ModelFormatError as error:
+            raise ValueError(f"A model that cannot be loaded again is not saved: {error}") from error
         write_model_file(path, _KIND, FORMAT_VERSION, header, arrays)
 
     @classmethod
@@ -226,7 +231,10 @@ def _last_finite(curve: NDArray[np.float64]) -> float | None:
 def _build(
     cls: type[Model], path: str | os.PathLike[str], header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
 ) -> Model:
-    """Make the estimator of a file's header and arrays, checking everything that its methods take on trust."""
+    """Make the estimator of a file's header and arrays, checking everything that its methods take on trust.
+
+    `path` is what errors name.
+    """
     if header["class"] != cls.__name__:
         raise ModelFormatError(f"{path} holds a {header['class']}; it cannot be loaded as a {cls.__name__}.")
     model: Any = cls()

@@ -138,6 +138,36 @@ def test_what_cannot_be_saved(tmp_path, tiny):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("attribute", "value", "message"),
+    [
+        ("components_", np.zeros((3, 4)), r"'components' must be float32 of shape \(any, 4\); got float64"),
+        ("encoder_bias_", np.zeros(2, np.float32), r"'encoder_bias' must be float32 of shape \(3\)"),
+        ("latent_counts_", np.zeros(3, np.int32), "'latent_counts' must be int64 .* got int32"),
+        ("latent_rms_", np.full(3, np.nan), "'latent_rms' holds NaN or infinity"),
+        ("loss_curve_", np.zeros(5, np.float32), "'loss_curve' must be float64 .* got float32"),
+        ("k_", 4, "a count of 4"),
+    ],
+)
+def test_models_that_could_not_be_loaded_are_not_saved(tmp_path, tiny, attribute, value, message):
+    model = copy.deepcopy(tiny)
+    setattr(model, attribute, value)
+    with pytest.raises(ValueError, match=f"A model that cannot be loaded again is not saved: the model.*{message}"):
+        model.save(tmp_path / "model")
+    assert os.listdir(tmp_path) == []
+
+
+def test_names_of_features_may_take_16_mib(tmp_path, tiny):
+    model = copy.deepcopy(tiny)
+    model.feature_names_in_ = np.array(["a" * (4 << 20) + str(i) for i in range(4)], dtype=object)
+    with pytest.raises(ValueError, match=r"with the names of features, must take at most 16777216 bytes; got 1677"):
+        model.save(tmp_path / "model")
+    assert os.listdir(tmp_path) == []
+    model.feature_names_in_ = np.array([name[9 << 10 :] for name in model.feature_names_in_], dtype=object)
+    model.save(tmp_path / "model")
+    assert list(load_model(tmp_path / "model").feature_names_in_) == list(model.feature_names_in_)
+
+
 # Files that are none ------------------------------------------------------------------------------------------------
 
 
