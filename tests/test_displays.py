@@ -179,7 +179,9 @@ def test_tradeoff_of_one_point_still_has_ticks():
         (["a"], "results must hold dicts, got str at place 0"),
         ([{"series": "a", "recall": 0.5}], "'compression_factor' in every record, got .* at place 0"),
         ([{"series": "a", "recall": 50, "compression_factor": 2}], "recall must be between 0 and 1, got 50"),
+        ([{"series": "a", "recall": "0.5", "compression_factor": 2}], "recall must be between 0 and 1, got '0.5'"),
         ([{"series": "a", "recall": 0.5, "compression_factor": 0}], "compression_factor must be positive"),
+        ([{"series": "a", "recall": 0.5, "compression_factor": "2"}], "compression_factor must be positive .* got '2'"),
         (
             [{"series": "a", "recall": 0.5, "compression_factor": 2, "bytes_per_vector": -1}],
             "bytes_per_vector must be positive and finite, got -1",
@@ -189,6 +191,24 @@ def test_tradeoff_of_one_point_still_has_ticks():
 def test_tradeoff_names_what_is_wrong_in_results(results, match):
     with pytest.raises(ValueError, match=match):
         CompressionTradeoffDisplay.from_results(results)
+
+
+def test_tradeoff_ignores_other_keys_of_results():
+    record = {"series": "a", "recall": 0.5, "compression_factor": 2.0, "times": np.arange(3), "seed": np.float32("nan")}
+    (point,) = CompressionTradeoffDisplay.from_results([record]).results
+    assert sorted(point) == ["compression_factor", "recall", "series", "times"]
+
+
+def test_tradeoff_takes_single_values_as_lists_of_one():
+    X = make_rows()
+    model = TopKCompressor(k=4).fit(X)
+
+    def results(**options):
+        return CompressionTradeoffDisplay.from_estimator(model, X, n_neighbors=10, reference=None, **options).results
+
+    assert results(k=2, modes="sparse") == results(k=[2], modes=["sparse"])
+    with pytest.raises(TypeError, match=r"k must be an instance of .* not float"):
+        results(k=2.0)
 
 
 def test_tradeoff_measures_what_the_metrics_measure():
@@ -317,6 +337,8 @@ def test_quantized_references_repeat_with_a_seed_and_rotation_does_no_harm(capfd
         ({"k": [0]}, "k == 0, must be >= 1"),
         ({"modes": ["dense"]}, r"modes must be some of .* got \['dense'\]"),
         ({"modes": []}, r"modes must be some of .* got \[\]"),
+        ({"modes": "dense"}, r"modes must be some of .* got \['dense'\]"),
+        ({"k": 0}, "k == 0, must be >= 1"),
         ({"n_neighbors": 0}, "n_neighbors == 0"),
         ({"n_neighbors": 390}, r"n_queries \+ n_neighbors = 80 \+ 390 rows, got 400"),
         ({"reference": ["lsh"]}, r"reference must be 'auto', None or some of .* got \['lsh'\]"),
@@ -448,6 +470,10 @@ def test_loss_curve_names_what_is_wrong(call, match):
 def test_loss_curve_needs_a_fitted_estimator():
     with pytest.raises(NotFittedError, match="TopKCompressor instance is not fitted"):
         LossCurveDisplay.from_estimator(TopKCompressor())
+    untrained = TopKCompressor().fit(make_rows())
+    untrained.loss_curve_ = np.empty(0)
+    with pytest.raises(ValueError, match="its loss_curve_ is empty, as that of models from reference checkpoints is"):
+        LossCurveDisplay.from_estimator(untrained)
 
 
 # --- without matplotlib ---

@@ -38,15 +38,15 @@ def measure_tradeoff(
     X: Any,
     *,
     X_queries: Any,
-    k: Iterable[int],
-    modes: Iterable[str],
+    k: Iterable[int] | int,
+    modes: Iterable[str] | str,
     n_neighbors: int,
     metric: str,
     reference: Any,
     random_state: Any,
 ) -> list[dict[str, Any]]:
     """Measure one record per point; the parameters are those of `CompressionTradeoffDisplay.from_estimator`."""
-    ks, mode_names = list(dict.fromkeys(k)), list(dict.fromkeys(modes))
+    ks, mode_names = _distinct(k), _distinct(modes)
     for value in ks:
         check_scalar(value, "k", Integral, min_val=1)
     if not ks:
@@ -114,12 +114,17 @@ def _of_sparse_codes(compressor: Any) -> Any:
     return model.set_output(transform="default") if hasattr(model, "set_output") else model
 
 
+def _distinct(values: Any) -> list[Any]:
+    """Return values, or a single one, as a list without repeats."""
+    return list(dict.fromkeys(values)) if np.iterable(values) and not isinstance(values, str) else [values]
+
+
 def _check_reference(reference: Any, n_documents: int) -> list[str]:
     if reference is None:
         return []
     if isinstance(reference, str) and reference == "auto":
         return list(REFERENCES) if has_faiss() and n_documents >= MIN_PQ_DOCUMENTS else ["pca"]
-    names = [reference] if isinstance(reference, str) else list(dict.fromkeys(reference))
+    names = _distinct(reference)
     if any(name not in REFERENCES for name in names):
         raise ValueError(f"reference must be 'auto', None or some of {', '.join(map(repr, REFERENCES))}, got {names}.")
     if {"pq", "opq"} & set(names):

@@ -103,6 +103,8 @@ class LossCurveDisplay:
             If matplotlib is not installed.
         NotFittedError
             If `estimator` is not fitted.
+        ValueError
+            If it has no loss curve: models from reference checkpoints have none.
 
         See Also
         --------
@@ -123,6 +125,11 @@ class LossCurveDisplay:
         """
         compressor = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
         check_is_fitted(compressor, "loss_curve_")
+        if len(compressor.loss_curve_) == 0:
+            raise ValueError(
+                "estimator must have been trained by fit or partial_fit; its loss_curve_ is empty, as that of models "
+                "from reference checkpoints is."
+            )
         display = cls(
             training_loss=compressor.loss_curve_,
             validation_loss=compressor.validation_loss_curve_,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -70,8 +71,8 @@ class CompressionTradeoffDisplay:
         X: Any,
         *,
         X_queries: Any = None,
-        k: Iterable[int] = (8, 16, 32),
-        modes: Iterable[str] = ("asymmetric", "reconstructed", "sparse"),
+        k: Iterable[int] | int = (8, 16, 32),
+        modes: Iterable[str] | str = ("asymmetric", "reconstructed", "sparse"),
         n_neighbors: int = 100,
         metric: str = "cosine",
         reference: Iterable[str] | str | None = "auto",
@@ -93,9 +94,9 @@ class CompressionTradeoffDisplay:
             Rows to search in; best rows that the estimator has not been fitted on.
         X_queries : array-like of shape (n_queries, n_features) or None, default=None
             Queries. None takes a fifth of the rows of `X`, at most 1,000, out of the documents.
-        k : iterable of int, default=(8, 16, 32)
+        k : int or iterable of int, default=(8, 16, 32)
             Numbers of nonzeros to measure.
-        modes : iterable of {"asymmetric", "reconstructed", "sparse"}, default=all three
+        modes : {"asymmetric", "reconstructed", "sparse"} or iterable of them, default=all three
             Search modes, one curve for each.
         n_neighbors : int, default=100
             The n of recall@n.
@@ -321,13 +322,17 @@ def _check_record(record: Any, at: int) -> dict[str, Any]:
     if not isinstance(record, Mapping):
         raise ValueError(f"results must hold dicts, got {type(record).__name__} at place {at}.")
     # a data frame writes NaN where a record has no such key
-    known = {key: value for key, value in record.items() if value is not None and value == value}
+    known = {
+        key: value
+        for key, value in record.items()
+        if value is not None and not (isinstance(value, Real) and value != value)
+    }
     for key in ("series", "compression_factor", "recall"):
         if key not in known:
             raise ValueError(f"results must have {key!r} in every record, got {sorted(known)} at place {at}.")
     for key in ("compression_factor", "bytes_per_vector"):
-        if key in known and not 0 < known[key] < np.inf:
+        if key in known and not (isinstance(known[key], Real) and 0 < known[key] < np.inf):
             raise ValueError(f"{key} must be positive and finite, got {known[key]!r} at place {at}.")
-    if not 0 <= known["recall"] <= 1:
+    if not (isinstance(known["recall"], Real) and 0 <= float(known["recall"]) <= 1):
         raise ValueError(f"recall must be between 0 and 1, got {known['recall']!r} at place {at}.")
     return known
