@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from naive_pursuit import naive_flattening, naive_pursuit, naive_values
 
 from skcompressae._core._flattening import AS_FITTED, Flattening
-from skcompressae._core._pursuit import RIDGE, Inexact, least_squares_codes, pursuit_codes
+from skcompressae._core._pursuit import RIDGE, Inexact, count_candidates, least_squares_codes, pursuit_codes
 from skcompressae._core._rows import unit_rows
 from skcompressae._core._supports import candidate_activations
 
@@ -111,6 +111,11 @@ def test_pursuit_explains_more_than_the_largest_activations(n_features):
     top = np.sort(np.argsort(-np.abs(activations), axis=1)[:, :6], axis=1).astype(np.int32)
     largest = explained(x, decoder, top, least_squares_codes(x, decoder, top, n_threads=1)[0])
     assert chosen.mean() < largest.mean()
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(1.0, 32), (2.0, 64), (2.01, 64), (31.3, 1000), (1e308, 1000)])
+def test_candidates_are_at_most_all_latents(factor, expected):
+    assert count_candidates(32, factor, 1000) == expected
 
 
 def test_the_largest_activations_are_in_the_code():

@@ -58,7 +58,7 @@ class Inexact(NamedTuple):
 
 def count_candidates(k: int, candidate_factor: float, n_components: int) -> int:
     """Return how many latents pursuit chooses k from."""
-    return min(n_components, max(k, round(candidate_factor * k)))
+    return min(n_components, max(k, round(min(candidate_factor * k, n_components))))  # the product may be infinite
 
 
 def _pursuit_rounds(k: int) -> tuple[int, int, int]:
