@@ -186,6 +186,8 @@ class FitCheckpoint:
             raise ModelFormatError(f"{self.path} is damaged: its header has impossible counts.")
         validation_curve = curve("validation_loss_curve", "float64", None)
         best_loss = header["best_loss"]
+        if best_loss is not None and type(best_loss) is not float:
+            raise ModelFormatError(f"{self.path} is damaged: its header has a best loss of {best_loss!r}.")
         encoder, bias, decoder = read("moments_", (2,))
         state = TrainingState(
             weights=Weights(*read("")),
@@ -193,7 +195,7 @@ class FitCheckpoint:
             loss_curve=curve("loss_curve", "float64", header["n_steps"]),
             validation_curve=validation_curve,
             validation_steps=curve("validation_steps", "int64", len(validation_curve)),
-            best_loss=math.inf if best_loss is None else float(best_loss),
+            best_loss=math.inf if best_loss is None else best_loss,
             best_weights=Weights(*read("best_")) if header["has_best_weights"] else None,
             n_without_gain=header["n_without_gain"],
             batch_size=header["batch_size"],

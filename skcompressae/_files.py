@@ -45,13 +45,15 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     # Not tempfile's: its files are private, and what is saved follows the umask like any other file. The name is cut,
     # so that what is added to it cannot make it too long.
     temporary = target.parent / f"{_temporary_start(target)}{secrets.token_hex(8)}.tmp"
-    stream = temporary.open("xb")
+    with _naming(target):
+        stream = temporary.open("xb")
     try:
         with stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(temporary, target)
+        with _naming(target):
+            os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -61,6 +63,15 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             os.fsync(folder)  # the new name
         finally:
             os.close(folder)
+
+
+@contextmanager
+def _naming(target: Path) -> Iterator[None]:
+    """Raise errors of the system in the name of the file that was asked for, not of the temporary one."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from error
 
 
 def remove_leftovers(path: str | os.PathLike[str]) -> None:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from skcompressae import CompresSAETransformer, load_model
-from skcompressae._checkpoint import CHECKPOINT_NAME, FitCheckpoint
+from skcompressae._checkpoint import _KIND, _VERSION, CHECKPOINT_NAME, FitCheckpoint
 from skcompressae._files import atomic_write
+from skcompressae._model_format import read_model_file, write_model_file
 from skcompressae._recipes import RECIPES, Recipe
 from skcompressae.exceptions import ModelFormatError
 
@@ -233,6 +234,17 @@ def test_damaged_and_foreign_checkpoints(embeddings, tmp_path, monkeypatch):
         load_model(path)
 
 
+@pytest.mark.parametrize("best_loss", ["x", [1.0], True])
+def test_a_checkpoint_without_a_number_for_the_best_loss_is_damaged(embeddings, tmp_path, monkeypatch, best_loss):
+    cut_off(small(checkpoint_dir=tmp_path), embeddings, monkeypatch, 1)
+    path = tmp_path / CHECKPOINT_NAME
+    header, arrays = read_model_file(path, _KIND, _VERSION)
+    kind, version = header.pop("format"), header.pop("format_version")
+    write_model_file(path, kind, version, {**header, "best_loss": best_loss}, arrays)
+    with pytest.raises(ModelFormatError, match=r"is damaged: its header has a best loss of"):
+        small(checkpoint_dir=tmp_path).fit(embeddings)
+
+
 def test_partial_fit_writes_none(embeddings, tmp_path):
     small(checkpoint_dir=tmp_path).partial_fit(embeddings)
     assert os.listdir(tmp_path) == []
@@ -323,6 +335,16 @@ def test_files_follow_the_umask_and_long_names_fit(tmp_path):
         os.umask(before)
     if os.name == "posix":
         assert (tmp_path / name).stat().st_mode & 0o777 == 0o640
-    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "nowhere" / "name"):
-        pass
     assert os.listdir(tmp_path) == [name]
+
+
+def test_errors_name_the_file_that_was_to_be_written(tmp_path):
+    target = tmp_path / "nowhere" / "name"
+    with pytest.raises(FileNotFoundError, match=r"nowhere.+name'$") as caught, atomic_write(target):
+        pass
+    assert (caught.value.filename, caught.value.filename2) == (str(target), None)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match=r"folder'$") as caught, atomic_write(tmp_path / "folder") as stream:
+        stream.write(b"x")
+    assert (caught.value.filename, caught.value.filename2) == (str(tmp_path / "folder"), None)
+    assert os.listdir(tmp_path) == ["folder"]
