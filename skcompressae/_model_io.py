@@ -199,7 +199,7 @@ class ModelFileMixin:
         See Also
         --------
         save : Writes the file.
-        skcompressae.model_hash : Tells whether two models give the same codes.
+        skcompressae.model_hash : Tells whether two models give the same codes, up to rounding.
 
         Examples
         --------

@@ -47,6 +47,8 @@ def coding_weights(model: Any) -> dict[str, NDArray[np.float32]]:
     """Return a fitted model's weights as its coding uses them, by their names in files.
 
     Scaled encoder rows choose latents better; where their products are the values themselves, they are as trained.
+    Coding divides the scale out of the products instead, so that models of the same weights by this function may give
+    codes that differ by rounding.
     """
     weights = stored_weights(model)
     if encoder_scale(model) is not None and model._resolved("coding") == "activations":
