@@ -93,7 +93,7 @@ def encode_batch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Encode rows of any scale, in float32 whatever autocast says, for models that run, and learn, in torch.
 
-    Gradients pass through the values; the choice of the latents has none.
+    Gradients pass through the values; the choice of the latents has none, nor has how far values are drawn together.
 
     Parameters
     ----------
