@@ -268,6 +268,16 @@ def test_evaluate_measures_held_out_queries(files, capsys):
     assert (other["n_queries"], other["n_documents"], other["queries"]) == (15, 400, "queries.npy")
 
 
+def test_evaluate_takes_rows_of_any_length(files, capsys):
+    command = ["-n", "10", "--nonzeros", "6", "--modes", "asymmetric", "sparse", "-q"]
+    np.save("tiny.npy", np.load("x.npy").astype(np.float64) * 1e-50)
+    tables = []
+    for rows in ("x.npy", "tiny.npy"):
+        assert main(["evaluate", "model.safetensors", rows, *command]) == 0
+        tables.append(capsys.readouterr().out)
+    assert tables[0] == tables[1]
+
+
 def test_export_there_and_back_is_the_same(files, fitted, embeddings):
     packed = fitted.transform_packed(embeddings)
     packed.save("codes.skc")

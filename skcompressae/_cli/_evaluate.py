@@ -105,14 +105,14 @@ def _held_out(source: RowSource, arguments: argparse.Namespace) -> tuple[Any, An
         documents, queries = rows[~is_query], rows[is_query]
     if len(documents) < arguments.n_neighbors:
         raise UsageError(f"-n {arguments.n_neighbors} is more than the {len(documents)} documents")
-    return documents.astype(np.float32), queries.astype(np.float32)
+    return documents, queries
 
 
 def _finite_rows(source: RowSource, chosen: Any) -> Any:
-    """Return the chosen rows; refuse NaN and infinity in them."""
+    """Return the chosen rows, in float32 or float64; refuse NaN and infinity in them."""
     rows = source.take(chosen)
     check_finite(rows, source, chosen)
-    return rows
+    return rows.astype(np.result_type(rows.dtype, np.float32), copy=False)
 
 
 def _chosen(n_rows: int, n_wanted: int, random_state: np.random.RandomState) -> Any:
