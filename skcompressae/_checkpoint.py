@@ -23,7 +23,7 @@ from skcompressae._files import remove_leftovers
 from skcompressae._fitting import BLOCK_ROWS
 from skcompressae._model_format import check_array, read_model_file, write_model_file
 from skcompressae._model_io import library_versions
-from skcompressae._torch._training import TrainingState, is_memory_mapped
+from skcompressae._torch._training import TrainingState, reads_in_runs
 from skcompressae._torch._weights import Moments, Weights
 from skcompressae.exceptions import ModelFormatError
 
@@ -84,8 +84,8 @@ class FitCheckpoint:
         self._n_components = int(parameters["n_components"])
         self._fit: dict[str, Any] = {
             "parameters": dict(parameters),
-            # The order of batches differs between mapped rows and rows in memory.
-            "rows": {"shape": list(rows.shape), "dtype": rows.dtype.str, "memory_mapped": is_memory_mapped(rows)},
+            # The order of batches differs between large mapped files and rows in memory.
+            "rows": {"shape": list(rows.shape), "dtype": rows.dtype.str, "memory_mapped": reads_in_runs(rows)},
             "rows_sha256": rows_digest(rows),
             "start_sha256": start,
         }

@@ -174,7 +174,7 @@ class FitMethodsMixin(TransformMethodsMixin):
         self.loss_curve_ = result.loss_curve
         self.validation_loss_curve_ = result.validation_loss_curve
         self.validation_steps_ = result.validation_steps
-        self._store(result, settings)
+        self._store(result, settings, "fit")
         self._note_start(checkpoint)
         is_scaled = self._scale_by_usage(rows, training)
         self._note_start(checkpoint)
@@ -271,7 +271,7 @@ class FitMethodsMixin(TransformMethodsMixin):
         self.n_iter_ += result.n_iter
         self.loss_curve_ = np.concatenate([self.loss_curve_, result.loss_curve])
         scale = None if is_first else encoder_scale(self)
-        self._store(result, settings)
+        self._store(result, settings, "partial_fit")
         if scale is not None:
             self._scale_encoder(scale)
         self._measure(rows, training, result, random_state, is_partial=True)
@@ -357,8 +357,8 @@ class FitMethodsMixin(TransformMethodsMixin):
             is_nested=self.nested,
         )
 
-    def _store(self, result: TrainingResult, settings: StepSettings) -> None:
-        """Make the trained weights the fitted ones."""
+    def _store(self, result: TrainingResult, settings: StepSettings, method: str) -> None:
+        """Make the trained weights, which `method` made, the fitted ones."""
         self.encoder_weights_, self.encoder_bias_, self.components_ = result.weights.arrays
         self.encoder_scale_: NDArray[np.float32] | None = None
         self.k_ = settings.k
@@ -368,7 +368,7 @@ class FitMethodsMixin(TransformMethodsMixin):
         self.latent_rms_, self.dead_latents_fraction_ = np.ones(len(self.components_)), np.nan
         if result.was_interrupted:
             warnings.warn(
-                f"fit was interrupted after {result.n_iter} step(s); the weights so far are kept.",
+                f"{method} was interrupted after {result.n_iter} step(s); the weights so far are kept.",
                 UserWarning,
                 stacklevel=3,
             )
@@ -431,8 +431,8 @@ class FitMethodsMixin(TransformMethodsMixin):
             usage = measure_usage(rows, training, unit._encoder(), self.k_, random_state)
         except KeyboardInterrupt:
             warnings.warn(
-                "fit was interrupted while it measured how the latents are used; the statistics are those of "
-                f"{BLOCK_ROWS} rows.",
+                f"{'partial_fit' if is_partial else 'fit'} was interrupted while it measured how the latents are used; "
+                f"the statistics are those of {BLOCK_ROWS} rows.",
                 UserWarning,
                 stacklevel=3,
             )

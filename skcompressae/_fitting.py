@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -101,9 +102,15 @@ def initial_weights(
         picks = _sample_rows(len(rows), n_picks, random_state)
         sample, norms = unit_rows(rows[picks])
         sample = sample[norms > 0]
-        if len(sample):  # else every row is zero: nothing to seed from, and nothing to learn
+        if len(sample):
             has_mean_latent = n_components > 1 and rows.shape[1] > 1 and is_anisotropic(sample)
             return Weights(*data_weights(sample, n_components, _INITIAL_NOISE, random_state)), has_mean_latent
+        warnings.warn(
+            f"init='data' found nothing to start from: all {len(picks)} rows that it looked at are zero. Training "
+            "starts from random weights; begin partial_fit with a block of other rows.",
+            UserWarning,
+            stacklevel=4,
+        )
     return Weights(*kaiming_weights(rows.shape[1], n_components, random_state)), False
 
 

@@ -141,17 +141,18 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
 
     random_state : int, RandomState instance or None, default=None
         Governs initialisation, the validation split and the order of batches. The same int on the same machine gives
-        the same weights, bit for bit, on the CPU.
+        the same weights, bit for bit, on the CPU with the same number of threads; sums are rounded otherwise with
+        another, and training carries that far.
 
     verbose : int, default=0
         1 shows a progress bar with loss, cosine similarity and the share of dead latents.
 
     checkpoint_dir : path-like or None, default=None
         Folder, made if need be, where :meth:`fit` keeps one file with the state of the training. A fit with the same
-        parameters and the same X goes on from it, on the CPU to the very weights of a fit that was never cut off; a
-        fit with others is refused, and so is one by a version that trains in another way. The file goes when the fit is
-        done. It takes three times the size of the weights, four with early stopping. At most one fit at a time may use
-        a folder.
+        parameters and the same X goes on from it, on the CPU and with as many threads to the very weights of a fit that
+        was never cut off; a fit with others is refused, and so is one by a version that trains in another way. The file
+        goes when the fit is done. It takes three times the size of the weights, four with early stopping. At most one
+        fit at a time may use a folder.
 
     checkpoint_interval : int or "auto", default="auto"
         Optimiser steps between checkpoints; "auto" is a fiftieth of `max_iter`.

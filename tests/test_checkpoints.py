@@ -15,6 +15,7 @@ from skcompressae._checkpoint import _KIND, _VERSION, CHECKPOINT_NAME, FitCheckp
 from skcompressae._files import atomic_write
 from skcompressae._model_format import read_model_file, write_model_file
 from skcompressae._recipes import RECIPES, Recipe
+from skcompressae._torch import _training
 from skcompressae.exceptions import ModelFormatError
 
 # Some fits here are cut short, or stop early; how well they use their latents is not the question.
@@ -89,7 +90,10 @@ def test_early_stopping_goes_on_counting(embeddings, tmp_path, monkeypatch):
 def test_memory_mapped_rows(embeddings, tmp_path, monkeypatch):
     np.save(tmp_path / "rows.npy", embeddings)
     rows = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    assert_same_fit(small().fit(rows), small().fit(embeddings))  # as small files are drawn from as if in memory
+    monkeypatch.setattr(_training, "_MIN_RUN_BYTES", embeddings.nbytes)
     expected = small().fit(rows)
+    assert not np.array_equal(expected.components_, small().fit(embeddings).components_)
     cut_off(small(checkpoint_dir=tmp_path / "a" / "b"), rows, monkeypatch, 9)
     with pytest.raises(ValueError, match=r"X of shape \(400, 24\), float32 memory-mapped, there, .* float32, here"):
         small(checkpoint_dir=tmp_path / "a" / "b").fit(embeddings)

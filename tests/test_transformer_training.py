@@ -123,8 +123,11 @@ def test_float64_float16_and_integer_rows_train_as_float32_ones(embeddings):
 
 
 def test_all_zero_rows_can_be_fitted():
-    with pytest.warns(DeadLatentsWarning, match="100% of the 32 latents"):
+    nothing = pytest.warns(UserWarning, match="all 50 rows that it looked at are zero. Training starts from random")
+    with nothing, pytest.warns(DeadLatentsWarning, match="100% of the 32 latents"):
         estimator = small().fit(np.zeros((50, 6)))
+    with pytest.warns(UserWarning, match="begin partial_fit with a block of other rows"):
+        small().partial_fit(np.zeros((5, 6)))
     assert estimator.score(np.zeros((5, 6))) == 1
     assert estimator.transform(np.zeros((5, 6))).nnz == 0
     assert np.isfinite(estimator.transform(np.ones((2, 6))).data).all()

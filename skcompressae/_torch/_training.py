@@ -20,11 +20,13 @@ from skcompressae._torch._torch_engine import TorchEngine, is_out_of_memory
 from skcompressae._torch._weights import Engine, Losses, Moments, StepSettings, Weights
 from skcompressae.exceptions import DeviceMemoryWarning
 
-__all__ = ["Schedule", "TrainingResult", "TrainingState", "is_memory_mapped", "train"]
+__all__ = ["Schedule", "TrainingResult", "TrainingState", "reads_in_runs", "train"]
 
-# Rows that training visits in random order are drawn as short runs of consecutive rows where X is memory-mapped:
-# one seek then serves a whole run, and a batch still mixes dozens of places of the file.
+# Rows that training visits in random order are drawn as short runs of consecutive rows where X is a large mapped
+# file: one seek then serves a whole run, and a batch still mixes dozens of places of the file.
 _MEMMAP_RUN_ROWS = 32
+# Smaller files are soon in memory whole, and joblib maps what it sends to other processes: that must change no model.
+_MIN_RUN_BYTES = 2**30
 # Steps that may be queued on a device before the loss of the first is asked for: enough that the device never waits for
 # the host, few enough that an interrupt is soon heeded and little memory is held.
 _STEPS_AHEAD = 4
@@ -219,7 +221,7 @@ def train(
         if ranks.rank > 0:
             on_checkpoint = None
     engine = _make_engine(rows, state.weights, state.moments, settings, device, ranks)
-    run_rows = _MEMMAP_RUN_ROWS if is_memory_mapped(rows) else 1
+    run_rows = _MEMMAP_RUN_ROWS if reads_in_runs(rows) else 1
     sampler = _BatchSampler(training_indices, run_rows, random_state, keeps_remainder=keeps_remainder)
     if state.epoch_start is not None:
         sampler.resume(state.epoch_start, state.epoch_position)
@@ -315,8 +317,10 @@ def train(
     )
 
 
-def is_memory_mapped(rows: NDArray[Any]) -> bool:
-    """Tell whether an array's memory is a mapped file, also behind views."""
+def reads_in_runs(rows: NDArray[Any]) -> bool:
+    """Tell whether batches are runs of consecutive rows: where an array is a large mapped file, or views one."""
+    if rows.nbytes < _MIN_RUN_BYTES:
+        return False
     base: Any = rows
     while base is not None:
         if isinstance(base, np.memmap):
