@@ -16,10 +16,7 @@ from skcompressae._core._search_store import Chunk
 from skcompressae._neighbors_build import IndexBuildMixin
 from skcompressae._neighbors_graph import NeighborsGraphMixin
 from skcompressae._neighbors_io import IndexFileMixin
-from skcompressae._neighbors_queries import (
-    score_limits,
-    scores_to_distances,
-)
+from skcompressae._neighbors_queries import score_limits, scores_to_distances
 from skcompressae._neighbors_rerank import rerank_candidates
 from skcompressae._neighbors_validation import QueryValidationMixin
 from skcompressae._restoring import restored_on_error
@@ -258,7 +255,8 @@ class CodeNearestNeighbors(
         Raises
         ------
         ValueError
-            If the codes have another width, or `mode`, `metric` or `device` were changed since fitting.
+            If the codes have another width, or `mode`, `metric`, `device` or the compressor's weights were changed
+            since fitting.
 
         See Also
         --------
@@ -280,6 +278,7 @@ class CodeNearestNeighbors(
         if not hasattr(self, "n_samples_fit_"):
             return self.fit(X)
         self._check_unchanged()
+        self._check_compressor()
         self._append(self._validate_codes(X, reset=False))
         return self
 
@@ -314,7 +313,8 @@ class CodeNearestNeighbors(
         ------
         ValueError
             If there are fewer documents than neighbors asked for, the queries have the wrong width or are so long that
-            their products overflow, or a parameter was set to what is not allowed.
+            their products overflow, a parameter was set to what is not allowed, or queries would be compressed with
+            other weights than the documents, since the compressor was fitted again.
 
         See Also
         --------
@@ -488,9 +488,7 @@ class CodeNearestNeighbors(
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        if "_device_index" in state:
-            state = {**state, "_device_index": None}
-        return state
+        return state | {name: None for name in ("_device_index", "_verified_components") if name in state}
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -39,6 +39,8 @@ class IndexBuildMixin:
     n_features_in_: int
     feature_names_in_: NDArray[np.object_]
     components_: NDArray[Any] | None
+    # of the compressor, as they were last found equal to `components_`; pickles of older versions have none
+    _verified_components: Any = None
     compressor: Any
     mode: str
     metric: str
@@ -73,18 +75,23 @@ class IndexBuildMixin:
             return "sparse"
         return "reconstructed"
 
+    def _compressor_components(self) -> Any:
+        """Return the compressor's `components_`, or the array that was given in its place."""
+        if not hasattr(self.compressor, "transform"):
+            return self.compressor
+        components = getattr(self.compressor, "components_", None)
+        if components is None:
+            raise ValueError(
+                f"compressor must be fitted: {type(self.compressor).__name__} has no components_. "
+                "clone() unfits it; sklearn.frozen.FrozenEstimator keeps it fitted"
+            )
+        return components
+
     def _validate_components(self) -> NDArray[Any] | None:
+        self._verified_components = None
         if self.compressor is None:
             return None
-        components = self.compressor
-        if hasattr(components, "transform"):
-            components = getattr(self.compressor, "components_", None)
-            if components is None:
-                raise ValueError(
-                    f"compressor must be fitted: {type(self.compressor).__name__} has no components_. "
-                    "clone() unfits it; sklearn.frozen.FrozenEstimator keeps it fitted"
-                )
-        components = check_array(components, dtype=FLOATS, order="C", input_name="components_")
+        components = check_array(self._compressor_components(), dtype=FLOATS, order="C", input_name="components_")
         if components.shape[0] != self.n_features_in_:
             raise ValueError(f"X has {self.n_features_in_} components, but the compressor has {components.shape[0]}")
         return components
@@ -122,6 +129,22 @@ class IndexBuildMixin:
                 f"the index was fitted for mode={mode!r}, metric={metric!r}, on the "
                 f"{'CPU' if on_cpu else 'GPU'}; after changing these parameters, fit it again"
             )
+
+    def _check_compressor(self) -> None:
+        """Raise unless the compressor's components are those that the documents were indexed with."""
+        if self.components_ is None or self.compressor is None:
+            return
+        components = self._compressor_components()
+        # Fitting replaces the array. Equal ones, as of a loaded compressor, are compared once: it takes milliseconds.
+        if components is self.components_ or components is self._verified_components:
+            return
+        if not np.array_equal(np.asarray(components, dtype=self.components_.dtype), self.components_):
+            raise ValueError(
+                "compressor must have the weights that the documents were indexed with, but its components_ are "
+                "others: it was fitted again, or another one was set. Encode the documents with it and fit the index "
+                "again"
+            )
+        self._verified_components = components
 
     def _append(self, codes: Any) -> None:
         """Add documents; what is there changes only once all of them are built."""

@@ -36,6 +36,7 @@ class QueryValidationMixin:
     _chunks: list[Chunk]
     _check_parameters: Any
     _check_unchanged: Any
+    _check_compressor: Any
 
     def _check_n_neighbors(self, n_neighbors: Any, *, exclude_self: bool) -> int:
         n_neighbors = self.n_neighbors if n_neighbors is None else n_neighbors
@@ -108,6 +109,7 @@ class QueryValidationMixin:
                 f"mode={self.mode!r} compresses dense queries, but the compressor is an array of components "
                 "without transform; pass the fitted transformer, or codes as queries"
             )
+        self._check_compressor()
         if len(X) == 0:
             return csr_matrix((0, self.n_features_in_), dtype=X.dtype)
         return self.compressor.transform(X)
