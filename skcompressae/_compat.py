@@ -18,6 +18,7 @@ __all__ = [
     "_fit_context",
     "align_sparse_interface",
     "csr_type",
+    "transform_plainly",
     "validate_parameters",
     "with_callbacks",
 ]
@@ -73,6 +74,18 @@ def csr_type() -> type[sp.csr_array] | type[sp.csr_matrix]:
 
     is_array = get_config().get("sparse_interface", "spmatrix") == "sparray"
     return sp.csr_array if is_array else sp.csr_matrix
+
+
+def transform_plainly(transformer: Any, X: Any) -> Any:
+    """Return what a transformer's `transform` itself returns, whatever `set_output` or the configuration ask for.
+
+    Codes that are used inside are no outputs, and sparse ones fit into no data frame.
+    """
+    method = transformer.transform
+    owner = getattr(method, "__self__", None)  # of a frozen estimator's method, the estimator within
+    if "transform" in getattr(type(owner), "_sklearn_auto_wrap_output_keys", ()) and hasattr(method, "__wrapped__"):
+        return method.__wrapped__(owner, X)
+    return method(X)
 
 
 def align_sparse_interface(codes: sp.csr_array) -> sp.csr_array | sp.csr_matrix:

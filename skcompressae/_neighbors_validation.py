@@ -12,6 +12,7 @@ from scipy.sparse import csr_matrix, issparse
 from sklearn.utils import check_array
 from sklearn.utils.validation import assert_all_finite, validate_data
 
+from skcompressae._compat import transform_plainly
 from skcompressae._core._rows import canonical_csr
 from skcompressae._core._search_store import Chunk, CodeStore, PostingStore, block_to_csr
 from skcompressae._neighbors_build import FLOATS
@@ -82,17 +83,22 @@ class QueryValidationMixin:
             else:
                 dense = check_array(X, dtype=FLOATS, ensure_min_samples=0, input_name="X")
             if dense.shape[1] == self.components_.shape[1]:
-                dtype = np.result_type(fit_dtype, dense.dtype)
                 if decoder is not None and self.mode != "reconstructed":
+                    if self._are_names_known(X):
+                        validate_data(self.compressor, X, reset=False, skip_check_array=True)
+                    dtype = np.result_type(fit_dtype, dense.dtype)
                     return Queries(dense, decoder, False, dtype, metric=self.metric)
-                X = self._compress(dense)
-            elif dense.shape[1] != self.n_features_in_:
+                return self._of_codes(self._compress(X, dense), decoder, by_postings, fit_dtype)
+            if dense.shape[1] != self.n_features_in_:
                 raise ValueError(
                     f"X has {dense.shape[1]} features, but queries must be codes with {self.n_features_in_} "
                     f"components or embeddings with {self.components_.shape[1]} features"
                 )
         self._refuse_codes("codes")
         X = validate_data(self, X, accept_sparse="csr", dtype=FLOATS, reset=False, ensure_min_samples=0)
+        return self._of_codes(X, decoder, by_postings, fit_dtype)
+
+    def _of_codes(self, X: Any, decoder: NDArray[Any] | None, by_postings: bool, fit_dtype: np.dtype[Any]) -> Queries:
         X = canonical_csr(X)
         return Queries(X, decoder, by_postings, np.result_type(fit_dtype, X.dtype), metric=self.metric)
 
@@ -103,13 +109,25 @@ class QueryValidationMixin:
                 "mode='reconstructed' or 'auto' takes codes"
             )
 
-    def _compress(self, X: NDArray[Any]) -> Any:
+    def _are_names_known(self, X: Any) -> bool:
+        """Tell whether X is a data frame, and the compressor was fitted with one."""
+        return hasattr(X, "columns") and hasattr(self.compressor, "feature_names_in_")
+
+    def _compress(self, X: Any, dense: NDArray[Any]) -> Any:
         if not hasattr(self.compressor, "transform"):
             raise ValueError(
                 f"mode={self.mode!r} compresses dense queries, but the compressor is an array of components "
                 "without transform; pass the fitted transformer, or codes as queries"
             )
         self._check_compressor()
-        if len(X) == 0:
-            return csr_matrix((0, self.n_features_in_), dtype=X.dtype)
-        return self.compressor.transform(X)
+        if len(dense) == 0:
+            return csr_matrix((0, self.n_features_in_), dtype=dense.dtype)
+        # as a data frame, for the compressor to compare its columns with those it knows
+        codes = transform_plainly(self.compressor, X if self._are_names_known(X) else dense)
+        # not as the caller's codes are: these have no names to compare with those of the fitted codes
+        codes = check_array(codes, accept_sparse="csr", dtype=FLOATS, input_name="codes")
+        if codes.shape[1] != self.n_features_in_:
+            raise ValueError(
+                f"compressor must give codes of {self.n_features_in_} components, got {codes.shape[1]} columns"
+            )
+        return codes

@@ -13,6 +13,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_scalar
 
+from skcompressae._compat import transform_plainly
 from skcompressae._core._threads import row_blocks
 from skcompressae._neighbor_metrics import (
     METRICS,
@@ -300,7 +301,7 @@ class RetrievalRecallScorer:
         compressor, documents, queries = enter_compressor(estimator, documents, queries)
         true = exact_neighbors(documents, queries, self.n_neighbors, metric=self.metric)
         compressor = of_moderate_codes(compressor, self.metric)
-        codes = compressor.transform(documents)
+        codes = transform_plainly(compressor, documents)
         found = search_codes(compressor, codes, queries, self.mode, self.n_neighbors, self.metric)
         return float(neighbor_recall_score(true, found))
 
@@ -348,6 +349,6 @@ def search_codes(
 ) -> npt.NDArray[np.int64]:
     """Return the indices that a search of `mode` over `codes` finds for dense `queries`."""
     index = CodeNearestNeighbors(n_neighbors, compressor=compressor, mode=mode, metric=metric).fit(codes)
-    entering = np.asarray(queries) if mode == "asymmetric" else compressor.transform(queries)
+    entering = np.asarray(queries) if mode == "asymmetric" else transform_plainly(compressor, queries)
     indices: npt.NDArray[np.int64] = index.kneighbors(entering, return_distance=False)
     return indices

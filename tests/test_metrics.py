@@ -1,3 +1,4 @@
+import copy
 import types
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
+from sklearn import config_context
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.metrics import ndcg_score
 from sklearn.model_selection import GridSearchCV, train_test_split
@@ -408,6 +410,15 @@ def test_cosine_scores_are_those_of_rows_of_any_length(fitted, embeddings, mode,
     rows = embeddings.astype(np.float64)
     assert scorer(fitted, np.ldexp(rows, exponent)) == scorer(fitted, rows) > 0.1
     assert fitted.norm == "input"
+
+
+@pytest.mark.parametrize("mode", ["asymmetric", "sparse"])
+def test_scorer_needs_no_codes_in_data_frames(fitted, embeddings, mode):
+    scorer = RetrievalRecallScorer(mode, n_neighbors=5)
+    expected = scorer(fitted, embeddings)
+    with config_context(transform_output="pandas"):
+        assert scorer(fitted, embeddings) == expected
+    assert scorer(copy.deepcopy(fitted).set_output(transform="pandas"), embeddings) == expected
 
 
 @pytest.mark.parametrize("container", [np.asarray, lambda X: pd.DataFrame(X, columns=list("abcdefgh"))])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import pickle
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
+import sklearn
 
 from skcompressae import CodeNearestNeighbors, CompresSAETransformer
 
@@ -89,4 +91,62 @@ def test_an_index_loaded_without_its_compressor_takes_it_later(compressor, embed
     np.testing.assert_allclose(index.kneighbors(embeddings[:4])[0], index.kneighbors(codes[:4])[0])
     refit(index, embeddings)
     with pytest.raises(ValueError, match=OTHERS):
+        index.kneighbors(embeddings[:4])
+
+
+# ------------------------------------------------------------------------------------------------- outputs, columns
+def by_configuration(compressor):
+    return sklearn.config_context(transform_output="pandas")
+
+
+def by_set_output(compressor):
+    compressor.set_output(transform="pandas")
+    return nullcontext()
+
+
+@pytest.mark.parametrize("ask", [by_configuration, by_set_output])
+@pytest.mark.parametrize("sparse_output", [True, False])
+@pytest.mark.parametrize("is_frozen", [False, True])
+@pytest.mark.parametrize("mode", ["sparse", "reconstructed"])
+def test_data_frames_as_output_do_not_reach_the_search(compressor, embeddings, mode, ask, sparse_output, is_frozen):
+    pytest.importorskip("pandas")
+    codes = compressor.transform(embeddings)
+    given = pytest.importorskip("sklearn.frozen").FrozenEstimator(compressor) if is_frozen else compressor
+    index = CodeNearestNeighbors(3, compressor=given, mode=mode).fit(codes)
+    expected = index.kneighbors(embeddings[:4])
+    compressor.set_params(sparse_output=sparse_output)
+    with ask(compressor):
+        for found, wanted in zip(index.kneighbors(embeddings[:4]), expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)
+
+
+def test_compressed_queries_are_not_asked_for_the_names_of_the_fitted_codes(compressor, embeddings):
+    pytest.importorskip("pandas")
+    compressor.set_params(sparse_output=False).set_output(transform="pandas")
+    codes = compressor.transform(embeddings)
+    index = CodeNearestNeighbors(3, compressor=compressor, mode="reconstructed").fit(codes)
+    assert index.feature_names_in_[0] == "compressaetransformer0"
+    for found, wanted in zip(index.kneighbors(embeddings[:4]), index.kneighbors(codes[:4]), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("mode", ["sparse", "reconstructed", "asymmetric", "auto"])
+def test_columns_of_queries_are_those_of_the_compressor(compressor, embeddings, mode):
+    pd = pytest.importorskip("pandas")
+    rows = pd.DataFrame(embeddings, columns=[f"dim{j}" for j in range(embeddings.shape[1])])
+    index = CodeNearestNeighbors(3, compressor=compressor, mode=mode).fit(compressor.transform(embeddings))
+    expected = index.kneighbors(embeddings[:4])
+    compressor.feature_names_in_ = rows.columns.to_numpy(dtype=object)
+    for found, wanted in zip(index.kneighbors(rows[:4]), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    with pytest.raises(ValueError, match="Feature names must be in the same order as they were in fit"):
+        index.kneighbors(rows.iloc[:4, ::-1])
+    with pytest.raises(ValueError, match="The feature names should match those that were passed during fit"):
+        index.radius_neighbors(rows[:4].rename(columns={"dim3": "other"}))
+
+
+def test_codes_of_another_width_than_the_components_are_named(compressor, embeddings, monkeypatch):
+    index = CodeNearestNeighbors(3, compressor=compressor, mode="sparse").fit(compressor.transform(embeddings))
+    monkeypatch.setattr(compressor, "transform", lambda X: np.ones((len(X), 5)), raising=False)
+    with pytest.raises(ValueError, match="compressor must give codes of 48 components, got 5 columns"):
         index.kneighbors(embeddings[:4])
