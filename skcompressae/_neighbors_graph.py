@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from sklearn.base import TransformerMixin
 from sklearn.utils.validation import check_is_fitted
+
+from skcompressae._compat import csr_type
 
 __all__ = ["NeighborsGraphMixin"]
 
@@ -24,7 +27,7 @@ class NeighborsGraphMixin(TransformerMixin):
     kneighbors: Any
     radius_neighbors: Any
 
-    def kneighbors_graph(self, X: Any = None, n_neighbors: int | None = None, mode: str = "connectivity") -> csr_matrix:
+    def kneighbors_graph(self, X: Any = None, n_neighbors: int | None = None, mode: str = "connectivity") -> Any:
         """Compute the graph of nearest documents.
 
         Row i has the neighbors of query i, so the graph is not symmetric. It serves what takes a sparse graph, such as
@@ -41,7 +44,7 @@ class NeighborsGraphMixin(TransformerMixin):
 
         Returns
         -------
-        CSR matrix of shape (n_queries, `n_samples_fit_`)
+        CSR matrix (or array) of shape (n_queries, `n_samples_fit_`)
             Row i holds the neighbors of query i, nearest first.
 
         Raises
@@ -69,11 +72,9 @@ class NeighborsGraphMixin(TransformerMixin):
         n_queries, width = indices.shape
         values = distances.ravel() if mode == "distance" else np.ones(indices.size)
         indptr = np.arange(0, n_queries * width + 1, width)
-        return csr_matrix((values, indices.ravel(), indptr), shape=(n_queries, self.n_samples_fit_))
+        return _graph(values, indices.ravel(), indptr, self.n_samples_fit_)
 
-    def radius_neighbors_graph(
-        self, X: Any = None, radius: float | None = None, mode: str = "connectivity"
-    ) -> csr_matrix:
+    def radius_neighbors_graph(self, X: Any = None, radius: float | None = None, mode: str = "connectivity") -> Any:
         """Compute the graph of documents within a distance.
 
         Row i has as many entries as there are documents within `radius` of query i.
@@ -89,7 +90,7 @@ class NeighborsGraphMixin(TransformerMixin):
 
         Returns
         -------
-        CSR matrix of shape (n_queries, `n_samples_fit_`)
+        CSR matrix (or array) of shape (n_queries, `n_samples_fit_`)
             Row i holds the documents within `radius` of query i, nearest first.
 
         Raises
@@ -117,9 +118,9 @@ class NeighborsGraphMixin(TransformerMixin):
         indptr = np.concatenate([[0], np.cumsum([len(rows) for rows in indices], dtype=np.int64)])
         columns = np.concatenate([np.empty(0, np.int64), *indices])
         values = np.ones(len(columns)) if mode == "connectivity" else np.concatenate([*distances, []])
-        return csr_matrix((values, columns, indptr), shape=(len(indices), self.n_samples_fit_))
+        return _graph(values, columns, indptr, self.n_samples_fit_)
 
-    def transform(self, X: Any) -> csr_matrix:
+    def transform(self, X: Any) -> Any:
         """Compute the graph of distances to the nearest documents.
 
         It serves estimators with ``metric="precomputed"``. As `sklearn.neighbors.KNeighborsTransformer` does, it
@@ -132,7 +133,7 @@ class NeighborsGraphMixin(TransformerMixin):
 
         Returns
         -------
-        CSR matrix of shape (n_queries, `n_samples_fit_`)
+        CSR matrix (or array) of shape (n_queries, `n_samples_fit_`)
             Distances, explicit even where they are 0.
 
         See Also
@@ -152,6 +153,11 @@ class NeighborsGraphMixin(TransformerMixin):
         """
         check_is_fitted(self)
         return self.kneighbors_graph(X, self.n_neighbors + 1, mode="distance")
+
+
+def _graph(values: NDArray[Any], columns: NDArray[Any], indptr: NDArray[Any], n_documents: int) -> Any:
+    # by way of a matrix, which takes 32-bit indices where they suffice; an array would keep 64 bits
+    return csr_type()(csr_matrix((values, columns, indptr), shape=(len(indptr) - 1, n_documents)))
 
 
 def _check_graph_mode(mode: str) -> None:

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import sklearn
+from scipy.sparse import csr_array, csr_matrix
 
 from skcompressae import CodeNearestNeighbors, CompresSAETransformer
 
@@ -150,3 +151,19 @@ def test_codes_of_another_width_than_the_components_are_named(compressor, embedd
     monkeypatch.setattr(compressor, "transform", lambda X: np.ones((len(X), 5)), raising=False)
     with pytest.raises(ValueError, match="compressor must give codes of 48 components, got 5 columns"):
         index.kneighbors(embeddings[:4])
+
+
+@pytest.mark.skipif(
+    "sparse_interface" not in sklearn.get_config(), reason="this scikit-learn has no sparse_interface setting"
+)
+def test_graphs_obey_the_sparse_interface_setting(fitted, embeddings):
+    codes = fitted.transform(embeddings)
+    index = CodeNearestNeighbors(3).fit(codes)
+    graphs = index.kneighbors_graph, index.radius_neighbors_graph, index.transform
+    with sklearn.config_context(sparse_interface="sparray"):
+        arrays = [graph(codes[:4]) for graph in graphs]
+    for graph, array in zip(graphs, arrays, strict=True):
+        matrix = graph(codes[:4])
+        assert (type(matrix), type(array)) == (csr_matrix, csr_array)
+        assert matrix.indices.dtype == array.indices.dtype == np.int32
+        np.testing.assert_array_equal(array.toarray(), matrix.toarray())
