@@ -9,6 +9,7 @@ import numpy as np
 from joblib import effective_n_jobs
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, vstack
+from sklearn.pipeline import Pipeline
 from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
@@ -79,6 +80,11 @@ class IndexBuildMixin:
         """Return the compressor's `components_`, or the array that was given in its place."""
         if not hasattr(self.compressor, "transform"):
             return self.compressor
+        if isinstance(self.compressor, Pipeline):
+            raise ValueError(
+                "compressor must be a fitted transformer with components_, which a Pipeline is not; pass its step that "
+                "is one, a CompresSAETransformer, and queries that went through the steps before it"
+            )
         components = getattr(self.compressor, "components_", None)
         if components is None:
             raise ValueError(

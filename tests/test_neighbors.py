@@ -247,6 +247,10 @@ def test_embeddings_and_codes_of_the_same_width_are_told_apart_by_their_form():
         ({"mode": "asymmetric"}, r"mode='asymmetric' needs a compressor with components_, got compressor=None"),
         ({"mode": "reconstructed"}, r"mode='reconstructed' needs a compressor"),
         ({"compressor": Compressor()}, r"compressor must be fitted: Compressor has no components_"),
+        (
+            {"compressor": make_pipeline(fitted_compressor())},
+            r"which a Pipeline is not; pass its step that is one, a Comp",
+        ),
         ({"compressor": np.ones((3, 2))}, r"X has 40 components, but the compressor has 3"),
         ({"mode": "nearest"}, r"The 'mode' parameter of CodeNearestNeighbors must be a str among"),
         ({"metric": "l2"}, r"The 'metric' parameter of CodeNearestNeighbors must be a str among"),
