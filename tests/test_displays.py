@@ -247,8 +247,10 @@ def test_sizes_are_those_of_sparse_float32_codes(fitted, embeddings):
     framed = deepcopy(dense).set_output(transform="pandas")
     CompressionTradeoffDisplay.from_estimator(framed, embeddings, **options)
     assert isinstance(framed.transform(embeddings[:2]), pd.DataFrame)
-    usage = LatentUsageDisplay.from_estimator(framed, embeddings).usage
-    np.testing.assert_array_equal(usage, LatentUsageDisplay.from_estimator(fitted, embeddings).usage)
+    expected = LatentUsageDisplay.from_estimator(fitted, embeddings).usage
+    sparse_framed = deepcopy(fitted).set_output(transform="pandas")
+    for model in (dense, framed, sparse_framed, make_pipeline(sparse_framed)):
+        np.testing.assert_array_equal(LatentUsageDisplay.from_estimator(model, embeddings).usage, expected)
 
 
 def test_tradeoff_takes_queries_and_pipelines():

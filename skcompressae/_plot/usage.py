@@ -9,7 +9,9 @@ import numpy.typing as npt
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
+from skcompressae._compat import transform_plainly
 from skcompressae._plot._axes import COLORS, format_plain, make_axes, require_matplotlib, set_plain_log_scale
+from skcompressae.metrics import enter_compressor
 
 __all__ = ["LatentUsageDisplay"]
 
@@ -111,11 +113,10 @@ class LatentUsageDisplay:
         """
         require_matplotlib(f"{cls.__name__}.from_estimator")
         if X is not None:
-            codes = estimator.transform(X)
+            codes = transform_plainly(*enter_compressor(estimator, X))
             if codes.shape[0] == 0:
                 raise ValueError("X must have at least one row, got 0.")
-            # dense, or a data frame, where the compressor has sparse_output=False
-            latents = (codes if hasattr(codes, "nonzero") else np.asarray(codes)).nonzero()[1]
+            latents = codes.nonzero()[1]
             usage = np.bincount(latents, minlength=codes.shape[1]) / codes.shape[0]
         else:
             compressor = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
