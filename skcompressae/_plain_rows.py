@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-__all__ = ["are_plain_codes", "are_plain_rows"]
+__all__ = ["are_plain_codes", "are_plain_rows", "own_dtype_first"]
 
 
 def are_plain_rows(X: Any, dtypes: Sequence[type], n_features: int) -> bool:
@@ -34,3 +34,31 @@ def are_plain_codes(X: Any, dtypes: Sequence[type], n_components: int) -> bool:
     if type(X) not in (sp.csr_matrix, sp.csr_array) or X.ndim != 2 or X.shape[0] == 0 or X.shape[1] != n_components:
         return False
     return any(X.dtype == dtype for dtype in dtypes)
+
+
+def own_dtype_first(X: Any, dtypes: Sequence[type]) -> list[type]:
+    """Return the dtypes, in front that of X as a NumPy array where it is one of them.
+
+    scikit-learn converts to the first where it cannot read the dtype of X, as of tensors and of frames other than
+    pandas'. This one is read off no rows, so that nothing is copied.
+
+    Raises
+    ------
+    TypeError
+        If NumPy cannot read X.
+    """
+    is_read_by_scikit_learn = isinstance(getattr(X, "dtype", None), np.dtype) or hasattr(
+        getattr(X, "dtypes", None), "__array__"
+    )
+    is_table = hasattr(X, "__array__") and hasattr(X, "__getitem__") and getattr(X, "ndim", 2) == 2
+    if is_read_by_scikit_learn or not is_table:
+        return list(dtypes)
+    try:
+        own = np.asarray(X[:0]).dtype
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(
+            f"X must be an array, or what NumPy can read as one, got a {type(X).__name__} that it cannot: pass a "
+            "tensor of PyTorch as X.detach().cpu(), one of bfloat16 as X.detach().cpu().float(). NumPy was told: "
+            f"{error}"
+        ) from error
+    return sorted(dtypes, key=lambda dtype: own != dtype)

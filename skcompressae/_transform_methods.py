@@ -18,7 +18,7 @@ from skcompressae import _encoding
 from skcompressae._compat import csr_type, validate_parameters
 from skcompressae._core._threads import copy_rows, effective_n_threads, row_blocks, run_blocks
 from skcompressae._model_weights import encoder_scale, flattening, scales_mean_apart
-from skcompressae._plain_rows import are_plain_codes, are_plain_rows
+from skcompressae._plain_rows import are_plain_codes, are_plain_rows, own_dtype_first
 from skcompressae._recipes import RECIPES
 from skcompressae._torch._devices import resolve_device
 from skcompressae._torch._weights import Weights
@@ -77,6 +77,8 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
             If called before fit.
         ValueError
             If X is not a finite, real, dense 2-d array of `n_features_in_` columns.
+        TypeError
+            If X is nothing that NumPy can read as an array, such as a tensor on another device or of bfloat16.
 
         See Also
         --------
@@ -357,16 +359,38 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         else:
             if isinstance(X, np.ndarray) and not X.dtype.isnative:  # which would come back as float64
                 X = X.astype(X.dtype.newbyteorder("="))
-            rows = validate_data(self, X, reset=reset, dtype=dtypes, ensure_all_finite=False)
+            try:
+                rows = validate_data(self, X, reset=reset, dtype=own_dtype_first(X, dtypes), ensure_all_finite=False)
+            except ValueError as error:
+                if hasattr(X, "__array__") and str(error).startswith("setting an array element with a sequence"):
+                    raise ValueError(
+                        "X must have one column a feature, got a column of lists; stack them, "
+                        "as in np.stack(df['embedding'].to_numpy())."
+                    ) from error
+                raise
+        if not get_config()["assume_finite"]:  # which other threads would not know of
+            self._check_finite(rows)
+        return rows
+
+    def _check_finite(self, rows: NDArray[Any]) -> None:
+        bad: list[int] = []
 
         def check(start: int, stop: int) -> None:
             with np.errstate(over="ignore", invalid="ignore"):
-                if not np.isfinite(rows[start:stop].sum()):  # or the sum is too large
-                    assert_all_finite(rows[start:stop], estimator_name=type(self).__name__, input_name="X")
+                if np.isfinite(rows[start:stop].sum()):
+                    return
+            is_finite = np.isfinite(rows[start:stop]).all(axis=1)
+            if not is_finite.all():  # or the sum is too large
+                bad.append(start + int(np.argmin(is_finite)))
 
-        if not get_config()["assume_finite"]:  # which other threads would not know of
-            run_blocks(check, len(rows), _encoding.BLOCK_ROWS, effective_n_threads())
-        return rows
+        run_blocks(check, len(rows), _encoding.BLOCK_ROWS, effective_n_threads())
+        if bad:
+            row = min(bad)
+            try:
+                # without the estimator's name, with which scikit-learn would recommend estimators of targets
+                assert_all_finite(rows[row : row + 1], input_name="X")
+            except ValueError as error:
+                raise ValueError(f"{str(error).rstrip('.')}, first in row {row}.") from None
 
     def _check_codes(self, X: Any) -> Any:
         """Validate codes: dtype, shape, finiteness and, of sparse ones, that every index is one of a latent."""

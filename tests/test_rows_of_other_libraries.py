@@ -1,0 +1,83 @@
+"""Rows that are no NumPy arrays: tensors, frames and columns of lists; and which row is not finite."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import make_embeddings
+
+from skcompressae import CompresSAETransformer
+from skcompressae._core._threads import row_blocks
+from skcompressae._encoding import BLOCK_ROWS
+
+ROWS = make_embeddings(n_rows=60, n_features=24)
+NAMES = [f"x{i}" for i in range(ROWS.shape[1])]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return CompresSAETransformer(32, k=3, max_iter=5, random_state=0).fit(ROWS)
+
+
+def as_polars(rows):
+    return pytest.importorskip("polars").DataFrame(rows, schema=NAMES)
+
+
+def as_arrow(rows):
+    return pytest.importorskip("pyarrow").table(dict(zip(NAMES, rows.T.copy(), strict=True)))
+
+
+@pytest.mark.parametrize("convert", [torch.tensor, as_polars, as_arrow], ids=["torch", "polars", "pyarrow"])
+@pytest.mark.parametrize(("dtype", "expected"), [("float32", "float32"), ("float64", "float64"), ("int32", "float64")])
+def test_codes_have_the_dtype_of_the_rows_of_other_libraries(convert, dtype, expected):
+    rows = (8 * ROWS).astype(dtype)
+    converted = convert(rows)
+    model = CompresSAETransformer(32, k=3, max_iter=5, random_state=0)
+    codes = model.fit(converted).transform(converted)
+    assert codes.dtype == expected
+    assert (codes != model.fit(rows).transform(rows)).nnz == 0
+
+
+@pytest.mark.parametrize("tensor", [torch.tensor(ROWS), torch.tensor(ROWS).half(), torch.tensor(ROWS).double()])
+def test_tensors_are_taken_without_a_copy(model, tensor):
+    assert np.shares_memory(model._check_rows(tensor, reset=False), tensor.numpy())
+
+
+def test_names_of_frames_are_compared(model):
+    fitted = CompresSAETransformer(32, k=3, max_iter=5, random_state=0).fit(as_polars(ROWS))
+    assert fitted.feature_names_in_.tolist() == NAMES
+    with pytest.raises(ValueError, match="feature names should match"):
+        fitted.transform(as_polars(ROWS).rename({"x0": "y"}))
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.tensor(ROWS).bfloat16(), torch.tensor(ROWS).requires_grad_(), torch.tensor(ROWS).to("meta")],
+    ids=["bfloat16", "grad", "device"],
+)
+def test_tensors_that_numpy_cannot_read_are_refused(model, tensor):
+    with pytest.raises(TypeError, match=r"^X must be .* got a Tensor .*\.cpu\(\), one of bfloat16 as .*\.float\(\)"):
+        model.transform(tensor)
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars", "pyarrow"])
+def test_a_column_of_lists_is_refused_with_what_to_do(library):
+    lists = ROWS.tolist()
+    if library == "pandas":
+        frame = pd.DataFrame({"embedding": lists})
+    elif library == "polars":
+        frame = pytest.importorskip("polars").DataFrame({"embedding": lists})
+    else:
+        frame = pytest.importorskip("pyarrow").table({"embedding": lists})
+    with pytest.raises(ValueError, match=r"got a column of lists; .*np\.stack\(df\['embedding'\]\.to_numpy\(\)\)"):
+        CompresSAETransformer(32, k=3).fit(frame)
+    np.testing.assert_array_equal(np.stack(frame["embedding"].to_numpy()), ROWS)
+
+
+@pytest.mark.parametrize(("value", "words"), [(np.nan, "NaN"), (-np.inf, "infinity or a value too large for .*")])
+def test_the_first_row_that_is_not_finite_is_named(model, value, words):
+    rows = np.ones((BLOCK_ROWS * 3, 24), dtype=np.float32)
+    assert len(list(row_blocks(len(rows), BLOCK_ROWS))) == 3
+    rows[[BLOCK_ROWS + 5, BLOCK_ROWS + 8, 2 * BLOCK_ROWS]] = value
+    with pytest.raises(ValueError, match=rf"^Input X contains {words}, first in row {BLOCK_ROWS + 5}\.$"):
+        model.transform(rows)
