@@ -141,8 +141,8 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         Raises
         ------
         ValueError
-            If X is not as :meth:`transform` requires, `value_bits` is out of range, or `quantizer` was learned at
-            another k.
+            If X is not as :meth:`transform` requires, `value_bits` is out of range, `quantizer` was learned at another
+            k, or the largest magnitude of a code lies outside [2**-100, 2**100], as it can for ``norm="input"``.
         TypeError
             If `quantizer` is no ValueQuantizer.
 

@@ -26,7 +26,8 @@ def test_a_code_that_cannot_be_packed(files, small_export_blocks, capsys):
     sp.save_npz("codes.npz", codes_with(1e35, np.float32))
     message = refuses(capsys, "export", "codes.npz", "codes.skc", "-q")
     assert message == (
-        "codes.npz: codes have a largest magnitude outside [2**-100, 2**100] (row 70), counted from row 100"
+        "codes.npz: codes have a largest magnitude outside [2**-100, 2**100]; rescale them, or encode at "
+        "norm='unit' (row 70: 1e+35), counted from row 100"
     )
 
 

@@ -7,6 +7,8 @@ import pytest
 import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.model_selection import train_test_split
+from sklearn.neighbors import NearestNeighbors
 
 from skcompressae.packed import PackedCodes, ResidualQuantizer, ValueQuantizer
 
@@ -232,9 +234,9 @@ def test_callers_arrays_are_not_changed():
 @pytest.mark.parametrize(
     ("codes", "arguments", "message"),
     [
-        (np.array([[np.nan, 1.0]]), {}, "NaN or infinity"),
-        (np.array([[1e300, 1.0]]), {"value_bits": 8}, "NaN or infinity"),
-        (np.array([[1e-35, 0.0]]), {}, "largest magnitude outside"),
+        (np.array([[np.nan, 1.0]]), {}, "codes contain NaN, infinity or a value beyond float32"),
+        (np.array([[1e300, 1.0]]), {"value_bits": 8}, r"infinity or a value beyond float32 \(row 0\)"),
+        (np.array([[1e-35, 0.0]]), {}, r"; rescale them, or encode at norm='unit' \(row 0: 1e-35\)$"),
         (np.array([1.0]), {}, "2-dimensional"),
         (np.array([[1j]]), {}, "real numbers"),
         (sp.coo_array(np.ones(3)), {}, r"2-dimensional array, got shape \(3,\)"),
@@ -249,7 +251,7 @@ def test_callers_arrays_are_not_changed():
         (np.ones((2, 3)), {"value_bits": True}, "value_bits must be an int from 1 to 16"),
         (np.ones((2, 3)), {"k": 2}, "3 nonzeros, more than k=2"),
         (np.ones((2, 3)), {"k": 4}, "k must be from 1 to n_components=3"),
-        (np.ones((2, 3)), {"value_bits": 17}, "from 1 to 16 for kind='uniform', got 17"),
+        (np.ones((2, 3)), {"value_bits": 17}, "^value_bits must be an int from 1 to 16, got 17"),
         (np.ones((2, 3)), {"value_bits": 9, "kind": "ranked"}, "from 1 to 8 for kind='ranked'"),
         (sp.csr_matrix((1, 2**20 + 1)), {}, "n_components must be from 1 to 1048576"),
     ],
@@ -280,6 +282,17 @@ def test_matrices_of_other_formats_that_point_outside(form):
     (codes.row if form == "coo" else codes.indices)[:] = 100_000
     with pytest.raises(ValueError, match=r"index|indices|exceeds matrix dimension"):
         PackedCodes.pack(codes)
+
+
+def test_codes_are_no_array_but_are_split_as_one():
+    packed = PackedCodes.pack(random_codes(20, 16, 3, seed=7), k=3)
+    for use in (np.asarray, NearestNeighbors().fit):
+        with pytest.raises(TypeError, match=r"^PackedCodes are no NumPy array; unpack them with to_csr\(\)$"):
+            use(packed)
+    train, test = train_test_split(packed, random_state=0)
+    rows = train_test_split(np.arange(20), random_state=0)
+    assert train == packed[rows[0]]
+    assert test == packed[rows[1]]
 
 
 def test_other_errors():

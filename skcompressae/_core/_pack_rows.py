@@ -25,8 +25,8 @@ MIN_SCALE = 2.0**-100
 MAX_SCALE = 2.0**100
 
 PACK_ERRORS = {
-    1: "contain NaN or infinity",
-    2: "have a largest magnitude outside [2**-100, 2**100]",
+    1: "contain NaN, infinity or a value beyond float32",
+    2: "have a largest magnitude outside [2**-100, 2**100]; rescale them, or encode at norm='unit'",
     3: "have an index outside [0, n_components)",
     4: "have more nonzeros than the store's k",
     5: "hold an index twice",

@@ -152,8 +152,8 @@ class PackedMakingMixin:
         TypeError
             If `quantizer` is no ValueQuantizer, or a size no int.
         ValueError
-            If shapes or dtypes do not fit, an index is out of range or occurs twice, a value is not finite, or
-            `quantizer` was learned at another k.
+            If shapes or dtypes do not fit, an index is out of range or occurs twice, a value is not finite, the
+            largest magnitude of a row lies outside [2**-100, 2**100], or `quantizer` was learned at another k.
 
         See Also
         --------

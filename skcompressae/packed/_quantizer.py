@@ -11,6 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from skcompressae._core._pack_rows import PACK_ERRORS
 from skcompressae._core._packing_levels import (
     learn_ranked_levels,
     signed_levels,
@@ -67,7 +68,8 @@ def _check_value_bits(value_bits: Any, kind: str) -> int:
     limit = 8 if kind == "ranked" else 16
     if is_int(value_bits) and 1 <= value_bits <= limit:
         return int(value_bits)
-    raise ValueError(f"value_bits must be an int from 1 to {limit} for kind={kind!r}, got {value_bits!r}")
+    of_kind = "" if kind == "auto" else f" for kind={kind!r}"
+    raise ValueError(f"value_bits must be an int from 1 to {limit}{of_kind}, got {value_bits!r}")
 
 
 def _check_k(k: Any) -> int:
@@ -195,7 +197,7 @@ class ValueQuantizer:
         if kind not in ("auto", "ranked", "uniform"):
             raise ValueError(f"kind must be 'auto', 'ranked' or 'uniform', got {kind!r}")
         if kind == "auto":
-            kind = "ranked" if _check_value_bits(value_bits, "uniform") <= _RANKED_MAX_BITS else "uniform"
+            kind = "ranked" if _check_value_bits(value_bits, "auto") <= _RANKED_MAX_BITS else "uniform"
         value_bits = _check_value_bits(value_bits, kind)
         if kind == "uniform":
             return cls("uniform", value_bits, uniform_levels(value_bits))
@@ -210,7 +212,7 @@ class ValueQuantizer:
         source = np.repeat(csr.indptr[chosen].astype(np.int64), wanted) + within
         magnitudes[np.repeat(np.arange(chosen.size), wanted), within] = np.abs(csr.data[source])
         if not np.isfinite(magnitudes).all():
-            raise ValueError("codes contain NaN or infinity")
+            raise ValueError(f"codes {PACK_ERRORS[1]}")
         magnitudes = -np.sort(-magnitudes, axis=1)[:, :k]
         return cls("ranked", value_bits, learn_ranked_levels(magnitudes, k, value_bits))
 

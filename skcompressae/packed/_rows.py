@@ -96,7 +96,9 @@ def pack_arrays(
             error, row = pack_uniform(*head, *steps, check_duplicates, is_narrow, rows[start:stop], exact)
             scales[start:stop] = exact.view(np.uint32) >> np.uint32(15) if is_narrow else exact
         if error:
-            raise ValueError(f"codes {PACK_ERRORS[error]} (row {start + row})")
+            row += start
+            largest = f": {np.abs(data[indptr[row] : indptr[row + 1]]).max():.3g}" if error == 2 else ""
+            raise ValueError(f"codes {PACK_ERRORS[error]} (row {row}{largest})")
 
     run_blocks(work, n, BLOCK_ROWS, n_threads)
     return rows, scales

@@ -179,6 +179,8 @@ class PackedCodes(PackedMakingMixin, PackedLayoutMixin, PackedFormatsMixin):
 
     def __getitem__(self, key: Any) -> PackedCodes:
         """Return the chosen rows: an int (one row), slice, int array or boolean mask. A slice shares memory."""
+        if isinstance(key, tuple) and len(key) == 2 and key[1] is Ellipsis:
+            key = key[0]  # as scikit-learn chooses rows, in train_test_split too
         if isinstance(key, tuple):
             raise IndexError("PackedCodes are indexed by row only; unpack rows with to_csr() to choose columns")
         if is_int(key):
@@ -197,6 +199,10 @@ class PackedCodes(PackedMakingMixin, PackedLayoutMixin, PackedFormatsMixin):
                 key = key.astype(np.intp)
         residual = None if self._residual_codes is None else self._residual_codes[key]
         return self._with(self._rows[key], self._scales[key], residual, self._residual_quantizer)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        # NumPy would otherwise take rows of rows, and fail by its limit of dimensions
+        raise TypeError("PackedCodes are no NumPy array; unpack them with to_csr()")
 
     def take(self, indices: Any) -> PackedCodes:
         """Return chosen rows as a new store.
