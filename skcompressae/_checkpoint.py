@@ -78,7 +78,12 @@ class FitCheckpoint:
         self, folder: str | os.PathLike[str], parameters: Mapping[str, Any], rows: NDArray[Any], start: str | None
     ) -> None:
         self.path = Path(folder) / CHECKPOINT_NAME
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise NotADirectoryError(
+                f"checkpoint_dir must be a folder, or where one can be made, got {os.fspath(folder)!r}"
+            ) from error
         remove_leftovers(self.path)
         self._n_features = rows.shape[1]
         self._n_components = int(parameters["n_components"])

@@ -284,6 +284,8 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         """
         self._check_is_fitted()
         self._check_encoding_parameters()
+        if isinstance(n_nonzero, bool):  # an Integral
+            raise TypeError("n_nonzero must be an instance of int, not bool.")
         if n_nonzero is not None:
             check_scalar(n_nonzero, "n_nonzero", Integral, min_val=1)
         rows = self._check_rows(X, reset=False)

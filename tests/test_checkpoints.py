@@ -249,6 +249,13 @@ def test_a_checkpoint_without_a_number_for_the_best_loss_is_damaged(embeddings, 
         small(checkpoint_dir=tmp_path).fit(embeddings)
 
 
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_a_file_in_the_place_of_the_folder_is_refused(embeddings, tmp_path, below):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(NotADirectoryError, match=r"^checkpoint_dir must be a folder, .*file"):
+        small(checkpoint_dir=tmp_path / "file" / below).fit(embeddings)
+
+
 def test_partial_fit_writes_none(embeddings, tmp_path):
     small(checkpoint_dir=tmp_path).partial_fit(embeddings)
     assert os.listdir(tmp_path) == []

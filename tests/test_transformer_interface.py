@@ -469,3 +469,8 @@ def test_scikit_learns_progress_bar_works(embeddings, capsys):
     estimator = small().set_callbacks(ProgressBar()).fit(embeddings)
     assert estimator.n_iter_ == 10
     assert "CompresSAETransformer" in capsys.readouterr().out
+
+
+def test_a_truth_value_is_no_number_of_nonzeros(fitted, embeddings):
+    with pytest.raises(TypeError, match=r"^n_nonzero must be an instance of int, not bool\.$"):
+        fitted.transform_query(embeddings, n_nonzero=True)
