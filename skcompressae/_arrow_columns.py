@@ -28,7 +28,7 @@ def import_pyarrow(purpose: str) -> Any:
     try:
         import pyarrow
     except ImportError as error:
-        raise ImportError(f"{purpose} need pyarrow: install it with pip install 'skcompressae[arrow]'") from error
+        raise ImportError(f"{purpose} need pyarrow: install the extra 'arrow' of skcompressae") from error
     return pyarrow
 
 

@@ -18,7 +18,7 @@ def import_onnx() -> Any:
     try:
         import onnx
     except ImportError as error:
-        raise ImportError("ONNX files need onnx: install it with pip install 'skcompressae[onnx]'") from error
+        raise ImportError("ONNX files need onnx: install the extra 'onnx' of skcompressae") from error
     return onnx
 
 

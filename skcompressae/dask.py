@@ -254,6 +254,4 @@ def _import_dask(part: str) -> Any:
     try:
         return import_module(f"dask.{part}")
     except ImportError as error:
-        raise ImportError(
-            f"skcompressae.dask needs dask.{part}: install it with pip install 'skcompressae[dask]'"
-        ) from error
+        raise ImportError(f"skcompressae.dask needs dask.{part}: install the extra 'dask' of skcompressae") from error

@@ -21,8 +21,8 @@ try:
     import sentence_transformers
 except ImportError as error:
     raise ImportError(
-        "skcompressae.sentence_transformers needs sentence-transformers: install it with "
-        "pip install 'skcompressae[sentence-transformers]'"
+        "skcompressae.sentence_transformers needs sentence-transformers: install the extra "
+        "'sentence-transformers' of skcompressae"
     ) from error
 if hasattr(sentence_transformers, "base"):
     from sentence_transformers.base.modules import Module

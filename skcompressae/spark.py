@@ -201,7 +201,5 @@ def _import_spark() -> Any:
     try:
         import pyspark.sql.types
     except ImportError as error:
-        raise ImportError(
-            "skcompressae.spark needs pyspark: install it with pip install 'skcompressae[spark]'"
-        ) from error
+        raise ImportError("skcompressae.spark needs pyspark: install the extra 'spark' of skcompressae") from error
     return pyspark.sql

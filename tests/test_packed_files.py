@@ -312,7 +312,7 @@ def test_arrow_without_pyarrow(monkeypatch):
         return real(name, *arguments, **keywords)
 
     monkeypatch.setattr(builtins, "__import__", hidden)
-    with pytest.raises(ImportError, match=r"skcompressae\[arrow\]"):
+    with pytest.raises(ImportError, match="install the extra 'arrow' of skcompressae"):
         example().to_arrow()
 
 

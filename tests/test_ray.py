@@ -13,7 +13,7 @@ from documented_examples import code_blocks
 from skcompressae import CompresSAETransformer
 from skcompressae.arrow import codes_from_arrow
 
-ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'skcompressae[ray]'")
+ray = pytest.importorskip("ray", reason="Ray is not installed: install the extra 'ray' of skcompressae")
 pytest.importorskip("ray.data")
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

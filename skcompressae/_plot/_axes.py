@@ -31,7 +31,7 @@ _DISTANCES_POINTS = (6.0, 11.0, 17.0)
 def require_matplotlib(caller: str) -> None:
     """Raise ImportError in the name of `caller` if matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ImportError(f"{caller} requires matplotlib, install it with: pip install 'skcompressae[plot]'")
+        raise ImportError(f"{caller} requires matplotlib: install the extra 'plot' of skcompressae")
 
 
 def make_axes(ax: Any, caller: str, figsize: tuple[float, float]) -> Any:

@@ -129,9 +129,7 @@ def _check_reference(reference: Any, n_documents: int) -> list[str]:
         raise ValueError(f"reference must be 'auto', None or some of {', '.join(map(repr, REFERENCES))}, got {names}.")
     if {"pq", "opq"} & set(names):
         if not has_faiss():
-            raise ImportError(
-                "reference 'pq' and 'opq' require FAISS, install it with: pip install 'skcompressae[benchmark]'"
-            )
+            raise ImportError("reference 'pq' and 'opq' require FAISS: install the extra 'benchmark' of skcompressae")
         if n_documents < MIN_PQ_DOCUMENTS:
             raise ValueError(f"reference 'pq' and 'opq' need at least {MIN_PQ_DOCUMENTS} documents, got {n_documents}.")
     return names

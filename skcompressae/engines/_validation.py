@@ -34,9 +34,7 @@ def import_engine(module: str, *, package: str, extra: str, caller: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise ImportError(
-            f'{caller} requires {package}, install it with: pip install "skcompressae[{extra}]"'
-        ) from error
+        raise ImportError(f"{caller} requires {package}: install the extra {extra!r} of skcompressae") from error
 
 
 def check_codes(codes: Any, n_components: int, *, name: str = "codes") -> csr_matrix:
