@@ -132,3 +132,24 @@ def test_codes_of_two_models_are_not_compared(files, fitted, embeddings, capsys)
     assert main(["search", "documents.parquet", "documents.parquet", "-q"]) == 0
     pq.write_table(fitted.transform_packed(embeddings).to_arrow(), "packed.parquet")
     assert main(["search", "documents.parquet", "packed.parquet", "-q"]) == 0
+
+
+def test_info_describes_the_files_beside_a_bad_one(files, capsys):
+    np.save("flat.npy", np.zeros(5))
+    assert main(["info", "x.npy", "flat.npy", "queries.npy"]) == 1
+    out, err = capsys.readouterr()
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("file")] == ["x.npy", "queries.npy"]
+    assert err.startswith("skcompressae: error: flat.npy")
+    assert len(err.splitlines()) == 1
+
+
+def test_the_size_of_a_parquet_file_is_not_that_of_its_codes(files, capsys):
+    assert main(["encode", "model.safetensors", "x.parquet", "codes.parquet"]) == 0
+    size = Path("codes.parquet").stat().st_size / 400
+    assert f"400 codes, {size:.1f} bytes a row with the kept columns" in capsys.readouterr().err
+
+
+def test_evaluate_says_where_its_number_of_neighbours_comes_from(files, embeddings, capsys):
+    np.save("few.npy", embeddings[:10])
+    message = refuses(capsys, "evaluate", "model.safetensors", "few.npy", "-q", code=2)
+    assert message == "-n 100 (100 unless given) is more than the 8 documents"

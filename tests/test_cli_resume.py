@@ -90,7 +90,9 @@ def test_the_leftover_of_other_work_is_refused(leftover, fitted, embeddings, cap
         np.save("x.npy", embeddings[::-1])
     else:
         command += ["--column", "vector"]
-    assert f"unfinished work with another {changed}; give --restart" in refuses(capsys, *command)
+    differences = {"model": " (k=6 there, 2 here)", "input": "", "options": " (column=None there, 'vector' here)"}
+    message = refuses(capsys, *command)
+    assert f"unfinished work with another {changed}{differences[changed]}; give --restart" in message
     assert (leftover / "journal").exists()
     assert main([*command, "--restart"]) == 0
     assert not leftover.exists()

@@ -45,8 +45,6 @@ def encode(arguments: argparse.Namespace) -> None:
     source = open_rows(arguments.input, arguments.column)
     model = read_model(arguments.model, arguments)
     check_width(source, model.n_features_in_, f"the model {arguments.model}")
-    from skcompressae.persistence import model_hash
-
     options = {"output": kind, "column": arguments.column, "value_bits": arguments.value_bits}
     dtype = np.dtype(np.float32 if source.dtype in (np.float16, np.float32) or kind != "npz" else np.float64)
     streams: dict[str, np.dtype[Any]]
@@ -54,7 +52,7 @@ def encode(arguments: argparse.Namespace) -> None:
         streams = {"rows": np.dtype(np.uint8), "scales": np.dtype("<u2" if (arguments.value_bits or 4) <= 8 else "<f4")}
     else:
         streams = {"lengths": np.dtype("<i4"), "indices": np.dtype("<i4"), "values": dtype.newbyteorder("<")}
-    identity = _identity("encode", model_hash(model), source.path, options)
+    identity = _identity("encode", model, source.path, options)
     spool = Spool(arguments.output, identity, streams, restart=arguments.restart)
     try:
         _report_resumed(spool, source.n_rows, arguments)
@@ -78,15 +76,17 @@ def encode(arguments: argparse.Namespace) -> None:
     finally:
         spool.close()
     size = Path(arguments.output).stat().st_size
-    _say(arguments, f"{arguments.output}: {shape[0]} codes, {size / shape[0]:.1f} bytes each")
+    what = "a row with the kept columns" if kind == "parquet" else "each"
+    _say(arguments, f"{arguments.output}: {shape[0]} codes, {size / shape[0]:.1f} bytes {what}")
 
 
-def _identity(command: str, digest: str, path: Path, options: dict[str, Any]) -> dict[str, Any]:
+def _identity(command: str, model: Any, path: Path, options: dict[str, Any]) -> dict[str, Any]:
     from skcompressae._version import __version__
+    from skcompressae.persistence import model_hash
 
     return {
         "command": command,
-        "model": digest,
+        "model": {"hash": model_hash(model), "k": model.k, "norm": model.norm},
         "input": fingerprint(path),
         "options": options,
         "skcompressae": __version__,
@@ -161,12 +161,10 @@ def decode(arguments: argparse.Namespace) -> None:
             f"{source.name} has codes of {source.n_components} components, "
             f"the model {arguments.model} has {n_components}"
         )
-    from skcompressae.persistence import model_hash
-
     if isinstance(source, ParquetCodes):
         matching_model(model, source.meta, source.name)
     dtype = np.dtype(getattr(source, "dtype", np.float32))
-    identity = _identity("decode", model_hash(model), source.path, {"output": kind})
+    identity = _identity("decode", model, source.path, {"output": kind})
     spool = Spool(arguments.output, identity, {"rows": dtype.newbyteorder("<")}, restart=arguments.restart)
     try:
         _report_resumed(spool, source.n_rows, arguments)

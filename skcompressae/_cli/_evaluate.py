@@ -104,7 +104,7 @@ def _held_out(source: RowSource, arguments: argparse.Namespace) -> tuple[Any, An
         rows = _finite_rows(source, chosen)
         documents, queries = rows[~is_query], rows[is_query]
     if len(documents) < arguments.n_neighbors:
-        raise UsageError(f"-n {arguments.n_neighbors} is more than the {len(documents)} documents")
+        raise UsageError(f"-n {arguments.n_neighbors} (100 unless given) is more than the {len(documents)} documents")
     return documents, queries
 
 

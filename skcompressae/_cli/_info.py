@@ -21,7 +21,19 @@ __all__ = ["describe", "info"]
 
 def info(arguments: argparse.Namespace) -> None:
     """Run ``skcompressae info``."""
-    records = [describe(path) for path in arguments.files]
+    records, refused = [], []
+    for path in arguments.files:
+        try:
+            records.append(describe(path))
+        except (CommandError, OSError, ValueError) as error:  # the other files are described all the same
+            refused.append(error)
+    if records:
+        _print(records, arguments)
+    if refused:
+        raise refused[0]
+
+
+def _print(records: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
     if arguments.json:
         sys.stdout.write(json.dumps(_plain(records), indent=1, default=str, allow_nan=False) + "\n")
         return

@@ -28,6 +28,8 @@ __all__ = ["Spool", "SpoolReader"]
 
 _VERSION = 1
 _CHUNK_BYTES = 1 << 24
+# Of a model or an input, what tells a reader nothing.
+_DIGESTS = ("hash", "sha256_of_samples", "modified_ns")
 
 
 class Spool:
@@ -130,7 +132,11 @@ class Spool:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CommandError(f"{self._journal} is damaged ({error}); {again}") from error
         if found != self._identity:
-            different = [key for key in {**found, **self._identity} if found.get(key) != self._identity.get(key)]
+            different = [
+                key + _differences(found.get(key), self._identity.get(key))
+                for key in {**found, **self._identity}
+                if found.get(key) != self._identity.get(key)
+            ]
             raise CommandError(
                 f"{self.folder} holds unfinished work with another {' and another '.join(different)}; {again}"
             )
@@ -251,6 +257,18 @@ class SpoolReader:
             raise CommandError(f"{self._path} ended while it was read")
         self._offset += items.nbytes
         return items
+
+
+def _differences(there: Any, here: Any) -> str:
+    """Return in brackets which entries of two mappings differ, but for digests."""
+    if not isinstance(there, dict) or not isinstance(here, dict):
+        return ""
+    named = [
+        f"{key}={there.get(key)!r} there, {here[key]!r} here"
+        for key in here
+        if key not in _DIGESTS and there.get(key) != here[key]
+    ]
+    return f" ({'; '.join(named)})" if named else ""
 
 
 def _text_checksum(text: bytes) -> bytes:
