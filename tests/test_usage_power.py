@@ -10,6 +10,8 @@ from conftest import make_embeddings
 
 from skcompressae import CompresSAETransformer, _fit_methods, _fitting, model_hash
 from skcompressae._fitting import measure_usage, usage_factors
+from skcompressae._model_format import read_model_file, write_model_file
+from skcompressae._model_io import _KIND, FORMAT_VERSION
 from skcompressae.exceptions import ModelFormatError
 from skcompressae.persistence import to_reference_checkpoint
 
@@ -174,16 +176,20 @@ def test_models_without_a_scale_stay_what_they_were(embeddings, tmp_path):
 
 
 def test_damaged_scales_are_refused(embeddings, tmp_path):
-    model = small().fit(embeddings)
+    model, path = small().fit(embeddings), tmp_path / "model.safetensors"
+    model.save(path)
+    header, arrays = read_model_file(path, _KIND, FORMAT_VERSION)
     for scale, message in (
         (np.zeros(32), "not positive"),
         (np.full(32, np.nan), "encoder_scale"),
         (np.ones(31), "encoder_scale"),
     ):
         model.encoder_scale_ = scale.astype(np.float32)
-        model.save(tmp_path / "model.safetensors")
+        with pytest.raises(ValueError, match=message):
+            model.save(path)
+        write_model_file(path, _KIND, FORMAT_VERSION, header, {**arrays, "encoder_scale": model.encoder_scale_})
         with pytest.raises(ModelFormatError, match=message):
-            CompresSAETransformer.load(tmp_path / "model.safetensors")
+            CompresSAETransformer.load(path)
 
 
 def test_the_first_block_of_a_stream_scales_nothing(embeddings):
