@@ -291,4 +291,4 @@ def test_the_command_line_exports_with_its_own_settings(files, embeddings, capsy
     assert "exists; give --force" in refuses(capsys, *command)
     assert "must end in one of .npz" in refuses_usage(capsys, "export", "x.npy", "encoder.onnx")
     monkeypatch.setitem(sys.modules, "onnx", None)
-    assert "skcompressae[onnx]" in refuses(capsys, *command, "--force")
+    assert "install the extra 'onnx'" in refuses(capsys, *command, "--force")
