@@ -287,7 +287,7 @@ def test_fit_transform_is_fit_then_transform(embeddings):
 
 
 @pytest.mark.parametrize(
-    ("row", "message"), [(904, r"\(row 904\)$"), (5000, r"\(row 904\), counted from row 4096 of X$")]
+    ("row", "message"), [(904, r"\(row 904: 1\S+\)$"), (5000, r"\(row 904: 1\S+\), counted from row 4096 of X$")]
 )
 def test_rows_whose_codes_cannot_be_packed_are_named(fitted, embeddings, row, message):
     rows = np.tile(embeddings, (13, 1))
