@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from cli_cases import same_matrix
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import config_context
@@ -352,3 +353,30 @@ def test_golden_files_of_version_1(layout):
     np.testing.assert_allclose(dense(codes_from_arrow(table)), expected["codes"], rtol=1e-5)
     decoded = np.stack(decode_batch(model, table).column("embedding").to_pylist())
     np.testing.assert_allclose(decoded, model.inverse_transform(np.array(expected["codes"])), rtol=1e-4, atol=1e-6)
+
+
+def test_metadata_of_the_table_stays_and_that_of_codes_goes(fitted, embeddings):
+    spark = b"org.apache.spark.sql.parquet.row.metadata"
+    batch = batch_of(embeddings[:5]).replace_schema_metadata({b"owner": b"me"})
+    encoded = encode_batch(fitted, batch)
+    assert encoded.schema.metadata[b"owner"] == b"me"
+    again = encoded.replace_schema_metadata({**encoded.schema.metadata, spark: b"{}"})
+    assert decode_batch(fitted, again).schema.metadata == {b"owner": b"me"}
+
+
+def test_codes_of_doubles_and_zeros():
+    batch = pa.record_batch({"indices": pa.array([[0, 2]]), "values": pa.array([[0.0, 0.1]])})
+    codes = codes_from_arrow(batch, n_components=3)
+    assert codes.nnz == 1
+    assert codes.dtype == np.float64
+    assert codes.data[0] == 0.1
+
+
+def test_columns_of_other_engines(fitted, embeddings):
+    expected = fitted.transform(embeddings)
+    column = pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), (24,)), column_of(embeddings))
+    encoded = encode_batch(fitted, pa.record_batch({"embedding": column}))
+    same_matrix(codes_from_arrow(encoded), expected)
+    table = pa.Table.from_batches([encoded])
+    wide = table.cast(pa.schema([("indices", pa.large_list(pa.int64())), ("values", pa.large_list(pa.float32()))]))
+    same_matrix(codes_from_arrow(wide, n_components=48), expected)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from skcompressae._core._threads import effective_n_threads
 from skcompressae.arrow import ArrowEncoder, codes_from_arrow
 
 dask = pytest.importorskip("dask")
@@ -20,6 +21,7 @@ pa = pytest.importorskip("pyarrow")
 pd = pytest.importorskip("pandas")
 pq = pytest.importorskip("pyarrow.parquet")
 
+from skcompressae import dask as dask_module  # noqa: E402
 from skcompressae.dask import encode_array, encode_dataframe  # noqa: E402
 
 # distributed leaves sockets of its closed cluster to the garbage collector
@@ -157,3 +159,30 @@ def test_bad_input_is_named(fitted, embeddings):
         encode_dataframe(fitted, df, code_columns=("id", "values"))
     with pytest.raises(TypeError, match=r"got string. Dask turns columns of objects into strings unless"):
         encode_dataframe(fitted, dd.from_pandas(pd.DataFrame({"embedding": list(embeddings)}), npartitions=2))
+
+
+def test_tasks_take_the_threads_that_they_are_given(fitted, embeddings, monkeypatch):
+    seen = []
+    encode, encode_column = dask_module.encode_rows, ArrowEncoder.encode_column
+    monkeypatch.setattr(dask_module, "encode_rows", lambda *rest: seen.append(effective_n_threads()) or encode(*rest))
+    codes = encode_array(fitted, da.from_array(embeddings, chunks=(200, -1)), n_threads=3)
+    del seen[:]
+    codes.compute(scheduler="synchronous")
+    assert seen == [3, 3]
+    monkeypatch.setattr(
+        ArrowEncoder, "encode_column", lambda *rest: seen.append(effective_n_threads()) or encode_column(*rest)
+    )
+    codes = encode_dataframe(fitted, dd.from_pandas(frame_of(embeddings), npartitions=2), n_threads=3)
+    del seen[:]
+    codes.compute(scheduler="synchronous")
+    assert set(seen) == {3}
+
+
+def test_embeddings_may_stay(fitted, embeddings):
+    df = dd.from_pandas(frame_of(embeddings), npartitions=2)
+    codes = encode_dataframe(fitted, df, keep_embedding=True)
+    assert (
+        list(codes.columns)
+        == list(codes.compute(scheduler="synchronous").columns)
+        == ["id", "embedding", "indices", "values"]
+    )

@@ -23,6 +23,7 @@ from skcompressae.metrics import (
     mean_cosine_similarity,
     neighbor_ndcg_score,
     neighbor_recall_score,
+    split_queries,
 )
 
 # --- exact_neighbors ---
@@ -467,3 +468,15 @@ def test_scorer_checks_what_it_scores():
         RetrievalRecallScorer(n_neighbors=5, n_queries=10)(TopKCompressor().fit(X), X)
     with pytest.raises(TypeError, match=r"must be a CompresSAETransformer .* got StandardScaler"):
         RetrievalRecallScorer(n_neighbors=5)(make_pipeline(StandardScaler()).fit(X), X)
+
+
+def test_ndcg_of_a_perfect_list_is_1_at_most():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        n = rng.integers(1, 40)
+        true = rng.permutation(n)[None]
+        assert neighbor_ndcg_score(true, true[:, np.argsort(-(g := rng.uniform(size=n)))], gains=[g]) <= 1.0
+
+
+def test_at_most_a_thousand_queries_by_default():
+    assert len(split_queries(np.zeros((6000, 1)), None, 10, 0)[1]) == 1000

@@ -238,3 +238,27 @@ def test_errors_larger_than_said_end_in_a_code_nevertheless():
     indices, values, _ = pursuit_codes(x, decoder, candidates, activations, 12, n_threads=1, inexact=inexact)
     assert (np.diff(indices, axis=1) > 0).all()
     assert np.isfinite(values).all()
+
+
+@pytest.mark.parametrize("k", [2, 5, 9, 16])
+def test_ties_go_to_the_lowest_index(k):
+    """Activations of few sizes, and every latent twice: half by activation, half by correlation tie."""
+    x, decoder, candidates, _ = draw(20, 40, 60, 44, k)
+    decoder[1::2] = decoder[::2]
+    candidates = np.tile(np.arange(8, 52, dtype=np.int32), (20, 1))
+    activations = np.repeat(np.random.RandomState(k).randint(1, 4, (20, 22)), 2, axis=1).astype(np.float64)
+    activations[:, -1] = -5  # larger than what ties before it
+    indices, _, _ = pursuit_codes(x, decoder, candidates, activations, k, n_threads=1)
+    for i in range(20):
+        expected, _, _ = naive_pursuit(x[i], decoder, candidates[i], activations[i], k)
+        np.testing.assert_array_equal(indices[i], expected)
+
+
+def test_values_of_rows_that_are_explained_stay_as_they_are():
+    x, decoder, candidates, activations = draw(20, 40, 24, 20, 0)
+    activations[:] = 0.1
+    activations[:, :9] = 1.0
+    x = unit(np.einsum("ij,ijd->id", np.random.RandomState(1).uniform(1, 2, (20, 4)), decoder[candidates[:, :4]]))
+    fitted = pursuit_codes(x, decoder, candidates, activations, 9, n_threads=1)[1]
+    values = pursuit_codes(x, decoder, candidates, activations, 9, n_threads=1, flattening=Flattening(0.9, False))[1]
+    np.testing.assert_array_equal(values, fitted)

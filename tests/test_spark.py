@@ -11,6 +11,7 @@ import pytest
 from documented_examples import run_documented_examples
 
 from skcompressae import CompresSAETransformer
+from skcompressae._core._threads import effective_n_threads
 from skcompressae.arrow import codes_from_arrow
 
 sql = pytest.importorskip("pyspark.sql")
@@ -154,3 +155,24 @@ def test_documented_examples(spark, fitted, embeddings, tmp_path):
         paths = {"s3a://lake/embeddings": tmp_path / "embeddings.parquet", "s3a://lake/codes": target}
         run_documented_examples(documented, {"compressor": fitted, "spark": spark}, paths=paths)
         assert_same(codes_from_arrow(pq.read_table(target)), fitted.transform(embeddings[:20]))
+
+
+class Counting(CompresSAETransformer):
+    def transform(self, X):
+        Path(self.marker, str(effective_n_threads())).touch()
+        return super().transform(X)
+
+
+def test_options_arrive(spark, source, fitted, embeddings, tmp_path):
+    model = copy.copy(fitted)
+    model.__class__ = Counting
+    model.marker = str(tmp_path / "threads")
+    os.mkdir(model.marker)
+    target = tmp_path / "codes"
+    encode_parquet(model, spark, source, target, n_threads=3, split_signs=True)
+    assert "3" in os.listdir(model.marker)
+    assert_same(read_codes(target), fitted.transform(embeddings))
+    table = pq.read_table(target)
+    assert min(min(row) for row in table.column("values").to_pylist()) > 0
+    encode_parquet(fitted, spark, source, target, mode="overwrite", keep_embedding=True)
+    assert "embedding" in pq.read_table(target).schema.names

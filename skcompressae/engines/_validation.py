@@ -90,8 +90,7 @@ def check_nonnegative(codes: csr_matrix, n_components: int, *, name: str, engine
 
 def check_split(codes: Any, n_components: int, *, name: str, engine: str) -> csr_matrix:
     """Check codes that went through `split_signs`; signed ones are refused whatever their width."""
-    width = getattr(codes, "shape", (0, 2 * n_components))[1]
-    if width == n_components:
+    if getattr(codes, "shape", ())[1:] == (n_components,):
         # The commonest mistake is to forget the split; a non-negative matrix of that width is one too.
         checked = check_codes(codes, n_components, name=name)
         check_nonnegative(checked, n_components, name=name, engine=engine)

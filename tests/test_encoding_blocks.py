@@ -1,0 +1,68 @@
+"""Which rows quantizers learn from, blocks of queries and of cosines, and finiteness that is taken for granted."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from conftest import make_embeddings
+from sklearn import config_context
+from test_usage_power import small
+
+from skcompressae import CompresSAETransformer, PackedCodes, _transform_methods
+from skcompressae._cli import _encode
+from skcompressae._cli._main import main
+from skcompressae.metrics import mean_cosine_similarity
+from skcompressae.packed import ValueQuantizer
+
+pytest.importorskip("pyarrow")
+
+
+def zeros_first(embeddings):
+    return np.vstack([np.zeros((100, 24), np.float32), embeddings])
+
+
+def test_the_quantizer_learns_from_evenly_spaced_rows(fitted, embeddings, monkeypatch):
+    monkeypatch.setattr(_transform_methods, "_QUANTIZER_ROWS", 50)
+    rows = zeros_first(embeddings)
+    codes = fitted.transform(rows[np.linspace(0, 499, 50).astype(int)])
+    assert fitted.transform_packed(rows).quantizer == ValueQuantizer.fit(codes, value_bits=4, k=6)
+
+
+def test_the_commands_quantizer_learns_from_the_same_rows(files, fitted, embeddings, monkeypatch):
+    for module in (_transform_methods, _encode):
+        monkeypatch.setattr(module, "_QUANTIZER_ROWS", 50)
+    np.save("zeros.npy", zeros_first(embeddings))
+    assert main(["encode", "model.safetensors", "zeros.npy", "codes.skc", "-q"]) == 0
+    assert PackedCodes.load("codes.skc") == fitted.transform_packed(zeros_first(embeddings))
+
+
+def test_queries_are_cut_by_the_activations_of_the_encoder_as_trained(embeddings):
+    plain, scaled = (small(usage_power=power, coding="activations").fit(embeddings) for power in (0, 0.5))
+    scaled.latent_rms_ = plain.latent_rms_
+    found, expected = (model.transform_query(embeddings, n_nonzero=5) for model in (scaled, plain))
+    np.testing.assert_array_equal(found.indices, expected.indices)
+
+
+def test_blocks_of_queries_and_cosines_join_without_seams(fitted):
+    rows = make_embeddings(n_rows=9000)
+    whole = fitted.transform_query(rows, n_nonzero=7)
+    pieces = sp.vstack(
+        [fitted.transform_query(rows[start : start + 700], n_nonzero=7) for start in range(0, 9000, 700)]
+    )
+    assert abs(whole - pieces).max() < 1e-5
+    x_hat = fitted.inverse_transform(fitted.transform(rows))
+    assert fitted.score(rows) == pytest.approx(mean_cosine_similarity(rows, x_hat), abs=1e-6)
+
+
+def test_assume_finite_is_obeyed(fitted, embeddings, monkeypatch):
+    codes = fitted.transform(embeddings[:3])
+
+    def fail(*_, **__):
+        raise AssertionError("looked at")
+
+    monkeypatch.setattr(CompresSAETransformer, "_check_finite", fail)
+    monkeypatch.setattr(_transform_methods, "assert_all_finite", fail)
+    for call in (lambda: fitted.score(embeddings), lambda: fitted.inverse_transform(codes)):
+        with pytest.raises(AssertionError, match="looked at"):
+            call()
+        with config_context(assume_finite=True):
+            call()
