@@ -176,3 +176,15 @@ def test_indices_of_pairs_do_not_wrap_around():
     for bad in (2**32 + 3, -(2**32) + 3, 2**40):
         with pytest.raises(ValueError, match=r"outside \[0, n_components\)"):
             PackedCodes.from_topk(np.array([[0, bad]]), np.ones((1, 2)), 16, quantizer=quantizer)
+
+
+def test_archives_of_indices_beyond_their_width():
+    packed = example(n=40, m=64)
+    with Container(packed.to_archive()) as container:
+        sources = [
+            SectionSource(name, part.dtype.str, part.shape, [part])
+            for name, part in ((name, np.array(container.array(name))) for name in container._sections)
+        ]
+        archive = container_bytes({**container.meta, "n_components": 40}, sources)
+    with pytest.raises(CodesFormatError, match="block 0 does not decode"):
+        PackedCodes.from_archive(archive)

@@ -5,13 +5,14 @@ import pytest
 import scipy.sparse as sp
 from conftest import make_embeddings
 from sklearn import config_context
+from test_packed_search import model
 from test_usage_power import small
 
 from skcompressae import CompresSAETransformer, PackedCodes, _transform_methods
 from skcompressae._cli import _encode
 from skcompressae._cli._main import main
 from skcompressae.metrics import mean_cosine_similarity
-from skcompressae.packed import ValueQuantizer
+from skcompressae.packed import ResidualQuantizer, ValueQuantizer, _residual
 
 pytest.importorskip("pyarrow")
 
@@ -66,3 +67,16 @@ def test_assume_finite_is_obeyed(fitted, embeddings, monkeypatch):
             call()
         with config_context(assume_finite=True):
             call()
+
+
+def test_residual_quantizers_learn_from_rows_of_all_of_a_table(monkeypatch):
+    monkeypatch.setattr(_residual, "_MAX_TRAINING_ROWS", 200)
+    X, decoder, codes = model(np.random.default_rng(4), n_rows=600)
+    X[:200], codes[:200] = 0, 0
+    residuals = X - codes @ decoder
+    for quantizer in (
+        ResidualQuantizer.fit(residuals, 4, n_iter=2),
+        PackedCodes.pack(codes).with_residual_of(X, decoder, n_bytes=4, n_iter=2).residual_quantizer,
+    ):
+        off = quantizer.decode(quantizer.encode(residuals)) - residuals
+        assert np.mean(off**2) < 0.7 * np.mean(residuals**2)

@@ -1,13 +1,16 @@
 """The order of equal distances, radii that are distances, indices that grow, and rows at the edge of what counts."""
 
+import pickle
+
 import numpy as np
 import pytest
-from neighbor_cases import N_COMPONENTS, N_FEATURES, fitted_compressor, random_codes
+from neighbor_cases import N_COMPONENTS, N_FEATURES, brute_force, check_neighbors, fitted_compressor, random_codes
 from scipy.sparse import csr_matrix
 from test_packed_search import model
 
 from skcompressae import CodeNearestNeighbors, PackedCodes
 from skcompressae._core import _search_store
+from skcompressae.packed import ResidualQuantizer
 
 
 @pytest.mark.parametrize("metric", ["cosine", "dot"])
@@ -103,3 +106,46 @@ def test_equal_scores_of_many_candidates_come_in_the_order_of_the_documents():
     is_tie = np.diff(distances, axis=1) == 0
     assert is_tie.sum() > 20_000
     assert (np.diff(found, axis=1)[is_tie] > 0).all()
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_norms_of_more_rows_than_a_block(is_packed):
+    rng = np.random.default_rng(0)
+    documents = random_codes(rng, 5_000, dtype=np.float32)
+    if is_packed:
+        documents = PackedCodes.pack(documents, value_bits=8)
+    decoder = fitted_compressor("float32").components_
+    queries = rng.standard_normal((5, N_FEATURES)).astype(np.float32)
+    distances, indices = CodeNearestNeighbors(50, compressor=decoder).fit(documents).kneighbors(queries)
+    codes = documents.to_csr() if is_packed else documents
+    check_neighbors(brute_force(queries, codes @ decoder, "cosine"), distances, indices, 50, atol=5e-6)
+
+
+def test_residual_codes_of_more_rows_than_a_block():
+    X, decoder, codes = model(np.random.default_rng(4), n_rows=5_000)
+    packed = PackedCodes.pack(codes)
+    residuals = X - packed.to_csr() @ decoder
+    quantizer = ResidualQuantizer.fit(residuals, 4, n_iter=2)
+    packed = packed.with_residual_of(X, decoder, quantizer=quantizer)
+    assert (packed.residual_codes == quantizer.encode(residuals)).mean() > 0.999
+    index = CodeNearestNeighbors(50, compressor=decoder, rerank=5_000).fit(packed)
+    distances, indices = index.kneighbors(X[:5])
+    refined = packed.to_csr() @ decoder + quantizer.decode(packed.residual_codes)
+    check_neighbors(brute_force(X[:5], refined, "cosine"), distances, indices, 50, atol=5e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")
+def test_pickles_of_an_index_on_a_device_hold_nothing_of_the_device(monkeypatch):
+    monkeypatch.setattr(CodeNearestNeighbors, "_device", lambda self: "cpu:0")
+    rng = np.random.default_rng(26)
+    documents = random_codes(rng, 300, dtype=np.float32)
+    index = CodeNearestNeighbors(9).fit(documents)
+    expected = index.kneighbors(documents)
+    assert index._device_index is not None
+    again = pickle.loads(pickle.dumps(index))
+    assert again._device_index is None
+    np.testing.assert_array_equal(again.kneighbors(documents), expected)
+    first = index._device_index
+    monkeypatch.setattr(CodeNearestNeighbors, "_device", lambda self: "cpu:1")
+    index.kneighbors(documents)
+    assert index._device_index is not first

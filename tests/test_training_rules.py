@@ -9,7 +9,7 @@ from test_checkpoints import assert_same_fit, cut_off
 from test_checkpoints import small as with_checkpoint
 from test_transformer_training import record_steps, small
 
-from skcompressae import CompresSAETransformer
+from skcompressae import CompresSAETransformer, _fit_methods
 from skcompressae._checkpoint import rows_digest
 from skcompressae._fitting import initial_weights, split_rows
 from skcompressae._recipes import RECIPES
@@ -171,3 +171,38 @@ def test_rules_of_the_recipe_are_part_of_a_fit(embeddings, tmp_path, monkeypatch
         cut_off(with_checkpoint(**parameters), embeddings, monkeypatch, 1)
     with pytest.raises(ValueError, match=f"another fit, .*{name}="):
         with_checkpoint(**parameters).fit(embeddings)
+
+
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+def test_an_interrupt_before_the_first_step_changes_nothing(embeddings, monkeypatch, method):
+    fitted = with_checkpoint().fit(embeddings)
+    expected = fitted.transform(embeddings)
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_fit_methods, "resolve_device", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        getattr(fitted, method)(embeddings if method == "partial_fit" else embeddings[:, :8])
+    monkeypatch.undo()
+    assert fitted.n_features_in_ == 24
+    assert (fitted.transform(embeddings) != expected).nnz == 0
+    never = with_checkpoint()
+    monkeypatch.setattr(_fit_methods, "resolve_device", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        getattr(never, method)(embeddings)
+    assert vars(never) == vars(with_checkpoint())
+
+
+def test_the_last_step_is_looked_at(embeddings):
+    fitted = with_checkpoint(max_iter=101, early_stopping=False).fit(embeddings)
+    np.testing.assert_array_equal(fitted.validation_steps_, [*range(2, 101, 2), 101])
+
+
+def test_files_of_others_in_the_folder_of_checkpoints_stay(embeddings, tmp_path):
+    names = {"thesis.tmp", ".thesis.1.tmp", ".fit.checkpoint.backup", "fit.checkpoint.old.tmp"}
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    (tmp_path / ".fit.checkpoint.0123.tmp").write_text("left behind")
+    with_checkpoint(checkpoint_dir=tmp_path).fit(embeddings)
+    assert {path.name for path in tmp_path.iterdir()} == names
