@@ -158,8 +158,9 @@ class Encoder:
         cosines = np.ones(len(rows))
         for start, stop in row_blocks(len(rows), BLOCK_ROWS):
             x, norms, indices, values, decoded = self._encode_unit_rows(rows[start:stop], k, norm)
-            if is_kept:  # one factor for all entries would not change a cosine
-                scale_codes(indices, values, decoded, np.ones(stop - start), values, keeps_mean=True)
+            # one factor for all entries would not change a cosine, but squares of activations may leave float32
+            if is_kept or self._coding == "activations":
+                scale_codes(indices, values, decoded, np.ones(stop - start), values, keeps_mean=is_kept)
             _, _, _, found = reconstruction_gradients(
                 x, self._weights.decoder, indices, values, k, (1.0, 0.0), n_threads=self._n_threads
             )

@@ -116,7 +116,7 @@ class CodeNearestNeighbors(
     sparse is a code.
 
     Fitted codes are referred to, not copied, where their form allows it: do not change the array afterwards.
-    Documents of a norm below 1e-30 count as zero.
+    Documents of a norm below 1e-30 count as zero, but for ``metric="dot"``.
 
     References
     ----------

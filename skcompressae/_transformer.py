@@ -92,8 +92,8 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
 
     learning_rate : float or "auto", default="auto"
         Peak learning rate of Adam. In the default recipe "auto" is 0.006, times the square root of u / 96 where a batch
-        uses a latent less than 96 times on average, u = `batch_size` * 4 `k` / `n_components`; and half of that in
-        :meth:`partial_fit`, which does not decay it.
+        uses a latent less than 96 times on average, u = `batch_size` * min(4 `k`, `n_components`) / `n_components`; and
+        half of that in :meth:`partial_fit`, which does not decay it.
 
     learning_rate_schedule : {"auto", "cosine", "linear", "constant"}, default="auto"
         Decay of the learning rate over `max_iter` steps, after a linear warm-up.

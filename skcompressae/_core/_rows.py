@@ -100,10 +100,17 @@ def unit_rows(
 @njit(cache=True, nogil=True)
 def _decode_norms(decoder, indices, values, start, stop, norms):  # type: ignore[no-untyped-def]
     x_hat = np.empty(decoder.shape[1], dtype=decoder.dtype)
+    scaled = np.empty(values.shape[1], dtype=values.dtype)
     for i in range(start, stop):
+        peak = np.abs(values[i]).max()
+        if peak == 0:
+            norms[i] = 0
+            continue
+        for j in range(len(scaled)):  # squares of activations of an encoder of any scale may leave float32
+            scaled[j] = values[i, j] / peak
         x_hat[:] = 0
-        add_combination(x_hat, decoder, values[i], indices[i], indices.shape[1])
-        norms[i] = np.sqrt(dot(x_hat, x_hat))
+        add_combination(x_hat, decoder, scaled, indices[i], indices.shape[1])
+        norms[i] = np.float64(peak) * np.sqrt(dot(x_hat, x_hat))
 
 
 def decode_norms(
