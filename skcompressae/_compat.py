@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import Any, TypeVar, cast
 
 import scipy.sparse as sp
+from sklearn import get_config
 from sklearn.base import _fit_context
 from sklearn.utils._param_validation import HasMethods, Interval, Options, StrOptions, validate_parameter_constraints
 
@@ -20,8 +22,11 @@ __all__ = [
     "csr_type",
     "transform_plainly",
     "validate_parameters",
+    "validated_every_time",
     "with_callbacks",
 ]
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 try:  # scikit-learn 1.9 and newer, experimental there
     from sklearn.callback import CallbackSupportMixin, with_callbacks
@@ -65,13 +70,23 @@ def validate_parameters(estimator: Any, names: tuple[str, ...]) -> None:
         _validate(owner, names, *values)
 
 
+def validated_every_time(method: Method) -> Method:
+    """Have a `partial_fit` refuse invalid parameters in every call; under `_fit_context` only the first one does."""
+
+    @wraps(method)
+    def checked(estimator: Any, *arguments: Any, **options: Any) -> Any:
+        if not get_config()["skip_parameter_validation"]:
+            estimator._validate_params()
+        return method(estimator, *arguments, **options)
+
+    return cast("Method", checked)
+
+
 def csr_type() -> type[sp.csr_array] | type[sp.csr_matrix]:
     """Return the type of sparse output, array or matrix, that scikit-learn's configuration asks for.
 
     Versions without the `sparse_interface` setting return matrices, as their own transformers do.
     """
-    from sklearn import get_config
-
     is_array = get_config().get("sparse_interface", "spmatrix") == "sparray"
     return sp.csr_array if is_array else sp.csr_matrix
 

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_random_state
 
 from skcompressae._checkpoint import FitCheckpoint, SavedFit
-from skcompressae._compat import _fit_context, with_callbacks
+from skcompressae._compat import _fit_context, validated_every_time, with_callbacks
 from skcompressae._fitting import (
     BLOCK_ROWS,
     MAX_SCALING_ROWS,
@@ -184,6 +184,7 @@ class FitMethodsMixin(TransformMethodsMixin):
             del self._interrupted
         return self
 
+    @validated_every_time
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self: Model, X: ArrayLike, y: Any = None) -> Model:
         """Train on one more block of rows.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from skcompressae._compat import HasMethods, Interval, StrOptions, _fit_context
+from skcompressae._compat import HasMethods, Interval, StrOptions, _fit_context, validated_every_time
 from skcompressae._core._search import search, within
 from skcompressae._core._search_store import Chunk
 from skcompressae._neighbors_build import IndexBuildMixin
@@ -233,6 +233,7 @@ class CodeNearestNeighbors(
             self._append(store)
         return self
 
+    @validated_every_time
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any = None) -> CodeNearestNeighbors:
         """Append documents to the index.

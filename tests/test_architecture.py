@@ -95,6 +95,19 @@ def test_torch_layer_knows_core_only():
     assert not upwards
 
 
+def test_what_else_imports_torch_is_listed():
+    importers = {module for module, imported in imports_within("skcompressae") if is_within(imported, "torch")}
+    assert {module for module in importers if not is_within(module, "skcompressae._torch")} == {
+        "skcompressae._cli._main",  # limits its threads
+        "skcompressae._encoding",
+        "skcompressae._model_io",  # for its version
+        "skcompressae._neighbors_build",  # looks for a GPU
+        "skcompressae._reference_checkpoints",
+        "skcompressae._state_dicts",
+        "skcompressae.sentence_transformers",
+    }
+
+
 def test_exceptions_import_nothing_of_ours():
     assert not [name for name, _ in IMPORTS["skcompressae.exceptions"] if is_within(name, "skcompressae")]
 

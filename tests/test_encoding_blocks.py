@@ -80,3 +80,15 @@ def test_residual_quantizers_learn_from_rows_of_all_of_a_table(monkeypatch):
     ):
         off = quantizer.decode(quantizer.encode(residuals)) - residuals
         assert np.mean(off**2) < 0.7 * np.mean(residuals**2)
+
+
+@pytest.mark.parametrize("factor", [1e-25, 1e25])
+def test_activations_of_an_encoder_of_any_scale_are_scaled(embeddings, factor):
+    model = small(coding="activations", norm="unit").fit(embeddings)
+    expected = model.transform(embeddings), model.score(embeddings)
+    model.encoder_weights_ = model.encoder_weights_ * np.float32(factor)
+    model.encoder_bias_ = model.encoder_bias_ * np.float32(factor)
+    codes = model.transform(embeddings)
+    np.testing.assert_array_equal(codes.indices, expected[0].indices)
+    np.testing.assert_allclose(codes.data, expected[0].data, rtol=1e-4)
+    assert model.score(embeddings) == pytest.approx(expected[1], abs=1e-6)

@@ -134,7 +134,7 @@ def test_parameters_set_after_fitting_are_checked(tmp_path):
     for name, value in (("batch_size", -1), ("batch_size", 0), ("n_jobs", "all"), ("device", None)):
         before = getattr(index, name)
         index.set_params(**{name: value})
-        calls = (index.kneighbors, index.radius_neighbors, lambda _: index.save(tmp_path / "index"))
+        calls = (index.kneighbors, index.radius_neighbors, index.partial_fit, lambda _: index.save(tmp_path / "index"))
         for call in calls:
             with pytest.raises(ValueError, match=f"The '{name}' parameter of CodeNearestNeighbors must be"):
                 call(documents)

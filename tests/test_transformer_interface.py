@@ -177,6 +177,17 @@ def test_invalid_parameters_are_named(embeddings, name, value):
         small(**{name: value}).fit(embeddings)
 
 
+def test_blocks_after_the_first_are_refused_invalid_parameters_too(embeddings):
+    model = small().partial_fit(embeddings)
+    weights = model.components_.copy()
+    for name, value in test_invalid_parameters_are_named.pytestmark[0].args[1]:
+        with pytest.raises(ValueError, match=name):
+            copy.deepcopy(model).set_params(**{name: value}).partial_fit(embeddings)
+    np.testing.assert_array_equal(model.components_, weights)
+    with sklearn.config_context(skip_parameter_validation=True):
+        copy.deepcopy(model).set_params(max_iter=-1).partial_fit(embeddings)
+
+
 def test_every_parameter_has_an_invalid_value_above():
     cases = test_invalid_parameters_are_named.pytestmark[0].args[1]
     assert {name for name, _ in cases} == set(CompresSAETransformer().get_params())
