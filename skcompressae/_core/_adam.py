@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from skcompressae._core._arrays import FloatArray
+from skcompressae._core._compiling import njit
 from skcompressae._core._gathers import FAST, dot
 from skcompressae._core._threads import run_blocks
 
@@ -18,7 +18,7 @@ __all__ = ["apply_adam"]
 
 
 # error_model: a division that may raise keeps a loop from becoming vector instructions
-@njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
+@njit(nogil=True, fastmath=FAST, error_model="numpy")
 def _adam(parameter: Any, gradient: Any, first: Any, second: Any, rates: Any) -> None:
     """Update one row in place; `rates` is (step size, beta1, beta2, sqrt of the second bias correction, eps)."""
     step, beta1, beta2, correction, eps = rates[0], rates[1], rates[2], rates[3], rates[4]
@@ -29,7 +29,7 @@ def _adam(parameter: Any, gradient: Any, first: Any, second: Any, rates: Any) ->
         parameter[j] -= step * first[j] / (np.sqrt(second[j]) / correction + eps)
 
 
-@njit(cache=True, nogil=True, fastmath=FAST, inline="always")
+@njit(nogil=True, fastmath=FAST, inline="always")
 def _take_out(row: Any, direction: Any) -> None:
     """Subtract from a row its component along a unit vector."""
     along = dot(row, direction)
@@ -37,7 +37,7 @@ def _take_out(row: Any, direction: Any) -> None:
         row[j] -= along * direction[j]
 
 
-@njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
+@njit(nogil=True, fastmath=FAST, error_model="numpy")
 def _apply_adam_rows(
     encoder: Any,
     bias: Any,

@@ -24,9 +24,9 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from skcompressae._core._compiling import njit
 from skcompressae._core._packing import row_length
 
 __all__ = [
@@ -62,12 +62,12 @@ def model_shape(k: int, value_bits: int) -> tuple[int, int]:
     return k, _N_LENGTHS
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(nogil=True, inline="always")
 def _zigzag(delta: int) -> int:
     return 2 * delta if delta >= 0 else -2 * delta - 1
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(nogil=True, inline="always")
 def _bit_length(x: int) -> int:
     n = 0
     while x > 0:
@@ -76,7 +76,7 @@ def _bit_length(x: int) -> int:
     return n
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def count_symbols(
     words: Array, scales: Array, value_bits: int, index_shift: int, value_counts: Array, index_counts: Array
 ) -> None:
@@ -129,7 +129,7 @@ def slots_of(frequencies: NDArray[np.uint32]) -> NDArray[np.uint16]:
     return np.repeat(np.arange(frequencies.size, dtype=np.uint16), frequencies)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _put(state: Any, units: Array, n_units: int, start: Any, frequency: Any) -> tuple[Any, int]:
     limit = ((np.uint64(1) << np.uint64(31)) >> np.uint64(16) << np.uint64(32)) * frequency
     if state >= limit:
@@ -140,7 +140,7 @@ def _put(state: Any, units: Array, n_units: int, start: Any, frequency: Any) -> 
     return state, n_units
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def encode_block(
     words: Array,
     scales: Array,
@@ -200,7 +200,7 @@ def encode_block(
     return n_units + 2
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def decode_block(
     units: Array,
     lengths: Array,

@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._compiling import njit
 from skcompressae._core._screening import ErrorBounds, RoundedRows, Survivors, error_bound
 from skcompressae._core._supports import compute_activations
 from skcompressae._core._threads import run_blocks
@@ -22,7 +22,7 @@ from skcompressae._core._topk import kth_largest, write_largest
 __all__ = ["decide"]
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _decide(
     x: Any,
     encoder: Any,

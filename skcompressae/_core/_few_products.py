@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
-
 from skcompressae._core._arrays import FloatArray
+from skcompressae._core._compiling import njit
 from skcompressae._core._gathers import FAST, dot
 from skcompressae._core._threads import run_blocks
 
@@ -31,7 +30,7 @@ def multiply_few(vectors: FloatArray, rows: FloatArray, products: FloatArray, n_
     run_blocks(multiply, len(rows), max(1, -(-len(rows) // n_threads)), n_threads)
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@njit(nogil=True, fastmath=FAST)
 def _multiply_rows(vectors: Any, rows: Any, first: int, last: int, products: Any) -> None:
     """Write ``vectors[q] . rows[i]`` to ``products[q, i]`` for all q and for i in [first, last).
 

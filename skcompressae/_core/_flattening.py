@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from skcompressae._core._compiling import njit
 from skcompressae._core._gathers import FAST, add_combination, dot
 
 __all__ = ["AS_FITTED", "MIN_LEFT", "Flattening", "flatten_row"]
@@ -32,7 +32,7 @@ class Flattening(NamedTuple):
 AS_FITTED = Flattening(0.0, False)
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@njit(nogil=True, fastmath=FAST)
 def _gram_square(gram: Any, values: Any) -> Any:
     """Return the squared norm of what values decode to."""
     total = gram.dtype.type(0)
@@ -41,7 +41,7 @@ def _gram_square(gram: Any, values: Any) -> Any:
     return total
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def flatten_row(gram: Any, decoder: Any, latents: Any, values: Any, norm: Any, flattening: Any, x_hat: Any) -> Any:
     """Draw the values of a unit row's code together, in place.
 

@@ -6,7 +6,7 @@ Four rows are read at a time, to hide the latency of a cache miss behind the oth
 
 from __future__ import annotations
 
-from numba import njit
+from skcompressae._core._compiling import njit
 
 __all__ = ["FAST", "add_combination", "dot", "dots"]
 
@@ -14,7 +14,7 @@ __all__ = ["FAST", "add_combination", "dot", "dots"]
 FAST = {"nnan", "ninf", "nsz", "contract", "reassoc"}
 
 
-@njit(cache=True, nogil=True, fastmath=FAST, inline="always")
+@njit(nogil=True, fastmath=FAST, inline="always")
 def dot(a, b):  # type: ignore[no-untyped-def]
     total = a.dtype.type(0)
     for j in range(a.shape[0]):
@@ -22,7 +22,7 @@ def dot(a, b):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@njit(nogil=True, fastmath=FAST)
 def add_combination(total, rows, coefficients, picks, n_picks):  # type: ignore[no-untyped-def]
     """Add ``sum_p coefficients[p] * rows[picks[p]]`` to `total`, four rows in flight to hide cache latency."""
     n_columns = total.shape[0]
@@ -38,7 +38,7 @@ def add_combination(total, rows, coefficients, picks, n_picks):  # type: ignore[
             total[j] += c0 * r0[j]
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@njit(nogil=True, fastmath=FAST)
 def dots(vector, rows, picks, n_picks, products):  # type: ignore[no-untyped-def]
     """Write ``rows[picks[p]] . vector`` to ``products[p]``, four rows in flight.
 

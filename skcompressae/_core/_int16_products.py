@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._compiling import njit
 from skcompressae._core._gathers import FAST
 from skcompressae._core._integer_products import dithers, largest_magnitude, of_latents
 from skcompressae._core._lanes import broadcast
@@ -62,7 +63,7 @@ class Int16Rows(NamedTuple):
     norms: FloatArray  # (n_rows,)
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@njit(nogil=True, fastmath=FAST)
 def _scaled_norm(row: Any, scale: Any) -> Any:
     squares = row.dtype.type(0)
     for j in range(row.shape[0]):
@@ -71,7 +72,7 @@ def _scaled_norm(row: Any, scale: Any) -> Any:
     return np.sqrt(squares)
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@njit(nogil=True, fastmath=FAST)
 def _round(row: Any, scale: Any, dither: Any, other_dither: Any, integers: Any) -> Any:
     """Write the rounded multiples of a row; return its offset and its distance to what it was rounded to, in steps."""
     kind = row.dtype.type
@@ -85,7 +86,7 @@ def _round(row: Any, scale: Any, dither: Any, other_dither: Any, integers: Any) 
     return offset, np.sqrt(squares)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _round_groups(rows: Any, dither: Any, other_dither: Any, start: Any, stop: Any, rounded: Any) -> None:
     kind = rows.dtype.type
     n_pairs, per_group = rounded.integers.shape[1:3]
@@ -239,7 +240,7 @@ def _generate_scale_sums(context: Any, builder: Any, signature: Any, arguments: 
     return context.get_dummy_value()
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@njit(nogil=True, fastmath={"contract"})
 def _multiply_int16(
     rows: Any, latents: Any, offsets: Any, factors: Any, bias: Any, first: Any, last: Any, products: Any
 ) -> None:

@@ -23,9 +23,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._compiling import njit
 from skcompressae._core._gathers import FAST
 from skcompressae._core._threads import run_blocks
 from skcompressae._core._topk import max_and_count
@@ -85,13 +85,13 @@ def of_latents(
     return factors, (offsets - constant).astype(np.float32)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def largest_magnitude(row: Any) -> Any:
     """Return the largest magnitude of a row."""
     return max_and_count(row, row.dtype.type(np.inf))[0]
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _round(row, scale, dither, rounded, integers):  # type: ignore[no-untyped-def]
     for j in range(row.shape[0]):
         nearest = np.rint(row[j] * scale + dither[j])
@@ -99,7 +99,7 @@ def _round(row, scale, dither, rounded, integers):  # type: ignore[no-untyped-de
         integers[j] = np.int8(np.int32(nearest))
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@njit(nogil=True, fastmath=FAST)
 def _measure(row, scale, rounded, dither, other_dither):  # type: ignore[no-untyped-def]
     # distance and norm in steps, as squares of weights of any scale may leave float32
     offset, distance, norm = np.float32(0), np.float32(0), np.float32(0)
@@ -112,7 +112,7 @@ def _measure(row, scale, rounded, dither, other_dither):  # type: ignore[no-unty
     return offset, np.sqrt(distance), np.sqrt(norm)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _round_rows(rows, centre, dither, other_dither, start, stop, rounded):  # type: ignore[no-untyped-def]
     nearest = np.empty(rows.shape[1], dtype=np.float32)
     row = np.empty(rows.shape[1], dtype=np.float32)
@@ -154,7 +154,7 @@ def round_rows(
     return rounded
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@njit(nogil=True, fastmath={"contract"})
 def products_of_sums(integers, i, step, products):  # type: ignore[no-untyped-def]
     """Write the products of row i, rounded to multiples of `step`: see `IntegerProducts`."""
     sums, row_offset = integers.sums[i], integers.row_offsets[i]

@@ -15,9 +15,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._compiling import njit
 from skcompressae._core._gathers import FAST
 from skcompressae._core._sparse_step import group_by_latent
 from skcompressae._core._threads import run_blocks
@@ -43,7 +43,7 @@ def _softmax(
     return probabilities, (np.log(totals) + largest)[:, 0]
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@njit(nogil=True, fastmath=FAST)
 def _code_cosines(
     indices: Any, unit_values: Any, starts: Any, rows: Any, values: Any, start: Any, stop: Any, cosines: Any
 ) -> None:
@@ -56,7 +56,7 @@ def _code_cosines(
                 cosines[i - start, rows[e]] += value * values[e]
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@njit(nogil=True, fastmath=FAST)
 def _latent_gradients(
     pair_gradients: Any,
     indices: Any,

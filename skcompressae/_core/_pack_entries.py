@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from skcompressae._core._compiling import njit
 from skcompressae._core._packing import COUNTING_LIMIT, sort_ascending, write_bits
 from skcompressae._core._rank_vectors import count_larger, count_smaller
 
@@ -19,7 +19,7 @@ __all__ = ["emit", "gather", "has_duplicate", "sort_descending"]
 Array: TypeAlias = NDArray[Any]
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def gather(
     indices: Array,
     value_bits_view: Array,
@@ -71,7 +71,7 @@ def gather(
     return n, 0
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def sort_descending(keys: Array, n: int, out: Array, high: Array, rank: Array) -> None:
     """Sort ``keys[:n]``, all different, into ``out[:n]``."""
     if n > COUNTING_LIMIT:
@@ -97,7 +97,7 @@ def sort_descending(keys: Array, n: int, out: Array, high: Array, rank: Array) -
         out[np.uint64(larger64)] = key
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def has_duplicate(keys: Array, n: int, flat: Array) -> bool:
     for i in range(n):
         flat[i] = keys[i] & np.uint64(0xFFFFFFFE)
@@ -114,7 +114,7 @@ def has_duplicate(keys: Array, n: int, flat: Array) -> bool:
     return same != n
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def emit(
     keys: Array,
     ordered: Array,

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from skcompressae._core._compiling import njit
 from skcompressae._core._pack_entries import emit, gather, has_duplicate, sort_descending
 from skcompressae._core._rank_vectors import count_thresholds
 from skcompressae._core._search_vectors import VECTOR
@@ -33,7 +33,7 @@ PACK_ERRORS = {
 }
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _dot(a: Array, b: Array, n: int) -> float:
     """Return the inner product in float64; four sums in a fixed order, so that every machine rounds alike."""
     s0 = 0.0
@@ -51,7 +51,7 @@ def _dot(a: Array, b: Array, n: int) -> float:
     return (s0 + s1) + (s2 + s3)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _lay_out(thresholds: Array) -> tuple[Array, Array]:
     """Return the thresholds of every rank as `count_thresholds` reads them."""
     k, n = thresholds.shape
@@ -67,7 +67,7 @@ def _lay_out(thresholds: Array) -> tuple[Array, Array]:
 
 
 # error_model: a division that may raise keeps the loop over the levels from becoming vector instructions
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
 def _represent(
     magnitudes: Array,
     n: int,
@@ -114,7 +114,7 @@ def _represent(
     return -1
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _nearest(x: float, thresholds: Array, j: int) -> int:
     """Return the level of rank j nearest to x."""
     n = thresholds.shape[1]
@@ -134,7 +134,7 @@ def _nearest(x: float, thresholds: Array, j: int) -> int:
     return low
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def pack_ranked(
     indptr: Array,
     indices: Array,
@@ -247,7 +247,7 @@ def pack_ranked(
     return 0, 0
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def pack_uniform(
     indptr: Array,
     indices: Array,

@@ -16,9 +16,9 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from skcompressae._core._compiling import njit
 from skcompressae._core._packed_vectors import (
     READ_AHEAD,
     fits_lanes,
@@ -151,7 +151,7 @@ def fit_polynomials(levels: NDArray[np.float32], k: int) -> Polynomials:
     return Polynomials(laid_out, np.float32(error))
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def largest_norm(target: Any, n: int) -> np.float32:
     """Return the norm of the n largest entries of a target of shape (n_rows, 1), rounded up."""
     n_entries = target.shape[0]
@@ -182,7 +182,7 @@ def largest_norm(target: Any, n: int) -> np.float32:
 
 
 # ------------------------------------------------------------------------- words, of a layout known at run time
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _scale_of(row_scales: Any, row: int, is_short: bool) -> np.float32:
     """Return the scale of a row, as `decode_scales` does."""
     if is_short:
@@ -190,18 +190,18 @@ def _scale_of(row_scales: Any, row: int, is_short: bool) -> np.float32:
     return np.float32(row_scales[row])
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _safe_rows(rows: Any, row_bytes: int) -> int:
     """Return how many rows may be read a block at a time."""
     return max(0, (rows.shape[0] - READ_AHEAD) // row_bytes)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _mask(n_bits: int) -> Any:
     return (np.uint64(1) << np.uint64(n_bits)) - np.uint64(1)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _words_from(rows: Any, first: int, number: int, word_bits: int) -> Any:
     """Return a uint64 that begins with word `number` of the row at byte `first`, zeros beyond the array."""
     bit = np.uint64(number) * np.uint64(word_bits)
@@ -214,19 +214,19 @@ def _words_from(rows: Any, first: int, number: int, word_bits: int) -> Any:
     return bits >> (bit & np.uint64(7))
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _is_repeated(pair: Any, word_bits: int) -> bool:
     """Return whether the two words in the low bits are equal."""
     return (pair ^ (pair >> np.uint64(word_bits))) & _mask(word_bits) == 0
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _is_ragged(rows: Any, first: int, k: int, word_bits: int) -> bool:
     """Return whether the row at byte `first` ends in padding."""
     return k > 1 and _is_repeated(_words_from(rows, first, k - 2, word_bits), word_bits)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def mark_ragged(rows: Any, row_bytes: int, k: int, word_bits: int, start: int, stop: int, ragged: Any) -> None:
     """Set `ragged`, one bool for `RAGGED_ROWS` rows, where one of the rows ``start:stop`` ends in padding."""
     for row in range(start, stop):
@@ -234,14 +234,14 @@ def mark_ragged(rows: Any, row_bytes: int, k: int, word_bits: int, start: int, s
             ragged[row // RAGGED_ROWS] = True
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _bound(sums: Any, slack: Any, row_scales: Any, scale: Any, is_short: bool) -> None:
     """Turn sums of approximate values into the most that the scores can be."""
     for i in range(np.uint64(scale.shape[0])):
         sums[i] = (sums[i] + slack) * np.float32(_scale_of(row_scales, i, is_short) * scale[i])
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _row_length(rows: Any, first: int, k: int, word_bits: int) -> int:
     """Return the entries of the row at byte `first`: what stands before the repetitions of its last word."""
     n = k
@@ -250,7 +250,7 @@ def _row_length(rows: Any, first: int, k: int, word_bits: int) -> int:
     return n
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _product(bits: Any, rank: Any, row_scale: Any, levels: Any, target: Any, word_bits: int, value_bits: int) -> float:
     """Return what the word in the low bits adds to the score of its row."""
     word = bits & _mask(word_bits)
@@ -258,7 +258,7 @@ def _product(bits: Any, rank: Any, row_scale: Any, levels: Any, target: Any, wor
     return np.float64(value) * np.float64(target[word >> np.uint64(value_bits)])
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _exact_score(
     rows: Any, first: int, k: int, row_scale: Any, levels: Any, target: Any, word_bits: int, value_bits: int
 ) -> float:
@@ -277,7 +277,7 @@ def _exact_score(
     return total
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _settle(
     words: Words,
     scale: Any,
@@ -326,7 +326,7 @@ def packed_kernels(word_bits: int, value_bits: int, n_terms: int, row_scale_type
         # A name, and with it a file of the cache, for each layout: in one file, two processes that first compile two
         # layouts at the same moment could leave the one under the name of the other.
         kernel.__qualname__ += f"_{word_bits}_{value_bits}_{n_terms}_{int(is_short)}"
-        return njit(cache=True, nogil=True)(kernel)
+        return njit(nogil=True)(kernel)
 
     @compiled
     def single(words: Words, scale: Any, first_row: int, queries: Any, exclude: Any, scores: Any, numbers: Any) -> None:

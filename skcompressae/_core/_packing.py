@@ -26,9 +26,9 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from skcompressae._core._compiling import njit
 from skcompressae._core._packed_vectors import load_bits, store_bits
 from skcompressae._core._rank_vectors import count_smaller
 from skcompressae._core._search_vectors import VECTOR
@@ -70,7 +70,7 @@ def decode_scales(scales: Array) -> NDArray[np.float32]:
     return np.asarray(scales, dtype=np.float32)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def sort_ascending(keys: Array, n: int) -> None:
     """Sort ``keys[:n]`` in place by Shell's method: it compiles in a tenth of the time of NumPy's quicksort."""
     gap = 1
@@ -87,7 +87,7 @@ def sort_ascending(keys: Array, n: int) -> None:
             keys[j] = key
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(nogil=True, inline="always")
 def row_length(words: Array, i: int) -> int:
     """Return the entries of row i of `words` (n, k), 1 for a zero row: what stands before the repeated last word."""
     n = words.shape[1]
@@ -96,14 +96,14 @@ def row_length(words: Array, i: int) -> int:
     return n
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def row_lengths(words: Array, scales: Array, out: Array) -> None:
     """Write the number of entries of every row of `words` (n, k), 0 where the scale is 0."""
     for i in range(words.shape[0]):
         out[i] = 0 if scales[i] == 0 else row_length(words, i)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def unpack_rows(
     words: Array,
     scales: Array,
@@ -167,7 +167,7 @@ def unpack_rows(
     return -1
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def write_bits(words: Array, word_bits: int, out: Array) -> None:
     """Write the words (k,) of one row as a bit string, least significant bit first, into its uint8 bytes."""
     width = np.uint64(word_bits)
@@ -188,14 +188,14 @@ def write_bits(words: Array, word_bits: int, out: Array) -> None:
         buffer >>= np.uint64(8)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def compress_bits(words: Array, word_bits: int, out: Array) -> None:
     """Write words (n, k) as bit strings into the uint8 rows of `out`, row by row as `write_bits` does."""
     for i in range(words.shape[0]):
         write_bits(words[i], word_bits, out[i])
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def expand_bits(rows: Array, word_bits: int, words: Array) -> None:
     """Read bit-packed uint8 `rows` into `words` (n, k): the inverse of `compress_bits`."""
     k = words.shape[1]

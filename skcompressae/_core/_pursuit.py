@@ -17,9 +17,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._compiling import njit
 from skcompressae._core._flattening import AS_FITTED, Flattening, flatten_row
 from skcompressae._core._gathers import FAST, add_combination, dot, dots
 from skcompressae._core._lanes import N_LANES, add_multiple
@@ -83,7 +83,7 @@ def _block_rows(n_rows: int, n_threads: int) -> int:
     return min(_MAX_BLOCK_ROWS, max(_MIN_BLOCK_ROWS, -(-n_rows // n_threads)))
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@njit(nogil=True, fastmath=FAST)
 def _gram(rows: Any, picks: Any, first: int, n: int, gram: Any) -> None:
     """Write the inner products of the rows ``picks[first:n]`` with those of ``picks[:n]``.
 
@@ -129,7 +129,7 @@ def _gram(rows: Any, picks: Any, first: int, n: int, gram: Any) -> None:
             gram[j, i] = gram[i, j]
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@njit(nogil=True, fastmath=FAST)
 def _eliminate(system: Any, width: int, first: int, n: int, ridge: Any, reciprocals: Any) -> None:
     """Eliminate the rows ``first:n`` of a positive definite system whose earlier rows have been.
 
@@ -157,7 +157,7 @@ def _eliminate(system: Any, width: int, first: int, n: int, ridge: Any, reciproc
                 add_multiple(system, row + lane, upper + lane, factor)
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@njit(nogil=True, fastmath=FAST)
 def _substitute(system: Any, width: int, n: int, reciprocals: Any, solution: Any) -> None:
     """Solve the eliminated system of n rows."""
     for a in range(n - 1, -1, -1):
@@ -168,7 +168,7 @@ def _substitute(system: Any, width: int, n: int, reciprocals: Any, solution: Any
         solution[a] = total * reciprocals[a]
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@njit(nogil=True, fastmath=FAST)
 def _refit_rows(
     x: Any, decoder: Any, supports: Any, ridge: Any, flattening: Any, start: int, stop: int, values: Any, norms: Any
 ) -> None:
@@ -201,7 +201,7 @@ def _refit_rows(
         values[i] = solution
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@njit(nogil=True, fastmath=FAST)
 def _compute_again(x: Any, inexact: Any, latents: Any, places: Any, n: Any, scratch: Any, activations: Any) -> None:
     """Write the activations of some latents to their places, summed as `candidate_activations` sums them."""
     dots(x, inexact.encoder, latents, n, scratch)
@@ -209,7 +209,7 @@ def _compute_again(x: Any, inexact: Any, latents: Any, places: Any, n: Any, scra
         activations[places[p]] = scratch[p] + inexact.bias[latents[p]]
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _exact_threshold(
     x: Any,
     inexact: Any,
@@ -241,7 +241,7 @@ def _exact_threshold(
     return kth_largest(scratch, n_near, min(max(rank - n_above, 1), n_near)) if n_near > 0 else threshold
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _mark_best(
     unexplained: Any, guidance: Any, activations: Any, places: Any, n: int, n_wanted: int, scores: Any
 ) -> Any:
@@ -267,7 +267,7 @@ def _mark_best(
     return lowest, following
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@njit(nogil=True, fastmath=FAST)
 def _pursue_rows(
     x: Any,
     decoder: Any,

@@ -15,8 +15,9 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from skcompressae._core._compiling import njit
 
 __all__ = ["decode_pq", "encode_pq", "learn_opq", "learn_pq", "lookup_tables", "score_pq"]
 
@@ -136,7 +137,7 @@ def lookup_tables(query: NDArray[np.float32], centroids: NDArray[np.float32]) ->
     return tables
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def score_pq(codes: Array, tables: Array, out: Array) -> None:
     """Add to ``out`` (n,) the inner product of the query of `tables` (n_bytes, 256) with every residual of `codes`."""
     for i in range(codes.shape[0]):

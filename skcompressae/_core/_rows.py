@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from numba import njit
 from numpy.typing import NDArray
 
 from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._compiling import njit
 from skcompressae._core._gathers import add_combination, dot
 from skcompressae._core._pursuit import RIDGE
 from skcompressae._core._threads import run_blocks
@@ -38,7 +38,7 @@ MIN_STRETCHED = 3e-5
 _FEW_ROWS = 32
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz", "nnan", "ninf"})
+@njit(nogil=True, fastmath={"reassoc", "contract", "nsz", "nnan", "ninf"})
 def _unit_rows(x, unit, norms):  # type: ignore[no-untyped-def]
     for i in range(x.shape[0]):
         largest = 0.0
@@ -97,7 +97,7 @@ def unit_rows(
     return unit, norms
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _decode_norms(decoder, indices, values, start, stop, norms):  # type: ignore[no-untyped-def]
     x_hat = np.empty(decoder.shape[1], dtype=decoder.dtype)
     scaled = np.empty(values.shape[1], dtype=values.dtype)
@@ -127,7 +127,7 @@ def decode_norms(
     return norms
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _decode_csr(decoder: Any, indptr: Any, indices: Any, values: Any, start: int, stop: int, x_hat: Any) -> None:
     for i in range(start, stop):
         first, last = indptr[i], indptr[i + 1]
@@ -170,7 +170,7 @@ def scales_apart(scales_mean_apart: bool, coding: str, norm: str | None) -> bool
     return scales_mean_apart and coding != "activations" and norm is not None
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _scale_codes(indices: Any, values: Any, decoded: Any, wanted: Any, keeps_mean: bool, out: Any) -> None:
     for i in range(values.shape[0]):
         factor = 1.0 / np.float64(decoded[i]) if decoded[i] > 0 else 1.0

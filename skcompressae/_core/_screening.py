@@ -12,9 +12,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._compiling import njit
 from skcompressae._core._gathers import FAST
 from skcompressae._core._int16_products import Int16Rows
 from skcompressae._core._integer_products import DEVIATIONS, IntegerProducts, IntegerRows, products_of_sums
@@ -76,7 +76,7 @@ class RoundedRows(NamedTuple):
         return RoundedRows(self.distances[start:stop], self.steps[start:stop], self.norms[start:stop])
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@njit(nogil=True, fastmath=FAST)
 def error_bound(bounds: Any, j: Any, rounded: Any, i: Any) -> Any:
     """Return how far the activation of latent j for row i may be off, but for the share of its magnitude."""
     noise, own = bounds.spread[j] * rounded.steps[i], bounds.own[j] * rounded.norms[i]
@@ -85,7 +85,7 @@ def error_bound(bounds: Any, j: Any, rounded: Any, i: Any) -> Any:
     return bounds.fixed[j] + bounds.slope[j] * rounded.distances[i] + root
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@njit(nogil=True, fastmath=FAST)
 def distances_to(rows, rounded, distances):  # type: ignore[no-untyped-def]
     """Write the distance of each row to the rounded one."""
     for i in range(rows.shape[0]):
@@ -96,7 +96,7 @@ def distances_to(rows, rounded, distances):  # type: ignore[no-untyped-def]
         distances[i] = np.sqrt(total)
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@njit(nogil=True, fastmath=FAST)
 def _measure_rounding(rows, rounded, start, stop, distances, norms):  # type: ignore[no-untyped-def]
     for i in range(start, stop):
         # float64, as squares of weights of any scale may leave float32
@@ -204,7 +204,7 @@ def room_for(n_rows: int, n: int, n_components: int) -> Survivors:
     )
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _survive(
     integers: Any,
     products: Any,

@@ -17,8 +17,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from skcompressae._core._compiling import njit
 from skcompressae._core._search_pending import compact, reject_below
 from skcompressae._core._search_vectors import (
     LANES,
@@ -57,7 +57,7 @@ _TRANSPOSED = 16
 
 
 # ---------------------------------------------------------------------------------------------- heaps
-@njit(cache=True, nogil=True, inline="never")
+@njit(nogil=True, inline="never")
 def replace_worst(scores: Any, rows: Any, score: float, row: int) -> None:
     """Put ``(score, row)`` in the place of the worst pair and restore the heap."""
     size = scores.shape[0]
@@ -80,7 +80,7 @@ def replace_worst(scores: Any, rows: Any, score: float, row: int) -> None:
     rows[slot] = row
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def sort_heaps(scores: Any, rows: Any, first: int, last: int) -> None:
     """Sort the heaps ``first:last`` in place: best score first, equal scores by ascending row."""
     for query in range(first, last):
@@ -92,7 +92,7 @@ def sort_heaps(scores: Any, rows: Any, first: int, last: int) -> None:
             rows[query, size] = row
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def merge_heaps(scores: Any, rows: Any, other_scores: Any, other_rows: Any) -> None:
     """Offer every pair of the heaps `other_*` to the heaps `scores`, `rows` of the same queries."""
     for query in range(scores.shape[0]):
@@ -103,7 +103,7 @@ def merge_heaps(scores: Any, rows: Any, other_scores: Any, other_rows: Any) -> N
 
 
 # ---------------------------------------------------------------------------------------------- rows
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def row_norms(indptr: Any, values: Any) -> Any:
     """Return the float64 Euclidean norms of the rows."""
     norms = np.empty(indptr.shape[0] - 1, np.float64)
@@ -116,7 +116,7 @@ def row_norms(indptr: Any, values: Any) -> Any:
     return norms
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def exact_score(indices: Any, values: Any, start: int, stop: int, target: Any) -> float:
     """Return the float64 inner product of the nonzeros ``start:stop`` with one target."""
     total = 0.0
@@ -125,7 +125,7 @@ def exact_score(indices: Any, values: Any, start: int, stop: int, target: Any) -
     return total
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def pair_targets(targets: Any, first: int, to_scan_unit: Any, exact: Any, pairs: Any, norms: Any, errors: Any) -> None:
     """Transpose targets to `exact`; write them, scaled below 1, as pairs of 16-bit fractions; sum squares.
 
@@ -164,7 +164,7 @@ def pair_targets(targets: Any, first: int, to_scan_unit: Any, exact: Any, pairs:
                     errors[2 * block + VECTOR + lane] += error * error
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(nogil=True, inline="always")
 def note_down(
     reached: Any, row: int, number: int, scores: Any, exclude: Any, rows: Any, noted: Any, counts: Any
 ) -> Any:
@@ -186,7 +186,7 @@ def note_down(
     return full
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def make_room(full: Any, n_neighbors: int, margins: Any, limits: Any, pending: Any) -> bool:
     """Raise the limits of the full lists and drop what lies below; return whether one stays crowded."""
     is_crowded = False
@@ -197,7 +197,7 @@ def make_room(full: Any, n_neighbors: int, margins: Any, limits: Any, pending: A
     return is_crowded
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def scan_rows_wide(
     indptr: Any,
     indices: Any,
@@ -227,7 +227,7 @@ def scan_rows_wide(
     return indptr.shape[0] - 1, False
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _are_alike(indptr: Any, row: int, length: int) -> bool:
     """Return whether `ROWS_AT_ONCE` rows from `row` on all have `length` nonzeros, as the first has."""
     is_alike = True
@@ -236,7 +236,7 @@ def _are_alike(indptr: Any, row: int, length: int) -> bool:
     return is_alike
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def scan_rows_single(
     indptr: Any,
     indices: Any,
@@ -283,7 +283,7 @@ def scan_rows_single(
     return n_rows
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def offer(
     lane: int,
     score: float,
@@ -300,7 +300,7 @@ def offer(
         limits[lane] = max(limits[lane], reject_below(heap_scores[lane, 0], to_scan_unit[lane], margins[lane]))
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def settle_rows(
     indptr: Any,
     indices: Any,
@@ -337,7 +337,7 @@ def settle_rows(
         counts[lane] = 0
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def first_limits(heap_scores: Any, to_scan_unit: Any, margins: Any) -> Any:
     """Return the limits that the heaps set, NaN for lanes without a query: no score reaches it, were it infinite."""
     n_queries = heap_scores.shape[0]
@@ -347,7 +347,7 @@ def first_limits(heap_scores: Any, to_scan_unit: Any, margins: Any) -> Any:
     return limits
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def search_rows(
     indptr: Any,
     indices: Any,
@@ -385,7 +385,7 @@ def search_rows(
         )
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def search_rows_single(
     indptr: Any,
     indices: Any,
@@ -423,7 +423,7 @@ def search_rows_single(
         )
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def collect_rows(
     indptr: Any,
     indices: Any,
@@ -454,7 +454,7 @@ def collect_rows(
     return counts
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def score_pairs(
     indptr: Any, indices: Any, values: Any, scale: Any, rows: Any, targets: Any, first: int, last: int, scores: Any
 ) -> None:

@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from skcompressae._core._compiling import njit
 from skcompressae._core._topk import partition_largest
 
 __all__ = ["Pending", "compact", "new_pending", "reject_below"]
@@ -39,7 +39,7 @@ def new_pending(n_queries: int, n_neighbors: int, n_rows: int) -> Pending:
     )
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def reject_below(worst: float, to_scan_unit: float, margin: float) -> np.float32:
     """Return the float32 limit under which an approximate score cannot belong to a score above `worst`."""
     limit = worst * to_scan_unit - margin
@@ -47,7 +47,7 @@ def reject_below(worst: float, to_scan_unit: float, margin: float) -> np.float32
     return np.float32(limit - abs(limit) * 1.2e-7)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def compact(pending: Pending, query: int, n_neighbors: int, margin: float, limits: Any) -> bool:
     """Raise the limit of a query by what its list says and drop the rows below; return whether it stays crowded."""
     rows, scores, scratch = pending.rows[query], pending.scores[query], pending.scratch

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from skcompressae._core._compiling import njit
 from skcompressae._core._search_kernels import replace_worst
 from skcompressae._core._search_vectors import any_above
 
@@ -20,7 +20,7 @@ __all__ = ["build_postings", "collect_postings", "postings_to_rows", "scan_posti
 _GROUP = 64
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def build_postings(indptr: Any, indices: Any, values: Any, n_components: int) -> Any:
     """Transpose at most 65,536 rows: (offsets int64, rows uint16, values), rows ascending in each list."""
     n_nonzero = indptr[-1] - indptr[0]
@@ -41,7 +41,7 @@ def build_postings(indptr: Any, indices: Any, values: Any, n_components: int) ->
     return offsets, posting_rows, posting_values
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def postings_to_rows(offsets: Any, posting_rows: Any, posting_values: Any, n_rows: int) -> Any:
     """Undo `build_postings`: (indptr int64, indices int32, values), columns ascending per row."""
     indptr = np.zeros(n_rows + 1, np.int64)
@@ -61,7 +61,7 @@ def postings_to_rows(offsets: Any, posting_rows: Any, posting_values: Any, n_row
     return indptr, indices, values
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _add_postings(offsets: Any, posting_rows: Any, posting_values: Any, columns: Any, weights: Any, sums: Any) -> None:
     for i in range(columns.shape[0]):
         weight = np.float64(weights[i])
@@ -70,7 +70,7 @@ def _add_postings(offsets: Any, posting_rows: Any, posting_values: Any, columns:
             sums[np.uint64(posting_rows[position])] += weight * np.float64(posting_values[position])
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def scan_postings(
     offsets: Any,
     posting_rows: Any,
@@ -109,7 +109,7 @@ def scan_postings(
             sums[low:high] = 0.0
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def collect_postings(
     offsets: Any,
     posting_rows: Any,

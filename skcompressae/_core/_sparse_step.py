@@ -20,11 +20,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload
 from numpy.typing import NDArray
 
 from skcompressae._core._arrays import FloatArray, IndexArray, WordArray
+from skcompressae._core._compiling import njit
 from skcompressae._core._gathers import FAST, add_combination, dot, dots
 from skcompressae._core._threads import run_blocks
 from skcompressae._core._tiles import TILE_COLUMNS, TILE_ROWS, add_tile_rows, empty_tiles, fill_tile, write_part
@@ -70,7 +71,7 @@ def _choose_dot_rows(row: Any, rows: Any, picks: Any, n_picks: Any, products: An
     return chosen
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@njit(nogil=True, fastmath=FAST)
 def _cosine_gradient(x: Any, x_hat: Any, weight: Any, gradient: Any) -> Any:
     """Write the gradient of ``weight * cosdist(x, x_hat)`` for a unit-norm x; return the cosine."""
     kind = x.dtype.type
@@ -87,7 +88,7 @@ def _cosine_gradient(x: Any, x_hat: Any, weight: Any, gradient: Any) -> Any:
     return cosine
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@njit(nogil=True, fastmath=FAST)
 def _reconstruction_gradients_rows(
     x: Any,
     decoder: Any,
@@ -217,7 +218,7 @@ def reconstruction_gradients(
     return latent_gradients, is_leading, x_gradients, cosines
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def count_leading(indices: Any, is_leading: Any, counts: Any) -> None:
     """Add to `counts`, (n_components,), how often each latent leads a row."""
     for i in range(indices.shape[0]):
@@ -225,7 +226,7 @@ def count_leading(indices: Any, is_leading: Any, counts: Any) -> None:
             counts[indices[i, a]] += is_leading[i, a]
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _group_by_latent(indices: Any, starts: Any, positions: Any) -> None:
     n_rows, n_active = indices.shape
     for i in range(n_rows):
@@ -257,7 +258,7 @@ def group_by_latent(indices: IndexArray, n_components: int) -> tuple[IndexArray,
     return starts, positions
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _lay_out_entries(
     values: Any,
     latent_gradients: Any,
@@ -281,7 +282,7 @@ def _lay_out_entries(
             slopes[place] = latent_gradients[i, a]
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _add_slopes(slopes: Any, starts: Any, start: Any, stop: Any, bias_gradient: Any) -> None:
     for latent in range(start, stop):
         total = bias_gradient[latent]
@@ -290,7 +291,7 @@ def _add_slopes(slopes: Any, starts: Any, start: Any, stop: Any, bias_gradient: 
         bias_gradient[latent] = total
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _add_tile_sums(tile: Any, picks: Any, coefficients: Any, starts: Any, number: Any, gradient: Any) -> None:
     """Add every latent's sum over one tile to its columns of `gradient`."""
     first = number * TILE_COLUMNS

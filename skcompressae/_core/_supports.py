@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._compiling import njit
 from skcompressae._core._gathers import FAST, dot, dots
 from skcompressae._core._threads import run_blocks
 from skcompressae._core._topk import kth_largest, write_largest
@@ -20,7 +20,7 @@ from skcompressae._core._topk import kth_largest, write_largest
 __all__ = ["activation_codes", "candidate_activations", "compute_activations", "rounding_margin", "supports"]
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@njit(nogil=True, fastmath=FAST)
 def compute_activations(
     x: Any, encoder: Any, bias: Any, divisors: Any, picks: Any, n_picks: Any, activations: Any
 ) -> None:
@@ -32,7 +32,7 @@ def compute_activations(
         activations[p] += bias[picks[p]]
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@njit(nogil=True, fastmath=FAST)
 def _activation_codes(  # type: ignore[no-untyped-def]
     x, encoder, bias, divisors, candidates, k, start, stop, indices, values
 ):
@@ -87,7 +87,7 @@ def activation_codes(
     return indices, values
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@njit(nogil=True, fastmath=FAST)
 def _candidate_activations(x, encoder, bias, candidates, start, stop, activations):  # type: ignore[no-untyped-def]
     for i in range(start, stop):
         dots(x[i], encoder, candidates[i], candidates.shape[1], activations[i])
@@ -109,7 +109,7 @@ def candidate_activations(
     return activations
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@njit(nogil=True, fastmath=FAST)
 def _largest_norm(rows):  # type: ignore[no-untyped-def]
     largest = rows.dtype.type(0)
     for i in range(rows.shape[0]):
@@ -127,7 +127,7 @@ def rounding_margin(encoder: FloatArray, bias: FloatArray) -> float:
     return (encoder.shape[1] + 2) * float(np.finfo(encoder.dtype).eps) * scale
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@njit(nogil=True, fastmath=FAST)
 def _supports(x, encoder, bias, candidates, proposed, margin, k, start, stop, indices):  # type: ignore[no-untyped-def]
     n_candidates = candidates.shape[1]
     magnitudes = np.empty(n_candidates, dtype=x.dtype)

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 
+from skcompressae._core._compiling import njit
 from skcompressae._core._lanes import N_LANES, broadcast
 from skcompressae._core._words import halves, round_row
 
@@ -137,7 +138,7 @@ def _write_part(row: Any, number: Any, part: Any) -> Any:
     return rounded if part.dtype == types.uint32 else copy
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def fill_tile(rows: Any, number: Any, tile: Any) -> None:
     """Write the columns of tile `number` of `rows` to `tile`, zeros beyond the last column."""
     for i in range(rows.shape[0]):

@@ -13,9 +13,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._compiling import njit
 from skcompressae._core._lanes import (
     N_LANES,
     add_max_and_count_lanes,
@@ -53,7 +53,7 @@ _LOWERED = 0.85
 _RAISED = 1.1
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def partition_largest(values: Any, n: int, k: int) -> Any:
     """Reorder ``values[:n]`` and return its k-th largest entry (k counts from 1)."""
     left, right = 0, n - 1
@@ -86,7 +86,7 @@ def partition_largest(values: Any, n: int, k: int) -> Any:
     return values[target]
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _count_at_least(values: Any, n: int, threshold: Any) -> int:
     """Count the magnitudes among ``values[:n]`` of at least `threshold`."""
     n_grouped = n - n % N_LANES
@@ -98,7 +98,7 @@ def _count_at_least(values: Any, n: int, threshold: Any) -> int:
     return count
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def kth_largest(values: Any, n: int, k: int) -> Any:
     """Return the k-th largest of ``values[:n]``, none of them negative (k counts from 1); 0 where fewer are numbers.
 
@@ -133,7 +133,7 @@ def kth_largest(values: Any, n: int, k: int) -> Any:
     return least
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def max_and_count(row: Any, threshold: Any) -> Any:
     """Return the largest magnitude and the number of magnitudes of at least `threshold`."""
     n_groups = row.shape[0] // N_LANES
@@ -147,7 +147,7 @@ def max_and_count(row: Any, threshold: Any) -> Any:
     return largest, count
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def add_max_and_count(row: Any, bias: Any, threshold: Any) -> Any:
     """Add the bias to the row, then as :func:`max_and_count`."""
     n_groups = row.shape[0] // N_LANES
@@ -162,7 +162,7 @@ def add_max_and_count(row: Any, bias: Any, threshold: Any) -> Any:
     return largest, count
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def candidate_threshold(row: Any, k: int, threshold: Any, count: int, largest: Any, largest_count: int) -> Any:
     """Return a magnitude that at least k and, where ties allow, at most `largest_count` entries reach.
 
@@ -192,7 +192,7 @@ def candidate_threshold(row: Any, k: int, threshold: Any, count: int, largest: A
     return best
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def collect_at_least(row: Any, threshold: Any, indices: Any) -> int:
     """Write the indices, ascending, of the magnitudes of at least `threshold`, and return how many there are."""
     n_components = row.shape[0]
@@ -215,7 +215,7 @@ def collect_at_least(row: Any, threshold: Any, indices: Any) -> int:
     return n_found
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _leading(picks: Any, magnitudes: Any, n_picks: int, kth: Any, k: int) -> int:
     """Move the picks of the k largest magnitudes to the front, in their order, of equals the first; return how many.
 
@@ -233,7 +233,7 @@ def _leading(picks: Any, magnitudes: Any, n_picks: int, kth: Any, k: int) -> int
     return n_found
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def write_largest(
     picks: Any, activations: Any, magnitudes: Any, n_picks: int, n: int, scratch: Any, indices: Any, values: Any
 ) -> None:
@@ -255,7 +255,7 @@ def write_largest(
             indices[c], values[c] = picks[c], activations[c]
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _top_k_rows(
     pre_activations: Any, bias: Any, has_bias: bool, k: int, start: int, stop: int, indices: Any, values: Any
 ) -> None:

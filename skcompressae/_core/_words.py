@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
 from skcompressae._core._arrays import FloatArray, WordArray
+from skcompressae._core._compiling import njit
 from skcompressae._core._lanes import N_LANES, broadcast, folded
 from skcompressae._core._threads import run_blocks
 
@@ -52,7 +53,7 @@ def _round_lanes(typing_context: Any, row: Any, start: Any, half: Any, words: An
     return types.void(row, types.intp, types.intp, words), generate
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def round_row(row: Any, words: Any) -> None:
     """Round a contiguous float32 row to the nearest bfloat16; of at most twice as many columns as there are words."""
     half, n_columns = words.shape[0], row.shape[0]
@@ -66,7 +67,7 @@ def round_row(row: Any, words: Any) -> None:
         words[j] = (low >> np.uint32(16)) | (high & np.uint32(_HIGH_HALF))
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _round_rows(rows: Any, words: Any, start: Any, stop: Any) -> None:
     for i in range(start, stop):
         round_row(rows[i], words[i])
@@ -180,7 +181,7 @@ def _dot_four(typing_context: Any, row: Any, words: Any, half: Any, p0: Any, p1:
     return types.UniTuple(types.float32, 4)(row, words, place, place, place, place, place), generate
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def add_word_rows(total: Any, words: Any, coefficients: Any, picks: Any, n_picks: Any) -> None:
     """Add ``sum_p coefficients[p] * words[picks[p]]`` to `total`, float32 of twice as many columns as there are words.
 
@@ -195,7 +196,7 @@ def add_word_rows(total: Any, words: Any, coefficients: Any, picks: Any, n_picks
         _add_four(total, words, half, picks[p], picks[p], picks[p], picks[p], factors)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def dot_word_rows(row: Any, words: Any, picks: Any, n_picks: Any, products: Any) -> None:
     """Write ``words[picks[p]] . row`` to ``products[p]``; `row` is as `total` of :func:`add_word_rows`."""
     half = words.shape[1]

@@ -1,0 +1,45 @@
+"""Where compiled kernels cannot be kept."""
+
+import warnings
+from types import SimpleNamespace
+
+import numba
+import pytest
+
+from skcompressae._core import _compiling
+from skcompressae._core._compiling import njit
+
+
+def refuse_to_cache(monkeypatch, message):
+    def compile_(**options):
+        if options.pop("cache", False):
+            raise RuntimeError(message)
+        return numba.njit(**options)
+
+    monkeypatch.setattr(_compiling, "numba", SimpleNamespace(njit=compile_))
+    monkeypatch.setattr(_compiling, "_refused", [])
+
+
+def double(x):
+    return 2 * x
+
+
+def test_kernels_are_kept_on_disk():
+    assert njit(nogil=True)(double).stats.cache_path
+
+
+def test_without_a_writable_folder_kernels_are_compiled_for_this_process(monkeypatch):
+    refuse_to_cache(monkeypatch, "cannot cache function 'double': no locator available for file 'x.py'")
+    with pytest.warns(RuntimeWarning, match="NUMBA_CACHE_DIR") as caught:
+        kernel = njit(nogil=True)(double)
+    assert caught[0].filename == __file__
+    assert kernel(21) == 42
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # once a process
+        assert njit()(double)(3) == 6
+
+
+def test_other_errors_of_the_compiler_are_raised(monkeypatch):
+    refuse_to_cache(monkeypatch, "out of memory")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        njit()(double)
