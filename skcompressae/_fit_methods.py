@@ -360,13 +360,21 @@ class FitMethodsMixin(TransformMethodsMixin):
 
     def _store(self, result: TrainingResult, settings: StepSettings, method: str) -> None:
         """Make the trained weights, which `method` made, the fitted ones."""
-        self.encoder_weights_, self.encoder_bias_, self.components_ = result.weights.arrays
-        self.encoder_scale_: NDArray[np.float32] | None = None
-        self.k_ = settings.k
-        self.has_mean_latent_ = self.scales_mean_apart_ = settings.keeps_mean_latent
-        # until they are measured, should that fail: of no rows, as those of weights from elsewhere
-        self.latent_counts_, self.n_rows_counted_ = np.zeros(len(self.components_), dtype=np.int64), 0
-        self.latent_rms_, self.dead_latents_fraction_ = np.ones(len(self.components_)), np.nan
+        encoder, bias, components = result.weights.arrays
+        self.__dict__.update(  # all at once: other threads may be encoding
+            encoder_weights_=encoder,
+            encoder_bias_=bias,
+            components_=components,
+            encoder_scale_=None,
+            k_=settings.k,
+            has_mean_latent_=settings.keeps_mean_latent,
+            scales_mean_apart_=settings.keeps_mean_latent,
+            # until they are measured, should that fail: of no rows, as those of weights from elsewhere
+            latent_counts_=np.zeros(len(components), dtype=np.int64),
+            n_rows_counted_=0,
+            latent_rms_=np.ones(len(components)),
+            dead_latents_fraction_=np.nan,
+        )
         if result.was_interrupted:
             warnings.warn(
                 f"{method} was interrupted after {result.n_iter} step(s); the weights so far are kept.",
@@ -404,11 +412,10 @@ class FitMethodsMixin(TransformMethodsMixin):
         return True
 
     def _scale_encoder(self, factors: NDArray[np.float32]) -> None:
-        # all at once: an interrupt between them must not leave one scaled
-        self.encoder_weights_, self.encoder_bias_, self.encoder_scale_ = (
-            self.encoder_weights_ * factors[:, None],
-            self.encoder_bias_ * factors,
-            factors,
+        self.__dict__.update(  # all at once: an interrupt between them must not leave one scaled
+            encoder_weights_=self.encoder_weights_ * factors[:, None],
+            encoder_bias_=self.encoder_bias_ * factors,
+            encoder_scale_=factors,
         )
 
     def _trained_weights(self) -> Weights:

@@ -12,14 +12,12 @@ from sklearn.utils.validation import check_is_fitted
 
 from skcompressae._compat import HasMethods, Interval, StrOptions, _fit_context, validated_every_time
 from skcompressae._core._search import search, within
-from skcompressae._core._search_store import Chunk
 from skcompressae._neighbors_build import IndexBuildMixin
 from skcompressae._neighbors_graph import NeighborsGraphMixin
 from skcompressae._neighbors_io import IndexFileMixin
 from skcompressae._neighbors_queries import score_limits, scores_to_distances
 from skcompressae._neighbors_rerank import rerank_candidates
 from skcompressae._neighbors_validation import QueryValidationMixin
-from skcompressae._restoring import restored_on_error
 
 __all__ = ["CodeNearestNeighbors"]
 
@@ -223,14 +221,7 @@ class CodeNearestNeighbors(
         >>> CodeNearestNeighbors().fit(codes).n_samples_fit_
         3
         """
-        with restored_on_error(self):
-            store = self._validate_codes(X, reset=True)
-            self.effective_mode_ = self._index_mode()
-            self.components_ = self._validate_components()
-            self._built_for = self._build_key()
-            self._chunks: list[Chunk] = []
-            self._refined: list[NDArray[np.float32]] = []
-            self._append(store)
+        self._build(X)
         return self
 
     @validated_every_time

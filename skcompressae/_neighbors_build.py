@@ -40,6 +40,7 @@ class IndexBuildMixin:
     n_features_in_: int
     feature_names_in_: NDArray[np.object_]
     components_: NDArray[Any] | None
+    effective_mode_: str
     # of the compressor, as they were last found equal to `components_`; pickles of older versions have none
     _verified_components: Any = None
     compressor: Any
@@ -151,6 +152,18 @@ class IndexBuildMixin:
                 "again"
             )
         self._verified_components = components
+
+    def _build(self, X: Any) -> None:
+        """Index documents in place of those that are there: all at once, as other threads may be searching."""
+        built = object.__new__(type(self))
+        built.__dict__.update(self.__dict__)
+        store = built._validate_codes(X, reset=True)
+        built.effective_mode_ = built._index_mode()
+        built.components_ = built._validate_components()
+        built._built_for = built._build_key()
+        built._chunks, built._refined = [], []
+        built._append(store)
+        self.__dict__ = built.__dict__
 
     def _append(self, codes: Any) -> None:
         """Add documents; what is there changes only once all of them are built."""

@@ -96,23 +96,22 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         >>> codes.shape, codes.dtype, codes.nnz // len(X)
         ((200, 16), dtype('float32'), 3)
         """
-        self._check_is_fitted()
-        self._check_encoding_parameters()
-        rows = self._check_rows(X, reset=False)
-        encoder = self._encoder()
-        k = self._effective_k(encoder.n_components)
+        model = self._as_it_is()
+        rows = model._check_rows(X, reset=False)
+        encoder = model._encoder()
+        k = model._effective_k(encoder.n_components)
         dtype = np.float64 if rows.dtype == np.float64 else np.float32
-        if not self.sparse_output:
+        if not model.sparse_output:
             dense = np.zeros((len(rows), encoder.n_components), dtype=dtype)
-        indices = np.empty((len(rows) if self.sparse_output else 0, k), dtype=np.int32)
+        indices = np.empty((len(rows) if model.sparse_output else 0, k), dtype=np.int32)
         values = np.empty((indices.shape[0], k), dtype=dtype)
-        for where, block_indices, block_values in encoder.encode_blocks(rows, k, norm=self.norm, dtype=dtype):
-            if self.sparse_output:
+        for where, block_indices, block_values in encoder.encode_blocks(rows, k, norm=model.norm, dtype=dtype):
+            if model.sparse_output:
                 copy_rows(indices[where], block_indices)
                 copy_rows(values[where], block_values)
             else:
                 np.put_along_axis(dense[where], block_indices, block_values, axis=1)
-        if not self.sparse_output:
+        if not model.sparse_output:
             return dense
         return _encoding.codes_to_csr(indices, values, encoder.n_components, csr_type())
 
@@ -163,21 +162,20 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         >>> first.concatenate([first, second]).shape
         (200, 16)
         """
-        self._check_is_fitted()
-        self._check_encoding_parameters()
-        rows = self._check_rows(X, reset=False)
-        encoder = self._encoder()
-        k = self._effective_k(encoder.n_components)
+        model = self._as_it_is()
+        rows = model._check_rows(X, reset=False)
+        encoder = model._encoder()
+        k = model._effective_k(encoder.n_components)
         if quantizer is not None and not isinstance(quantizer, ValueQuantizer):
             raise TypeError(f"quantizer must be a ValueQuantizer or None; got {quantizer!r}.")
         if quantizer is None:
             sample = rows[np.unique(np.linspace(0, len(rows) - 1, _QUANTIZER_ROWS).astype(np.intp))]
             codes = _encoding.codes_to_csr(
-                *encoder.encode(sample, k, norm=self.norm, dtype=np.float32), encoder.n_components
+                *encoder.encode(sample, k, norm=model.norm, dtype=np.float32), encoder.n_components
             )
             quantizer = ValueQuantizer.fit(codes, value_bits=value_bits, k=k)
         blocks = []
-        for where, indices, values in encoder.encode_blocks(rows, k, norm=self.norm, dtype=np.float32):
+        for where, indices, values in encoder.encode_blocks(rows, k, norm=model.norm, dtype=np.float32):
             try:
                 blocks.append(PackedCodes.from_topk(indices, values, encoder.n_components, quantizer=quantizer))
             except ValueError as error:
@@ -225,15 +223,14 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         >>> bool(np.allclose(np.linalg.norm(x_hat, axis=1), np.linalg.norm(X, axis=1), rtol=1e-4))
         True
         """
-        self._check_is_fitted()
-        self._check_encoding_parameters()
+        model = self._as_it_is()
         if isinstance(X, PackedCodes):
             X = X.to_csr()
-        codes = self._check_codes(X)
-        device = resolve_device(self.device)
+        codes = model._check_codes(X)
+        device = resolve_device(model.device)
         # float64 codes are decoded in float64, which MPS does not have.
         on_device = device.type == "cuda" or (device.type == "mps" and codes.dtype == np.float32)
-        return self._encoder(device if on_device else resolve_device("cpu")).decode(codes)
+        return model._encoder(device if on_device else resolve_device("cpu")).decode(codes)
 
     def transform_query(self, X: ArrayLike, n_nonzero: int | None = None) -> Any:
         """Expand dense queries into code space, for engines of sparse dot products.
@@ -282,24 +279,23 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         >>> bool(np.allclose(scores.toarray(), X[:3] @ x_hat.T / np.linalg.norm(X[:3], axis=1)[:, None], atol=1e-5))
         True
         """
-        self._check_is_fitted()
-        self._check_encoding_parameters()
+        model = self._as_it_is()
         if isinstance(n_nonzero, bool):  # an Integral
             raise TypeError("n_nonzero must be an instance of int, not bool.")
         if n_nonzero is not None:
             check_scalar(n_nonzero, "n_nonzero", Integral, min_val=1)
-        rows = self._check_rows(X, reset=False)
+        rows = model._check_rows(X, reset=False)
         dtype = np.float64 if rows.dtype == np.float64 else np.float32
-        n_kept = min(n_nonzero or self.components_.shape[0], self.components_.shape[0])
+        n_kept = min(n_nonzero or model.components_.shape[0], model.components_.shape[0])
         indices = np.empty((len(rows), n_kept), dtype=np.int32)
         values = np.empty((len(rows), n_kept), dtype=dtype)
-        importance = np.sqrt(self.latent_rms_).astype(np.float32)
-        weights, divisors = self._weights(), self._encoder_divisors()
+        importance = np.sqrt(model.latent_rms_).astype(np.float32)
+        weights, divisors = model._weights(), model._encoder_divisors()
         for start, stop in row_blocks(len(rows), _encoding.BLOCK_ROWS):
             indices[start:stop], values[start:stop] = _encoding.expand_queries(
                 rows[start:stop], weights, importance, n_kept, divisors=divisors
             )
-        return _encoding.codes_to_csr(indices, values, self.components_.shape[0], csr_type())
+        return _encoding.codes_to_csr(indices, values, model.components_.shape[0], csr_type())
 
     def score(self, X: ArrayLike, y: Any = None) -> float:
         """Return the mean cosine similarity of the rows of X and their reconstructions.
@@ -333,12 +329,11 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         >>> bool(0 < score < 1)
         True
         """
-        self._check_is_fitted()
-        self._check_encoding_parameters()
-        rows = self._check_rows(X, reset=False)
-        encoder = self._encoder()
-        k = self._effective_k(encoder.n_components)
-        return float(encoder.cosines(rows, k, norm=self.norm).sum()) / len(rows)
+        model = self._as_it_is()
+        rows = model._check_rows(X, reset=False)
+        encoder = model._encoder()
+        k = model._effective_k(encoder.n_components)
+        return float(encoder.cosines(rows, k, norm=model.norm).sum()) / len(rows)
 
     @property
     def _n_features_out(self) -> int:
@@ -347,6 +342,17 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
     def __sklearn_is_fitted__(self) -> bool:
         """Tell scikit-learn whether there are weights; validation alone leaves attributes too."""
         return hasattr(self, "components_")
+
+    def _as_it_is(self) -> TransformMethodsMixin:
+        """Return a fitted estimator of valid parameters that stays as this one is now.
+
+        Other threads may set parameters or fit it again meanwhile.
+        """
+        self._check_is_fitted()
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin._check_encoding_parameters()
+        return twin
 
     def _check_is_fitted(self) -> None:
         if not hasattr(self, "components_"):  # scikit-learn asks for the tags first, which takes 20 microseconds
@@ -370,6 +376,11 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
                         "as in np.stack(df['embedding'].to_numpy())."
                     ) from error
                 raise
+        if not reset and rows.shape[1] != self.encoder_weights_.shape[1]:  # kernels would read beyond the rows
+            raise ValueError(
+                f"X has {rows.shape[1]} features, but the weights have {self.encoder_weights_.shape[1]}: another "
+                "thread is fitting the compressor again."
+            )
         if not get_config()["assume_finite"]:  # which other threads would not know of
             self._check_finite(rows)
         return rows
