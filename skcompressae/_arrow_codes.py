@@ -216,6 +216,8 @@ def metadata_of(schema: pa.Schema) -> dict[str, Any]:
         width = found.get("n_components", 1)
         if type(width) is not int or not 1 <= width <= _MAX_COMPONENTS:
             raise CodesFormatError(f"the metadata tells n_components={width!r}, expected a positive int below 2**31")
+        if not isinstance(found.get("model_hash", ""), str):
+            raise CodesFormatError(f"the metadata tells model_hash={found['model_hash']!r}, expected a text")
     except CodesFormatError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:

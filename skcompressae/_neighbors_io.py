@@ -30,7 +30,7 @@ from skcompressae._neighbors_rerank import check_residuals
 from skcompressae.exceptions import CodesFormatError
 from skcompressae.packed._files import from_parts, to_parts
 
-__all__ = ["IndexFileMixin", "dump_chunks", "load_chunks", "read_arrays", "write_arrays"]
+__all__ = ["IndexFileMixin", "dump_chunks", "load_chunks", "read_arrays", "read_model_hash", "write_arrays"]
 
 _MAGIC = b"SKCAENNI"
 # Version 1 had no checksums and was in no release.
@@ -166,6 +166,23 @@ def _read_arrays(
         if verify and _checksum(arrays[name]) != checksum:
             raise CodesFormatError(f"{path} is damaged: the checksum of array {name!r} does not match")
     return meta, arrays
+
+
+def read_model_hash(path: str | os.PathLike[str]) -> str | None:
+    """Return the hash of the model whose codes a saved index holds, None where the file does not tell.
+
+    Raises
+    ------
+    CodesFormatError
+        If the header is damaged.
+    """
+    with Path(path).open("rb") as file:
+        header, _ = _read_header(file, Path(path))
+    meta = header.get("meta")
+    found = meta.get("model_hash") if isinstance(meta, dict) else None
+    if found is not None and not isinstance(found, str):
+        raise CodesFormatError(f"{path} has a damaged header: its model_hash is {found!r}")
+    return found
 
 
 def dump_chunks(chunks: Sequence[Chunk]) -> tuple[dict[str, NDArray[Any]], list[dict[str, Any]]]:
@@ -305,6 +322,10 @@ class IndexFileMixin:
         >>> again.kneighbors(np.eye(3)[:1], return_distance=False)
         array([[0]])
         """
+        self._save(path)
+
+    def _save(self, path: str | os.PathLike[str], *, model_hash: str | None = None) -> None:
+        """Write the index, and the hash of the model of its codes where it is known."""
         check_is_fitted(self)
         self._check_parameters()
         self._check_refined()
@@ -319,6 +340,8 @@ class IndexFileMixin:
             "built_for": list(self._built_for),
             "chunks": chunks,
         }
+        if model_hash is not None:
+            meta["model_hash"] = model_hash
         write_arrays(path, meta, arrays)
 
     @classmethod

@@ -153,3 +153,11 @@ def test_evaluate_says_where_its_number_of_neighbours_comes_from(files, embeddin
     np.save("few.npy", embeddings[:10])
     message = refuses(capsys, "evaluate", "model.safetensors", "few.npy", "-q", code=2)
     assert message == "-n 100 (100 unless given) is more than the 8 documents"
+
+
+def test_a_model_hash_that_is_no_text_is_refused(files, fitted, capsys):
+    table = encode_batch(fitted, pq.read_table("x.parquet"), "vector")
+    meta = json.loads(table.schema.metadata[b"skcompressae.codes"]) | {"model_hash": 5}
+    pq.write_table(table.replace_schema_metadata({b"skcompressae.codes": json.dumps(meta)}), "bad.parquet")
+    message = refuses(capsys, "decode", "model.safetensors", "bad.parquet", "back.npy", "-q")
+    assert message.endswith("the metadata tells model_hash=5, expected a text")

@@ -118,8 +118,11 @@ def _packed(path: str) -> dict[str, Any]:
 
 def _index(path: str) -> dict[str, Any]:
     from skcompressae import CodeNearestNeighbors
+    from skcompressae._neighbors_io import read_model_hash
 
     index = CodeNearestNeighbors.load(path, verify=True)
+    model_hash = read_model_hash(path)
+    described = {} if model_hash is None else {"model_hash": model_hash}
     return {
         "kind": "search index",
         "n_documents": index.n_samples_fit_,
@@ -128,6 +131,7 @@ def _index(path: str) -> dict[str, Any]:
         "metric": index.metric,
         "has_components": index.components_ is not None,
         "bytes_per_document": index.nbytes_per_document_,
+        **described,
     }
 
 

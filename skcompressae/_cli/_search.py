@@ -50,7 +50,11 @@ def search(arguments: argparse.Namespace) -> None:
         check_width(queries, model.n_features_in_, f"the model {arguments.model}")
     if isinstance(queries, ParquetCodes) and model is not None:
         matching_model(model, queries.meta, queries.name)
-    index = _open_index(arguments, model, queries)
+    source = None if is_index else open_codes(arguments.codes, None if model is None else len(model.components_))
+    hash_of_codes = _hash_of_codes(arguments.codes, source, model)
+    if isinstance(queries, ParquetCodes) and model is None:
+        _check_same_hash(arguments.codes, hash_of_codes, queries, is_index=is_index)
+    index = _load_index(arguments, model) if source is None else _make_index(source, arguments, model)
     if isinstance(queries, RowSource) and model is None:
         if index.components_ is None:
             raise UsageError(f"{queries.name} holds embeddings; name the model that compresses them with --model")
@@ -58,7 +62,7 @@ def search(arguments: argparse.Namespace) -> None:
     if arguments.n_neighbors > index.n_samples_fit_:
         raise UsageError(f"-n {arguments.n_neighbors} is more than the {index.n_samples_fit_} documents")
     if arguments.save_index is not None:
-        index.save(arguments.save_index)
+        index._save(arguments.save_index, model_hash=hash_of_codes)
     found = _found(index, queries, arguments)
     if arguments.output is None:
         for start, part in _numbered(found):
@@ -91,28 +95,40 @@ def _open_queries(arguments: argparse.Namespace) -> RowSource | CodeSource:
     )
 
 
-def _open_index(arguments: argparse.Namespace, model: Any, queries: RowSource | CodeSource) -> Any:
-    """Return a fitted search over the codes: a saved one, or one made of them."""
+def _hash_of_codes(path: str, source: CodeSource | None, model: Any) -> str | None:
+    """Return the hash of the model of the documents, as far as they or `model` tell; without `source` of an index."""
+    from skcompressae._neighbors_io import read_model_hash
+    from skcompressae.persistence import model_hash
+
+    if source is None:
+        return read_model_hash(path)
+    meta = source.meta if isinstance(source, ParquetCodes) else {}
+    if model is None:
+        return meta.get("model_hash")
+    matching_model(model, meta, source.name)
+    # first their own: the model may have been given other parameters than they were encoded with
+    return meta.get("model_hash", model_hash(model))
+
+
+def _load_index(arguments: argparse.Namespace, model: Any) -> Any:
     from skcompressae import CodeNearestNeighbors
 
-    n_jobs = arguments.threads or -1
-    if kind_of(arguments.codes) == "index":
-        given = [name for name in ("mode", "metric", "rerank") if getattr(arguments, name) is not None]
-        if given:
-            raise UsageError(f"--{given[0]} is part of a saved index; build one from codes for another")
-        return CodeNearestNeighbors.load(arguments.codes, verify=True, compressor=model).set_params(n_jobs=n_jobs)
-    source = open_codes(arguments.codes, None if model is None else len(model.components_))
-    if isinstance(source, ParquetCodes):
-        if model is not None:
-            matching_model(model, source.meta, source.name)
-        elif isinstance(queries, ParquetCodes):
-            _check_same_hash(source, queries)
+    given = [name for name in ("mode", "metric", "rerank") if getattr(arguments, name) is not None]
+    if given:
+        raise UsageError(f"--{given[0]} is part of a saved index; build one from codes for another")
+    index = CodeNearestNeighbors.load(arguments.codes, verify=True, compressor=model)
+    return index.set_params(n_jobs=arguments.threads or -1)
+
+
+def _make_index(source: CodeSource, arguments: argparse.Namespace, model: Any) -> Any:
+    from skcompressae import CodeNearestNeighbors
+
     index = CodeNearestNeighbors(
         compressor=model,
         mode=arguments.mode or "auto",
         metric=arguments.metric or "cosine",
         rerank=arguments.rerank,
-        n_jobs=n_jobs,
+        n_jobs=arguments.threads or -1,
         device=arguments.device or "cpu",
     )
     if isinstance(source, PackedSource):
@@ -126,13 +142,14 @@ def _open_index(arguments: argparse.Namespace, model: Any, queries: RowSource | 
     return index
 
 
-def _check_same_hash(source: ParquetCodes, queries: ParquetCodes) -> None:
+def _check_same_hash(name: str, hash_of_codes: str | None, queries: ParquetCodes, *, is_index: bool) -> None:
     """Refuse documents and queries that say they were made by different models, where no model can tell more."""
-    hashes = [codes.meta.get("model_hash") for codes in (source, queries)]
-    if None not in hashes and hashes[0] != hashes[1]:
+    wanted = queries.meta.get("model_hash")
+    if None not in (hash_of_codes, wanted) and hash_of_codes != wanted:
+        where = ", here and where the index is built" if is_index else ""
         raise CommandError(
-            f"{source.name} and {queries.name} were encoded by models of different hashes, {hashes[0]} and "
-            f"{hashes[1]}; if one model with other parameters made them, name it with --model"
+            f"{name} and {queries.name} were encoded by models of different hashes, {hash_of_codes} and {wanted}; if "
+            f"one model with other parameters made them, name it with --model{where}"
         )
 
 
