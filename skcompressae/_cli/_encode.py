@@ -15,7 +15,14 @@ from skcompressae._cli._formats import check_output, output_kind
 from skcompressae._cli._models import matching_model, read_model
 from skcompressae._cli._parquet import ParquetCodes, ParquetRows
 from skcompressae._cli._progress import progress_bar
-from skcompressae._cli._sinks import write_codes_npz, write_codes_parquet, write_rows_npy, write_rows_parquet
+from skcompressae._cli._sinks import (
+    kept_fields,
+    planned_codes,
+    write_codes_npz,
+    write_codes_parquet,
+    write_rows_npy,
+    write_rows_parquet,
+)
 from skcompressae._cli._sources import (
     RowSource,
     block_rows_for,
@@ -41,6 +48,8 @@ def encode(arguments: argparse.Namespace) -> None:
     for option in ("layout", "value_type", "drop_columns"):
         if kind != "parquet" and getattr(arguments, option):
             raise UsageError(f"--{option.replace('_', '-')} is for an output that ends in .parquet")
+    if arguments.value_type == "float16" and arguments.layout not in (None, "compact"):
+        raise UsageError(f"--value-type float16 needs --layout compact; got --layout {arguments.layout}")
     check_output(arguments.output, force=arguments.force)
     source = open_rows(arguments.input, arguments.column)
     model = read_model(arguments.model, arguments)
@@ -52,6 +61,8 @@ def encode(arguments: argparse.Namespace) -> None:
         streams = {"rows": np.dtype(np.uint8), "scales": np.dtype("<u2" if (arguments.value_bits or 4) <= 8 else "<f4")}
     else:
         streams = {"lengths": np.dtype("<i4"), "indices": np.dtype("<i4"), "values": dtype.newbyteorder("<")}
+    parquet = source if isinstance(source, ParquetRows) else None
+    plan = planned_codes(model, parquet, arguments) if kind == "parquet" else None
     identity = _identity("encode", model, source.path, options)
     spool = Spool(arguments.output, identity, streams, restart=arguments.restart)
     try:
@@ -68,11 +79,10 @@ def encode(arguments: argparse.Namespace) -> None:
         if kind == "packed":
             k = min(model.k, shape[1])
             spool.finish(arguments.output, lambda path: _write_packed(path, spool, shape[1], k, quantizer))
-        elif kind == "npz":
+        elif plan is None:
             spool.finish(arguments.output, lambda path: write_codes_npz(path, spool, shape))
         else:
-            parquet = source if isinstance(source, ParquetRows) else None
-            spool.finish(arguments.output, lambda path: write_codes_parquet(path, spool, model, parquet, arguments))
+            spool.finish(arguments.output, lambda path: write_codes_parquet(path, spool, *plan, parquet))
     finally:
         spool.close()
     size = Path(arguments.output).stat().st_size
@@ -161,8 +171,11 @@ def decode(arguments: argparse.Namespace) -> None:
             f"{source.name} has codes of {source.n_components} components, "
             f"the model {arguments.model} has {n_components}"
         )
-    if isinstance(source, ParquetCodes):
-        matching_model(model, source.meta, source.name)
+    parquet = source if isinstance(source, ParquetCodes) else None
+    if parquet is not None:
+        matching_model(model, parquet.meta, parquet.name)
+    column = arguments.column or "embedding"
+    fields = kept_fields(parquet, column) if kind == "parquet" else []
     dtype = np.dtype(getattr(source, "dtype", np.float32))
     identity = _identity("decode", model, source.path, {"output": kind})
     spool = Spool(arguments.output, identity, {"rows": dtype.newbyteorder("<")}, restart=arguments.restart)
@@ -179,9 +192,8 @@ def decode(arguments: argparse.Namespace) -> None:
         if kind == "npy":
             spool.finish(arguments.output, lambda path: write_rows_npy(path, spool, n_features, dtype))
         else:
-            parquet = source if isinstance(source, ParquetCodes) else None
-            column = arguments.column or "embedding"
-            spool.finish(arguments.output, lambda path: write_rows_parquet(path, spool, n_features, parquet, column))
+            rest = n_features, parquet, fields, column
+            spool.finish(arguments.output, lambda path: write_rows_parquet(path, spool, *rest))
     finally:
         spool.close()
     _say(arguments, f"{arguments.output}: {n_rows} embeddings of {n_features} features")

@@ -11,12 +11,19 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.lib import format as npy_format
 
-from skcompressae._cli._errors import CommandError
+from skcompressae._cli._errors import UsageError
 from skcompressae._cli._npz import write_npz
 from skcompressae._cli._parquet import ParquetCodes, ParquetRows, parquet_batches, parquet_writer
 from skcompressae._cli._spool import Spool
 
-__all__ = ["write_codes_npz", "write_codes_parquet", "write_rows_npy", "write_rows_parquet"]
+__all__ = [
+    "kept_fields",
+    "planned_codes",
+    "write_codes_npz",
+    "write_codes_parquet",
+    "write_rows_npy",
+    "write_rows_parquet",
+]
 
 # Rows of a row group: readers skip by row groups, and one of 32 nonzeros a row has 13 MB.
 _GROUP_ROWS = 1 << 16
@@ -42,10 +49,14 @@ def _code_reader(spool: Spool, n_components: int) -> Callable[[int], Any]:
     return read
 
 
-def write_codes_parquet(
-    path: Path, spool: Spool, model: Any, source: ParquetRows | None, arguments: argparse.Namespace
-) -> None:
-    """Write the streams of codes as columns, beside the other columns of the input where that is a Parquet file."""
+def planned_codes(model: Any, source: ParquetRows | None, arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """Return the encoder of the columns of codes and the schema of the output; `source` is a Parquet input.
+
+    Raises
+    ------
+    UsageError
+        If a column that is kept has the name of one of the codes.
+    """
     import pyarrow as pa
 
     from skcompressae.arrow import ArrowEncoder
@@ -56,12 +67,21 @@ def write_codes_parquet(
     schema = pa.schema([pa.field(column, pa.list_(pa.float32()))]) if source is None else source.schema
     if arguments.drop_columns:
         schema = pa.schema([schema.field(column)])
-    try:
-        schema = encoder.output_schema(schema)
-    except ValueError as error:
-        raise CommandError(f"{error} --drop-columns leaves the other columns out.") from error
+    taken = [name for name in encoder.code_columns if name != column and name in schema.names]
+    if taken:
+        raise UsageError(
+            f"{encoder.column!r} becomes the columns {', '.join(map(repr, encoder.code_columns))}, but the input has "
+            f"{', '.join(map(repr, taken))} already; rename it there, or leave the other columns out by --drop-columns"
+        )
+    return encoder, encoder.output_schema(schema)
+
+
+def write_codes_parquet(path: Path, spool: Spool, encoder: Any, schema: Any, source: ParquetRows | None) -> None:
+    """Write the streams of codes as columns, beside the other columns of the input where that is a Parquet file."""
+    import pyarrow as pa
+
     others = [name for name in schema.names if name not in encoder.code_columns]
-    read_codes = _code_reader(spool, model.components_.shape[0])
+    read_codes = _code_reader(spool, encoder.n_components)
     with parquet_writer(path, schema) as writer:
         start = 0
         for n_rows, kept in _groups(spool.n_rows, _GROUP_ROWS, source, others):
@@ -95,14 +115,27 @@ def write_rows_npy(path: Path, spool: Spool, n_features: int, dtype: np.dtype[An
             stream.write(piece.data)
 
 
-def write_rows_parquet(path: Path, spool: Spool, n_features: int, source: ParquetCodes | None, column: str) -> None:
-    """Write the stream "rows" as a column of fixed-size lists, beside the other columns of the input."""
+def kept_fields(source: ParquetCodes | None, column: str) -> list[Any]:
+    """Return the columns of a Parquet input beside those of its codes, in whose place `column` comes.
+
+    Raises
+    ------
+    UsageError
+        If one of them is called like that.
+    """
+    fields = [] if source is None else [field for field in source.schema if field.name not in source.columns]
+    if column in [field.name for field in fields]:
+        raise UsageError(f"{column!r} is a column of the input already; choose another name with --column")
+    return fields
+
+
+def write_rows_parquet(
+    path: Path, spool: Spool, n_features: int, source: ParquetCodes | None, fields: list[Any], column: str
+) -> None:
+    """Write the stream "rows" as a column of fixed-size lists, beside the columns `fields` of the input."""
     import pyarrow as pa
 
-    fields = [] if source is None else [field for field in source.schema if field.name not in source.columns]
     others = [field.name for field in fields]
-    if column in others:
-        raise CommandError(f"{column!r} is a column of the input already; choose another name with --column")
     item = pa.float64() if spool.dtype("rows") == np.float64 else pa.float32()
     schema = pa.schema([*fields, pa.field(column, pa.list_(item, n_features))])
     n_group_rows = max(1, min(_GROUP_ROWS, _GROUP_BYTES // (n_features * 4)))
