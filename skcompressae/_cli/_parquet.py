@@ -77,6 +77,11 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n", 1)[0] or type(error).__name__
 
 
+def _storage_type(kind: Any) -> Any:
+    """Return the type that an extension, such as the canonical tensors, is stored as; any other type as it is."""
+    return kind.storage_type if isinstance(kind, _pyarrow().BaseExtensionType) else kind
+
+
 class ParquetRows:
     """Rows of the embedding column of a Parquet file.
 
@@ -84,14 +89,14 @@ class ParquetRows:
     ----------
     path : path-like
     column : str or None
-        The column; None takes the only one that holds lists of floats.
+        The column; None takes the only one that holds lists of floats or tensors.
 
     Raises
     ------
     UsageError
         If `column` does not name the embeddings, or has to be given.
     CommandError
-        If the file is damaged, or rows have different lengths.
+        If the file is damaged, rows have different lengths, or the column is one of codes.
     """
 
     def __init__(self, path: str | os.PathLike[str], column: str | None = None) -> None:
@@ -107,7 +112,7 @@ class ParquetRows:
         if sum(self.file.metadata.row_group(group).num_rows for group in groups) != self.n_rows:
             raise CommandError(f"{self.name} announces other numbers of rows than its row groups; it is damaged")
         self.n_features = self._width()
-        self.dtype = np.dtype(self._item_type().to_pandas_dtype())
+        self.dtype = np.dtype(self._type().value_type.to_pandas_dtype())
 
     def _choose(self, column: str | None) -> str:
         pa = _pyarrow()
@@ -117,33 +122,44 @@ class ParquetRows:
             is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
             return is_list and pa.types.is_floating(kind.value_type)
 
-        candidates = [field.name for field in schema if holds_floats(field.type)]
+        candidates = [field.name for field in schema if holds_floats(_storage_type(field.type))]
+        found = ", ".join(f"{field.name}: {field.type}" for field in schema)
         if column is None:
-            if len(candidates) != 1:
+            if not candidates:
+                raise UsageError(f"{self.name} has no column of float lists; it has {found}")
+            if len(candidates) > 1:
                 raise UsageError(
-                    f"{self.name} has {len(candidates)} columns of float lists"
-                    + (f" ({', '.join(candidates)}); name one with --column" if candidates else "; it needs one")
+                    f"{self.name} has {len(candidates)} columns of float lists ({', '.join(candidates)}); name one "
+                    "with --column"
                 )
-            return candidates[0]
+            column = candidates[0]
         if column not in candidates:
-            found = ", ".join(f"{field.name}: {field.type}" for field in schema)
             raise UsageError(f"{self.name} has no column {column!r} of float lists; it has {found}")
         if schema.names.count(column) != 1:
             raise CommandError(f"{self.name} has several columns {column!r}")
+        if column in self._columns_of_codes():
+            raise CommandError(f"{self.name}: column {column!r} holds codes, not embeddings; decode it first")
         return column
 
-    def _item_type(self) -> Any:
-        return self.schema.field(self.column).type.value_type
+    def _columns_of_codes(self) -> list[str]:
+        try:
+            meta = codes_metadata(self.schema, self.name)
+        except CommandError:  # of codes; there may be embeddings
+            return []
+        return list(meta.get("columns", ["indices", "values"])) if meta else []
+
+    def _type(self) -> Any:
+        return _storage_type(self.schema.field(self.column).type)
 
     def _width(self) -> int:
-        kind = self.schema.field(self.column).type
+        kind = self._type()
         if _pyarrow().types.is_fixed_size_list(kind):
             width = int(kind.list_size)
         else:
             first = next(parquet_batches(self.file, self.name, [self.column], 0, 1)).column(0)
             if first.null_count:
                 raise CommandError(f"{self.name}: column {self.column!r} holds a null in its first row")
-            width = len(first.flatten())
+            width = len(getattr(first, "storage", first).flatten())
         if width < 1:
             raise CommandError(f"{self.name}: column {self.column!r} holds an empty embedding in its first row")
         return width
