@@ -269,13 +269,14 @@ def test_evaluate_measures_held_out_queries(files, capsys):
 
 
 def test_evaluate_takes_rows_of_any_length(files, capsys):
-    command = ["-n", "10", "--nonzeros", "6", "--modes", "asymmetric", "sparse", "-q"]
+    command = ["-n", "10", "--nonzeros", "6", "--modes", "asymmetric", "sparse", "packed", "-q"]
     np.save("tiny.npy", np.load("x.npy").astype(np.float64) * 1e-50)
+    np.save("long.npy", np.load("x.npy") * np.float32(2.0**110))
     tables = []
-    for rows in ("x.npy", "tiny.npy"):
+    for rows in ("x.npy", "tiny.npy", "long.npy"):
         assert main(["evaluate", "model.safetensors", rows, *command]) == 0
         tables.append(capsys.readouterr().out)
-    assert tables[0] == tables[1]
+    assert tables[0] == tables[1] == tables[2]
 
 
 def test_export_there_and_back_is_the_same(files, fitted, embeddings):

@@ -34,7 +34,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     check_width(source, model.n_features_in_, f"the model {arguments.model}")
     documents, queries = _held_out(source, arguments)
     from skcompressae._plot._tradeoff_points import measure_tradeoff
-    from skcompressae.metrics import exact_neighbors, neighbor_recall_score, search_codes
+    from skcompressae.metrics import exact_neighbors, neighbor_recall_score, of_moderate_codes, search_codes
 
     ks = arguments.nonzeros or sorted({max(1, model.k // 2), model.k, min(2 * model.k, len(model.components_))})
     modes = [mode for mode in arguments.modes if mode != "packed"]
@@ -54,7 +54,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if "packed" in arguments.modes:
         true = exact_neighbors(documents, queries, arguments.n_neighbors, metric=arguments.metric)
         for k in ks:
-            smaller = copy.copy(model).set_params(k=k)
+            smaller = copy.copy(of_moderate_codes(model, arguments.metric)).set_params(k=k)
             packed = smaller.transform_packed(documents, value_bits=_VALUE_BITS)
             found = search_codes(smaller, packed, queries, "asymmetric", arguments.n_neighbors, arguments.metric)
             size_bytes = packed.nbytes / len(packed)
