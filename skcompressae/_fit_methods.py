@@ -34,7 +34,7 @@ from skcompressae._torch._devices import resolve_device
 from skcompressae._torch._training import Schedule, TrainingResult, TrainingState, train
 from skcompressae._torch._weights import Moments, StepSettings, Weights
 from skcompressae._transform_methods import TransformMethodsMixin
-from skcompressae.exceptions import DeadLatentsWarning
+from skcompressae.exceptions import DeadLatentsWarning, InterruptedFitWarning
 
 __all__ = ["FitMethodsMixin"]
 
@@ -81,8 +81,8 @@ class FitMethodsMixin(TransformMethodsMixin):
     def fit(self: Model, X: ArrayLike, y: Any = None) -> Model:
         """Train the sparse autoencoder on the rows of X.
 
-        Interrupting (Ctrl-C) keeps the weights so far, with a warning, and leaves a usable estimator. With
-        `checkpoint_dir`, calling it again after whatever ended it goes on from the last checkpoint.
+        Interrupting (Ctrl-C) keeps the weights so far, with an InterruptedFitWarning, and leaves a usable estimator.
+        With `checkpoint_dir`, calling it again after whatever ended it goes on from the last checkpoint.
 
         Parameters
         ----------
@@ -378,7 +378,7 @@ class FitMethodsMixin(TransformMethodsMixin):
         if result.was_interrupted:
             warnings.warn(
                 f"{method} was interrupted after {result.n_iter} step(s); the weights so far are kept.",
-                UserWarning,
+                InterruptedFitWarning,
                 stacklevel=3,
             )
 
@@ -404,7 +404,7 @@ class FitMethodsMixin(TransformMethodsMixin):
             warnings.warn(
                 "fit was interrupted while it counted how the latents are used; the encoder is not scaled by that "
                 "(usage_power).",
-                UserWarning,
+                InterruptedFitWarning,
                 stacklevel=3,
             )
             return False
@@ -441,7 +441,7 @@ class FitMethodsMixin(TransformMethodsMixin):
             warnings.warn(
                 f"{'partial_fit' if is_partial else 'fit'} was interrupted while it measured how the latents are used; "
                 f"the statistics are those of {BLOCK_ROWS} rows.",
-                UserWarning,
+                InterruptedFitWarning,
                 stacklevel=3,
             )
             usage = measure_usage(rows, training[:BLOCK_ROWS], unit._encoder(), self.k_, random_state)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["CodesFormatError", "DeadLatentsWarning", "DeviceMemoryWarning", "ModelFormatError"]
+__all__ = [
+    "CodesFormatError",
+    "DeadLatentsWarning",
+    "DeviceMemoryWarning",
+    "InterruptedFitWarning",
+    "ModelFormatError",
+]
 
 
 class DeadLatentsWarning(UserWarning):
@@ -48,6 +54,27 @@ class DeviceMemoryWarning(UserWarning):
     >>> from skcompressae.exceptions import DeviceMemoryWarning
     >>> warnings.filterwarnings("once", category=DeviceMemoryWarning)
     >>> issubclass(DeviceMemoryWarning, UserWarning)
+    True
+    """
+
+
+class InterruptedFitWarning(UserWarning):
+    """Ctrl-C ended a training early.
+
+    Raised by `fit` and `partial_fit` in the place of KeyboardInterrupt. The weights so far are kept, and the message
+    says what was left undone.
+
+    See Also
+    --------
+    skcompressae.CompresSAETransformer : Its `n_iter_` is the number of steps that were made, and with `checkpoint_dir`
+        the next `fit` goes on from them.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> from skcompressae.exceptions import InterruptedFitWarning
+    >>> warnings.filterwarnings("once", category=InterruptedFitWarning)
+    >>> issubclass(InterruptedFitWarning, UserWarning)
     True
     """
 

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from skcompressae import CompresSAETransformer
 from skcompressae._torch._cpu_engine import CpuEngine
 from skcompressae._torch._weights import StepLosses
-from skcompressae.exceptions import DeadLatentsWarning
+from skcompressae.exceptions import DeadLatentsWarning, InterruptedFitWarning
 
 STATE = ["encoder_weights_", "encoder_bias_", "components_", "loss_curve_", "validation_loss_curve_", "latent_counts_"]
 
@@ -296,7 +296,7 @@ def test_interrupting_keeps_the_weights_so_far(embeddings, monkeypatch, method, 
 
     record_steps(monkeypatch, interrupt)
     estimator = small(batch_size=40)
-    with pytest.warns(UserWarning, match=rf"interrupted after {at_step - 1} step\(s\)"):
+    with pytest.warns(InterruptedFitWarning, match=rf"interrupted after {at_step - 1} step\(s\)"):
         getattr(estimator, method)(embeddings)
     assert estimator.n_iter_ == at_step - 1
     assert estimator.transform(embeddings).shape == (400, 32)
@@ -383,7 +383,7 @@ def test_interrupting_the_usage_statistics_leaves_a_whole_estimator(embeddings, 
 
     monkeypatch.setattr(_fit_methods, "measure_usage", interrupted_once)
     compressor = CompresSAETransformer(n_components=32, k=4, max_iter=20, usage_power=0, random_state=0, device="cpu")
-    with pytest.warns(UserWarning, match="interrupted while it measured how the latents are used"):
+    with pytest.warns(InterruptedFitWarning, match="interrupted while it measured how the latents are used"):
         compressor.fit(embeddings)
     assert compressor.transform_query(embeddings[:3], n_nonzero=5).nnz == 15
 

@@ -12,7 +12,7 @@ from skcompressae import CompresSAETransformer, _fit_methods, _fitting, model_ha
 from skcompressae._fitting import measure_usage, usage_factors
 from skcompressae._model_format import read_model_file, write_model_file
 from skcompressae._model_io import _KIND, FORMAT_VERSION
-from skcompressae.exceptions import ModelFormatError
+from skcompressae.exceptions import InterruptedFitWarning, ModelFormatError
 from skcompressae.persistence import to_reference_checkpoint
 
 
@@ -215,7 +215,7 @@ def test_an_interrupt_while_uses_are_counted_scales_nothing_and_keeps_the_checkp
     model = small(usage_power=0.5, checkpoint_dir=tmp_path, checkpoint_interval=3)
     with monkeypatch.context() as patch:
         patch.setattr(_fit_methods, "measure_usage", interrupt_once())
-        with pytest.warns(UserWarning, match="counted how the latents are used; the encoder is not scaled"):
+        with pytest.warns(InterruptedFitWarning, match="counted how the latents are used; the encoder is not scaled"):
             model.fit(embeddings)
     np.testing.assert_array_equal(model.encoder_weights_, plain.encoder_weights_)
     assert model.transform(embeddings).shape == (400, 32)

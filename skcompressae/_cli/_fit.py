@@ -22,6 +22,7 @@ from skcompressae._cli._models import checked_model
 from skcompressae._cli._npy import NpyRows
 from skcompressae._cli._progress import progress_bar, wants_progress
 from skcompressae._cli._sources import RowSource, block_rows_for, check_finite, open_rows
+from skcompressae.exceptions import InterruptedFitWarning
 
 __all__ = ["fit"]
 
@@ -41,7 +42,7 @@ def fit(arguments: argparse.Namespace) -> int:
         _fit(model, rows, source)
     was_interrupted = False
     for warning in caught:
-        was_interrupted |= "fit was interrupted" in str(warning.message)
+        was_interrupted |= issubclass(warning.category, InterruptedFitWarning)
         warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
     model.set_params(verbose=0).save(arguments.output)
     if arguments.checkpoint_dir is not None:
