@@ -262,3 +262,32 @@ def test_sources_that_end_early(files, small_blocks, monkeypatch, capsys):
     message = refuses(capsys, "encode", "model.safetensors", "x.npy", "codes.npz", "-q")
     assert "gave 300 rows, expected 400; it is damaged" in message
     assert not Path("codes.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "got"),
+    [
+        (["fit", "x.npy", "new.safetensors"], "x.npy"),
+        (["encode", "model.safetensors", "x.npy", "c.npz"], "x.npy"),
+        (["evaluate", "model.safetensors", "x.npy"], "x.npy"),
+        (["evaluate", "model.safetensors", "x.npy", "--queries", "queries.npy"], "x.npy and queries.npy"),
+        (["search", "codes.npz", "queries.npy", "--model", "model.safetensors"], "queries.npy"),
+        (["search", "codes.npz", "codes.npz"], "codes.npz"),
+    ],
+)
+def test_a_column_of_files_without_columns_is_refused(files, fitted, embeddings, capsys, command, got):
+    sp.save_npz("codes.npz", fitted.transform(embeddings))
+    message = refuses_usage(capsys, *command, "-q", "--column", "vector")
+    assert message == f"--column is for Parquet files; got {got}"
+
+
+def test_a_column_of_one_of_two_files_is_taken(files):
+    for pair in (["x.npy", "--queries", "x.parquet"], ["x.parquet", "--queries", "queries.npy"]):
+        options = ["-n", "5", "--nonzeros", "2", "--modes", "sparse", "--references", "--column", "vector", "-q"]
+        assert main(["evaluate", "model.safetensors", *pair, *options]) == 0
+
+
+def test_options_of_codes_are_refused_for_models(files, capsys):
+    for name, value in (("value-bits", 6), ("n-components", 7)):
+        message = refuses_usage(capsys, "export", "model.safetensors", "new.safetensors", "-q", f"--{name}", value)
+        assert message == f"--{name} is for codes; model.safetensors holds a model"

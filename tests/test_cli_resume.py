@@ -65,9 +65,8 @@ def test_an_interrupted_run_continues_to_the_same_bytes(files, small_blocks, mon
     assert not list(files.glob("*.partial"))
 
 
-@pytest.fixture
-def leftover(files, small_blocks, monkeypatch):
-    """Unfinished work of an encode."""
+def leave(command, monkeypatch):
+    """Run a command that ends in its third step."""
     steps = []
     append = Spool.append
     with monkeypatch.context() as patch:
@@ -77,25 +76,39 @@ def leftover(files, small_blocks, monkeypatch):
             lambda self, *step: steps.append(step) or (append(self, *step) if len(steps) < 3 else 1 / 0),
         )
         with pytest.raises(ZeroDivisionError):
-            main(["encode", "model.safetensors", "x.npy", "codes.npz", "-q"])
+            main(command)
+
+
+@pytest.fixture
+def leftover(files, small_blocks, monkeypatch):
+    """Unfinished work of an encode."""
+    leave(["encode", "model.safetensors", "x.npy", "codes.npz", "-q"], monkeypatch)
     return files / "codes.npz.partial"
 
 
-@pytest.mark.parametrize("changed", ["model", "input", "options"])
-def test_the_leftover_of_other_work_is_refused(leftover, fitted, embeddings, capsys, changed):
-    command = ["encode", "model.safetensors", "x.npy", "codes.npz", "-q"]
-    if changed == "model":
-        command += ["--k", "2"]
-    elif changed == "input":
+@pytest.mark.parametrize(
+    ("changed", "difference"),
+    [
+        (["--k", "2"], "model (k=6 there, 2 here)"),
+        (["--norm", "unit"], "model (norm='input' there, 'unit' here)"),
+        ([], "input"),
+    ],
+)
+def test_the_leftover_of_other_work_is_refused(leftover, embeddings, capsys, changed, difference):
+    command = ["encode", "model.safetensors", "x.npy", "codes.npz", "-q", *changed]
+    if not changed:
         np.save("x.npy", embeddings[::-1])
-    else:
-        command += ["--column", "vector"]
-    differences = {"model": " (k=6 there, 2 here)", "input": "", "options": " (column=None there, 'vector' here)"}
-    message = refuses(capsys, *command)
-    assert f"unfinished work with another {changed}{differences[changed]}; give --restart" in message
+    assert f"unfinished work with another {difference}; give --restart" in refuses(capsys, *command)
     assert (leftover / "journal").exists()
     assert main([*command, "--restart"]) == 0
     assert not leftover.exists()
+
+
+def test_the_leftover_of_other_options_is_refused(files, small_blocks, monkeypatch, capsys):
+    command = ["encode", "model.safetensors", "x.npy", "codes.skc", "-q"]
+    leave(command, monkeypatch)
+    message = refuses(capsys, *command, "--value-bits", "6")
+    assert "unfinished work with another options (value_bits=None there, 6 here); give --restart" in message
 
 
 @pytest.mark.parametrize("damage", ["journal", "stream", "stranger"])

@@ -4,7 +4,7 @@ from copy import deepcopy
 
 import pyarrow.parquet as pq
 import pytest
-from cli_cases import refuses
+from cli_cases import refuses, refuses_usage
 
 from skcompressae import CodeNearestNeighbors, CompresSAETransformer, model_hash
 from skcompressae._cli._main import main
@@ -76,3 +76,78 @@ def test_a_hash_that_is_none_is_refused(tables, fitted, embeddings):
     write_arrays("bad.index", {**meta, "model_hash": 5}, arrays)
     with pytest.raises(CodesFormatError, match=r"bad\.index has a damaged header: its model_hash is 5"):
         read_model_hash("bad.index")
+
+
+# What a model is needed for ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def indexes(tables, capsys):
+    """Indexes of each mode, and one that was built without a model."""
+    assert main(["search", "own.parquet", "own.parquet", "-q", "--save-index", "bare.index"]) == 0
+    for mode in ("sparse", "reconstructed", "asymmetric"):
+        options = ["--model", "model.safetensors", "--mode", mode, "--save-index", f"{mode}.index", "-q"]
+        assert main(["search", "own.parquet", "queries.npy", *options]) == 0
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("mode", ["sparse", "reconstructed"])
+def test_an_index_that_compares_codes_needs_a_model_for_embeddings(indexes, capsys, mode):
+    message = refuses_usage(capsys, "search", f"{mode}.index", "queries.npy", "-q")
+    assert message == "queries.npy holds embeddings; name the model that compresses them with --model"
+    assert main(["search", f"{mode}.index", "queries.npy", "-q", "--model", "model.safetensors"]) == 0
+    assert main(["search", "asymmetric.index", "queries.npy", "-q"]) == 0
+
+
+def test_an_index_that_was_built_without_a_model_takes_codes(indexes, capsys):
+    message = refuses_usage(capsys, "search", "bare.index", "queries.npy", "-q")
+    assert message == (
+        "queries.npy holds embeddings, and bare.index was built without a model; build it with --model, from the codes"
+    )
+    assert main(["search", "bare.index", "own.parquet", "-q"]) == 0
+
+
+@pytest.mark.parametrize(("index", "model"), [("bare", "model"), ("sparse", "other"), ("sparse", "narrow")])
+def test_a_model_that_an_index_was_not_built_with_is_refused(indexes, embeddings, other, capsys, index, model):
+    other.save("other.safetensors")
+    CompresSAETransformer(n_components=32, k=6, max_iter=2, random_state=0).fit(embeddings).save("narrow.safetensors")
+    message = refuses(capsys, "search", f"{index}.index", "queries.npy", "-q", "--model", f"{model}.safetensors")
+    assert message == (
+        f"{index}.index was built with another model than {model}.safetensors, or without one; build it with --model, "
+        "from the codes"
+    )
+
+
+@pytest.mark.parametrize("mode", ["reconstructed", "asymmetric"])
+def test_modes_that_need_a_model_say_so(tables, capsys, mode):
+    message = refuses_usage(capsys, "search", "own.parquet", "own.parquet", "-q", "--mode", mode)
+    assert message == f"--mode {mode} needs the model that encoded the codes; name it with --model"
+
+
+# Options that would do nothing ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "option",
+    [("k", 1), ("norm", "unit"), ("coding", "activations"), ("flattening", 0.5), ("precision", "bfloat16")],
+)
+@pytest.mark.parametrize("codes", ["own.parquet", "asymmetric.index"])
+def test_parameters_of_a_model_that_is_not_named_are_refused(indexes, capsys, option, codes):
+    name, value = option
+    message = refuses_usage(capsys, "search", codes, "own.parquet", "-q", f"--{name}", value)
+    assert message == f"--{name} is a parameter of the model; name that with --model"
+
+
+def test_devices_of_a_search(indexes, capsys):
+    search = ["search", "sparse.index", "queries.npy", "-q", "--device", "cpu"]
+    message = refuses_usage(capsys, *search)
+    assert message == "--device is part of a saved index; build one from codes for another"
+    assert main([*search, "--model", "model.safetensors"]) == 0
+    assert main(["search", "own.parquet", "own.parquet", "-q", "--device", "auto"]) == 0
+    capsys.readouterr()
+    assert main(["search", "own.parquet", "own.parquet", "-q", "--device", "mps"]) == 2
+    assert "argument --device: 'mps' is none of auto, cpu, cuda and cuda:NUMBER" in capsys.readouterr().err
+    assert main(["search", "--help"]) == 0
+    assert "mps" not in capsys.readouterr().out
+    assert main(["encode", "--help"]) == 0
+    assert "--device DEVICE       auto, cpu, cuda, cuda:1, mps" in capsys.readouterr().out

@@ -26,6 +26,7 @@ from skcompressae._cli._sinks import (
 from skcompressae._cli._sources import (
     RowSource,
     block_rows_for,
+    check_column,
     check_finite,
     check_width,
     fingerprint,
@@ -51,6 +52,7 @@ def encode(arguments: argparse.Namespace) -> None:
     if arguments.value_type == "float16" and arguments.layout not in (None, "compact"):
         raise UsageError(f"--value-type float16 needs --layout compact; got --layout {arguments.layout}")
     check_output(arguments.output, force=arguments.force)
+    check_column(arguments.column, arguments.input)
     source = open_rows(arguments.input, arguments.column)
     model = read_model(arguments.model, arguments)
     check_width(source, model.n_features_in_, f"the model {arguments.model}")

@@ -14,7 +14,7 @@ import numpy as np
 from skcompressae._cli._errors import UsageError
 from skcompressae._cli._formats import check_output, output_kind
 from skcompressae._cli._models import read_model
-from skcompressae._cli._sources import RowSource, check_finite, check_width, open_rows
+from skcompressae._cli._sources import RowSource, check_column, check_finite, check_width, open_rows
 from skcompressae._files import atomic_write
 
 __all__ = ["evaluate"]
@@ -29,6 +29,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         if output is not None:
             output_kind(output, kinds)
             check_output(output, force=arguments.force)
+    check_column(arguments.column, arguments.input, *([arguments.queries] if arguments.queries else []))
     source = open_rows(arguments.input, arguments.column)
     model = read_model(arguments.model, arguments)
     check_width(source, model.n_features_in_, f"the model {arguments.model}")

@@ -33,6 +33,9 @@ def export(arguments: argparse.Namespace) -> None:
     if kind in ("model", "reference"):
         to = output_kind(arguments.output, ("model", "reference", "onnx") if kind == "model" else ("model",))
         check_output(arguments.output, force=arguments.force)
+        for option in ("value_bits", "n_components"):
+            if getattr(arguments, option) is not None:
+                raise UsageError(f"--{option.replace('_', '-')} is for codes; {arguments.input} holds a model")
         _export_model(kind, to, arguments)
     else:
         to = output_kind(arguments.output, ("npz", "parquet", "packed", "archive"))

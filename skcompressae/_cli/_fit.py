@@ -21,7 +21,7 @@ from skcompressae._cli._formats import check_output, output_kind
 from skcompressae._cli._models import checked_model
 from skcompressae._cli._npy import NpyRows
 from skcompressae._cli._progress import progress_bar, wants_progress
-from skcompressae._cli._sources import RowSource, block_rows_for, check_finite, open_rows
+from skcompressae._cli._sources import RowSource, block_rows_for, check_column, check_finite, open_rows
 from skcompressae.exceptions import InterruptedFitWarning
 
 __all__ = ["fit"]
@@ -35,6 +35,7 @@ def fit(arguments: argparse.Namespace) -> int:
     """Run ``skcompressae fit``; return 130 where Ctrl-C ended it early, with the weights so far saved."""
     output_kind(arguments.output, ("model",))
     check_output(arguments.output, force=arguments.force or _was_left(arguments))
+    check_column(arguments.column, arguments.input)
     source = open_rows(arguments.input, arguments.column)
     model = _make_model(arguments)
     with _whole(source, arguments) as rows, warnings.catch_warnings(record=True) as caught:

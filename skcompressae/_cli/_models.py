@@ -44,8 +44,8 @@ def number_or_auto(kind: type) -> Callable[[str], Any]:
     return convert
 
 
-def add_encoding_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the parameters of a fitted model that may be set anew."""
+def add_encoding_options(parser: argparse.ArgumentParser, **of_device: Any) -> None:
+    """Declare the parameters of a fitted model that may be set anew; `of_device` is how `--device` is declared."""
     group = parser.add_argument_group("parameters of the model, as it was saved where they are not given")
     group.add_argument("--k", type=positive, help="nonzeros per code; a model serves smaller k than it was fitted with")
     group.add_argument("--coding", choices=["auto", *_CODINGS], help="how a code is made")
@@ -54,7 +54,7 @@ def add_encoding_options(parser: argparse.ArgumentParser) -> None:
         "--flattening", type=number_or_auto(float), metavar="F", help="how far values are drawn together, 0 for not"
     )
     group.add_argument("--precision", choices=["float32", "tf32", "bfloat16"], help="of the encoder's product")
-    group.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps")
+    group.add_argument("--device", **(of_device or {"help": "auto, cpu, cuda, cuda:1, mps"}))
 
 
 def read_model(path: str | os.PathLike[str], arguments: argparse.Namespace) -> Any:

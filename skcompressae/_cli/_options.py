@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -44,6 +45,13 @@ def _add_value_bits(parser: argparse.ArgumentParser) -> None:
         metavar="BITS",
         help="of a value in packed codes, 1 to 16 (default: 4)",
     )
+
+
+def _search_device(text: str) -> str:
+    """Refuse devices that no index is searched on."""
+    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda and cuda:NUMBER")
+    return text
 
 
 def _fit(parser: argparse.ArgumentParser) -> Run:
@@ -160,7 +168,12 @@ def _search(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("--save-index", metavar="FILE", help="keep the index for other searches")
     parser.add_argument("--column", metavar="NAME", help="the embedding column of Parquet queries with several")
     _add_force(parser)
-    add_encoding_options(parser)
+    add_encoding_options(
+        parser,
+        type=_search_device,
+        help="auto, cpu, cuda, cuda:1: where an index is built and searched (default: cpu) and queries are encoded "
+        "(default: auto)",
+    )
     return _later("_search", "search")
 
 

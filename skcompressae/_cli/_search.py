@@ -13,19 +13,21 @@ from numpy.typing import NDArray
 
 from skcompressae._cli._errors import CommandError, UsageError
 from skcompressae._cli._formats import check_output, kind_of, output_kind
-from skcompressae._cli._models import matching_model, read_model
+from skcompressae._cli._models import ENCODING_OPTIONS, matching_model, read_model
 from skcompressae._cli._parquet import ParquetCodes, codes_metadata, open_parquet, parquet_writer
 from skcompressae._cli._progress import progress_bar
 from skcompressae._cli._sources import (
     CodeSource,
     PackedSource,
     RowSource,
+    check_column,
     check_finite,
     check_width,
     open_codes,
     open_rows,
 )
 from skcompressae._files import atomic_write
+from skcompressae.exceptions import CodesFormatError
 
 __all__ = ["search"]
 
@@ -41,9 +43,10 @@ def search(arguments: argparse.Namespace) -> None:
     for output in (arguments.output, arguments.save_index):
         if output is not None:
             check_output(output, force=arguments.force)
+    is_index = kind_of(arguments.codes) == "index"
+    _check_options(arguments, is_index=is_index)
     queries = _open_queries(arguments)
     model = None if arguments.model is None else read_model(arguments.model, arguments)
-    is_index = kind_of(arguments.codes) == "index"
     if isinstance(queries, RowSource) and model is None and not is_index:
         raise UsageError(f"{queries.name} holds embeddings; name the model that compresses them with --model")
     if isinstance(queries, RowSource) and model is not None:
@@ -57,6 +60,11 @@ def search(arguments: argparse.Namespace) -> None:
     index = _load_index(arguments, model) if source is None else _make_index(source, arguments, model)
     if isinstance(queries, RowSource) and model is None:
         if index.components_ is None:
+            raise UsageError(
+                f"{queries.name} holds embeddings, and {arguments.codes} was built without a model; build it with "
+                "--model, from the codes"
+            )
+        if index.effective_mode_ == "sparse" or index.mode == "reconstructed":  # compared as codes
             raise UsageError(f"{queries.name} holds embeddings; name the model that compresses them with --model")
         check_width(queries, index.components_.shape[1], f"the model of {arguments.codes}")
     if arguments.n_neighbors > index.n_samples_fit_:
@@ -78,6 +86,21 @@ def search(arguments: argparse.Namespace) -> None:
             np.savez(stream, distances=distances, indices=indices)
     else:
         _write_parquet(Path(arguments.output), found, arguments.n_neighbors)
+
+
+def _check_options(arguments: argparse.Namespace, *, is_index: bool) -> None:
+    """Refuse options that would do nothing, or ask for a model that is not there."""
+    check_column(arguments.column, arguments.queries)
+    if is_index:
+        parts = ("mode", "metric", "rerank", *(["device"] if arguments.model is None else []))
+        if given := [name for name in parts if getattr(arguments, name) is not None]:
+            raise UsageError(f"--{given[0]} is part of a saved index; build one from codes for another")
+    if arguments.model is not None:
+        return
+    if given := [name for name in ENCODING_OPTIONS if name != "device" and getattr(arguments, name) is not None]:
+        raise UsageError(f"--{given[0]} is a parameter of the model; name that with --model")
+    if arguments.mode in ("reconstructed", "asymmetric"):
+        raise UsageError(f"--mode {arguments.mode} needs the model that encoded the codes; name it with --model")
 
 
 def _open_queries(arguments: argparse.Namespace) -> RowSource | CodeSource:
@@ -113,10 +136,15 @@ def _hash_of_codes(path: str, source: CodeSource | None, model: Any) -> str | No
 def _load_index(arguments: argparse.Namespace, model: Any) -> Any:
     from skcompressae import CodeNearestNeighbors
 
-    given = [name for name in ("mode", "metric", "rerank") if getattr(arguments, name) is not None]
-    if given:
-        raise UsageError(f"--{given[0]} is part of a saved index; build one from codes for another")
-    index = CodeNearestNeighbors.load(arguments.codes, verify=True, compressor=model)
+    try:
+        index = CodeNearestNeighbors.load(arguments.codes, verify=True, compressor=model)
+    except CodesFormatError:
+        raise
+    except ValueError as error:
+        raise CommandError(
+            f"{arguments.codes} was built with another model than {arguments.model}, or without one; build it with "
+            "--model, from the codes"
+        ) from error
     return index.set_params(n_jobs=arguments.threads or -1)
 
 

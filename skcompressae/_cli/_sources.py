@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from skcompressae._cli._errors import CommandError
+from skcompressae._cli._errors import CommandError, UsageError
 from skcompressae._cli._formats import kind_of
 from skcompressae._cli._npy import NpyRows
 from skcompressae._cli._npz import NpzCodes
@@ -23,6 +23,7 @@ __all__ = [
     "PackedSource",
     "RowSource",
     "block_rows_for",
+    "check_column",
     "check_finite",
     "check_width",
     "fingerprint",
@@ -145,6 +146,17 @@ _NAMES = {
     "model": "a model",
     "reference": "a checkpoint of PyTorch",
 }
+
+
+def check_column(column: str | None, *paths: str) -> None:
+    """Refuse the name of a column where no file has columns.
+
+    Raises
+    ------
+    UsageError
+    """
+    if column is not None and all(kind_of(path) != "parquet" for path in paths):
+        raise UsageError(f"--column is for Parquet files; got {' and '.join(paths)}")
 
 
 def check_width(source: RowSource, n_features: int, whose: str) -> None:
