@@ -91,6 +91,9 @@ def leftover(files, small_blocks, monkeypatch):
     [
         (["--k", "2"], "model (k=6 there, 2 here)"),
         (["--norm", "unit"], "model (norm='input' there, 'unit' here)"),
+        (["--flattening", "0"], "model (flattening=0.2 there, 0.0 here)"),
+        (["--coding", "least_squares"], "model (coding='pursuit' there, 'least_squares' here)"),
+        (["--precision", "bfloat16"], "model (precision='float32' there, 'bfloat16' here)"),
         ([], "input"),
     ],
 )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from skcompressae._cli._errors import CommandError, UsageError
 from skcompressae._cli._formats import check_output, output_kind
-from skcompressae._cli._models import matching_model, read_model
+from skcompressae._cli._models import ENCODING_OPTIONS, matching_model, read_model
 from skcompressae._cli._parquet import ParquetCodes, ParquetRows
 from skcompressae._cli._progress import progress_bar
 from skcompressae._cli._sinks import (
@@ -93,12 +93,15 @@ def encode(arguments: argparse.Namespace) -> None:
 
 
 def _identity(command: str, model: Any, path: Path, options: dict[str, Any]) -> dict[str, Any]:
+    from skcompressae._model_weights import code_settings
     from skcompressae._version import __version__
     from skcompressae.persistence import model_hash
 
+    settings = code_settings(model)
+    named = {name: settings[name] for name in ENCODING_OPTIONS if name in settings}
     return {
         "command": command,
-        "model": {"hash": model_hash(model), "k": model.k, "norm": model.norm},
+        "model": {"hash": model_hash(model), **named},
         "input": fingerprint(path),
         "options": options,
         "skcompressae": __version__,
