@@ -118,10 +118,11 @@ def test_a_model_that_an_index_was_not_built_with_is_refused(indexes, embeddings
     )
 
 
-@pytest.mark.parametrize("mode", ["reconstructed", "asymmetric"])
-def test_modes_that_need_a_model_say_so(tables, capsys, mode):
-    message = refuses_usage(capsys, "search", "own.parquet", "own.parquet", "-q", "--mode", mode)
-    assert message == f"--mode {mode} needs the model that encoded the codes; name it with --model"
+@pytest.mark.parametrize("option", ["--mode reconstructed", "--mode asymmetric", "--rerank"])
+def test_options_that_need_a_model_say_so(tables, capsys, option):
+    given = [*option.split(), *(["5"] if option == "--rerank" else [])]
+    message = refuses_usage(capsys, "search", "own.parquet", "own.parquet", "-q", *given)
+    assert message == f"{option} needs the model that encoded the codes; name it with --model"
 
 
 # Options that would do nothing ---------------------------------------------------------------------------------------

@@ -99,8 +99,9 @@ def _check_options(arguments: argparse.Namespace, *, is_index: bool) -> None:
         return
     if given := [name for name in ENCODING_OPTIONS if name != "device" and getattr(arguments, name) is not None]:
         raise UsageError(f"--{given[0]} is a parameter of the model; name that with --model")
-    if arguments.mode in ("reconstructed", "asymmetric"):
-        raise UsageError(f"--mode {arguments.mode} needs the model that encoded the codes; name it with --model")
+    if arguments.mode in ("reconstructed", "asymmetric") or arguments.rerank is not None:
+        option = "--rerank" if arguments.rerank is not None else f"--mode {arguments.mode}"
+        raise UsageError(f"{option} needs the model that encoded the codes; name it with --model")
 
 
 def _open_queries(arguments: argparse.Namespace) -> RowSource | CodeSource:
