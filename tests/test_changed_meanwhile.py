@@ -60,7 +60,11 @@ def test_an_index_answers_while_it_is_built_again(embeddings, monkeypatch):
     index = CodeNearestNeighbors(3, compressor=model).fit(codes)
     expected = index.kneighbors(embeddings[:5])[1]
     found = []
-    changing(monkeypatch, CodeNearestNeighbors, "_make_chunk", lambda: found.append(index.kneighbors(embeddings[:5])[1]))
+
+    def search():
+        found.append(index.kneighbors(embeddings[:5])[1])
+
+    changing(monkeypatch, CodeNearestNeighbors, "_make_chunk", search)
     index.fit(codes[::-1][:100])
     np.testing.assert_array_equal(found[0], expected)
     assert index.n_samples_fit_ == 100
