@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import lru_cache, wraps
 from typing import Any, TypeVar, cast
@@ -19,7 +20,11 @@ __all__ = [
     "StrOptions",
     "_fit_context",
     "align_sparse_interface",
+    "callback_attributes",
+    "callback_context",
+    "copy_of_plain_output",
     "csr_type",
+    "has_callbacks",
     "transform_plainly",
     "validate_parameters",
     "validated_every_time",
@@ -38,6 +43,34 @@ except ImportError:
     def with_callbacks(method: Any) -> Any:
         """Return the method as it is: the installed scikit-learn has no callbacks to manage."""
         return method
+
+
+# What scikit-learn's callbacks set on an estimator and take away themselves.
+_OF_CALLBACKS = ("_callback", "_parent_callback", "_skl_callback")
+
+
+def callback_attributes(estimator: Any) -> dict[str, Any]:
+    """Return the attributes of an estimator that belong to the callbacks that watch its fits."""
+    return {name: value for name, value in estimator.__dict__.items() if name.startswith(_OF_CALLBACKS)}
+
+
+def has_callbacks(estimator: Any) -> bool:
+    """Return whether callbacks were set."""
+    return bool(getattr(estimator, "_skl_callbacks", None))
+
+
+def callback_context(estimator: Any, n_steps: int) -> Any:
+    """Return scikit-learn's context of a fit of so many steps, None where the installed version has none."""
+    if not hasattr(estimator, "_init_callback_context"):
+        return None
+    return estimator._init_callback_context(max_subtasks=n_steps)
+
+
+def copy_of_plain_output(transformer: Any) -> Any:
+    """Return a shallow copy whose `transform` returns what it makes, whatever `set_output` was told, or globally."""
+    plain = copy.copy(transformer)
+    plain.__dict__.pop("_sklearn_output_config", None)  # the copy's would be the original's
+    return plain.set_output(transform="default") if hasattr(plain, "set_output") else plain
 
 
 # An online service encodes row after row with the same parameters. Typed: 1 and 1.0 are equal, and not both valid.

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skcompressae._compat import callback_context, has_callbacks
 from skcompressae._torch._weights import Engine, Losses
 
 __all__ = ["StepReporter"]
@@ -36,14 +37,15 @@ class StepReporter:
         self._n_steps = n_steps
         self._rows = rows
         self._context: Any = None
-        self._with_callbacks = with_callbacks and hasattr(estimator, "_init_callback_context")
+        self._with_callbacks = with_callbacks
         self._bar: Any = None
         self._n_done = n_done
         self._last_fired: NDArray[np.int64] | None = None
 
     def __enter__(self) -> StepReporter:
         if self._with_callbacks:
-            self._context = self._estimator._init_callback_context(max_subtasks=self._n_steps)
+            self._context = callback_context(self._estimator, self._n_steps)
+        if self._context is not None:
             self._context.call_on_fit_task_begin(estimator=self._estimator, X=self._rows)
         if self._estimator.verbose:
             from tqdm.auto import tqdm
@@ -64,7 +66,7 @@ class StepReporter:
         if self._bar is not None:
             self._show(step, losses)
         # A context per step costs; without callbacks nobody reads it.
-        if self._context is None or not getattr(self._estimator, "_skl_callbacks", None):
+        if self._context is None or not has_callbacks(self._estimator):
             return False
         context = self._context.subcontext(task_name="step")
         context.call_on_fit_task_begin(estimator=self._estimator, X=self._rows)

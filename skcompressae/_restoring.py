@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["restored_on_error"]
+from skcompressae._compat import callback_attributes
 
-# What scikit-learn's callbacks set on an estimator and take away themselves.
-_OF_CALLBACKS = ("_callback", "_parent_callback", "_skl_callback")
+__all__ = ["restored_on_error"]
 
 
 @contextmanager
@@ -22,7 +21,7 @@ def restored_on_error(estimator: Any) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        of_callbacks = {name: value for name, value in estimator.__dict__.items() if name.startswith(_OF_CALLBACKS)}
+        of_callbacks = callback_attributes(estimator)
         estimator.__dict__.clear()
         estimator.__dict__.update(before | of_callbacks)
         raise

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
 
 from skcompressae._checks import check_compressor
+from skcompressae._compat import callback_attributes, copy_of_plain_output
 from skcompressae._transformer import CompresSAETransformer
 
 __all__ = ["bare_model", "encode_rows"]
@@ -24,11 +24,10 @@ def bare_model(model: CompresSAETransformer) -> CompresSAETransformer:
         If it is not fitted.
     """
     check_compressor(model)
-    bare = copy.copy(model)
-    # The columns of a list have no names to compare, a data frame of codes would be dense, callbacks watch fits only.
-    for attribute in ("feature_names_in_", "_sklearn_output_config", "_skl_callbacks"):
+    bare: CompresSAETransformer = copy_of_plain_output(model)  # a data frame of codes would be dense
+    # the columns of a list have no names to compare, callbacks watch fits only
+    for attribute in ("feature_names_in_", *callback_attributes(bare)):
         bare.__dict__.pop(attribute, None)
-    bare.set_output(transform="default")  # whatever scikit-learn's global setting says
     bare._moments = None
     return bare.set_params(sparse_output=True)
 

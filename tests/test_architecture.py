@@ -150,6 +150,13 @@ def test_private_scikit_learn_names_are_imported_in_one_place():
     assert not private
 
 
+def test_private_attributes_of_scikit_learn_are_named_in_one_place():
+    names = ["_sklearn_output_config", "_skl_callback", "_init_callback_context", "_parent_callback"]
+    sources = {module: path.read_text(encoding="utf-8") for module, path in MODULES.items()}
+    users = {module for module, source in sources.items() for name in names if name in source}
+    assert users == {"skcompressae._compat"}
+
+
 def public_definitions(tree):
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):

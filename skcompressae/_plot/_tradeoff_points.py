@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from numbers import Integral
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.utils import check_scalar
 
+from skcompressae._compat import copy_of_plain_output
 from skcompressae._core._rows import unit_rows
 from skcompressae._plot._references import MIN_PQ_DOCUMENTS, REFERENCES, has_faiss, reference_points
 from skcompressae.metrics import (
@@ -107,11 +107,10 @@ def _reference_rows(documents: npt.NDArray[Any], metric: str) -> npt.NDArray[np.
 
 def _of_sparse_codes(compressor: Any) -> Any:
     """Return a copy whose codes are sparse matrices, of which sizes are measured, whatever its output is set to."""
-    model = copy.copy(compressor)
-    model.__dict__.pop("_sklearn_output_config", None)  # the copy's would be the original's
+    model = copy_of_plain_output(compressor)
     if "sparse_output" in model.get_params(deep=False):
         model.set_params(sparse_output=True)
-    return model.set_output(transform="default") if hasattr(model, "set_output") else model
+    return model
 
 
 def _distinct(values: Any) -> list[Any]:
