@@ -96,6 +96,57 @@ def test_other_collections_and_clients_are_refused(client):
         MilvusIndex(client, 2, collection="limits").search(split_signs(np.eye(2)), n_neighbors=20_000)
 
 
+class LaggingServer(pymilvus.MilvusClient):
+    """Stands in for a server that shows a write only to reads whose consistency level asks for it."""
+
+    def __init__(self):
+        self.level, self.rows = None, {}
+
+    def has_collection(self, name):
+        return self.level is not None
+
+    def describe_collection(self, name):
+        types = {"id": pymilvus.DataType.INT64, "code": pymilvus.DataType.SPARSE_FLOAT_VECTOR}
+        return {"fields": [{"name": field, "type": type_} for field, type_ in types.items()]}
+
+    def create_collection(self, name, *, schema, index_params, consistency_level="Bounded"):
+        self.level = consistency_level
+
+    def load_collection(self, name):
+        pass
+
+    def upsert(self, name, rows):
+        self.rows.update((row["id"], row["code"]) for row in rows)
+
+    def seen(self, level):
+        return self.rows if (level or self.level) in ("Strong", "Session") else {}
+
+    def query(self, name, *, filter, output_fields, consistency_level=None):
+        return [{"count(*)": len(self.seen(consistency_level))}]
+
+    def get(self, name, ids, *, output_fields, consistency_level=None):
+        seen = self.seen(consistency_level)
+        return [{"id": id_, "code": seen[id_]} for id_ in ids if id_ in seen]
+
+    def search(self, name, *, data, limit, consistency_level=None, **options):
+        return [[{"id": id_, "distance": 1.0} for id_ in self.seen(consistency_level)][:limit] for _ in data]
+
+
+@pytest.mark.parametrize("level", [None, "Bounded"], ids=["collection of ours", "collection of the caller's"])
+def test_writes_are_seen_at_once_by_a_server_that_lags(level):
+    server = LaggingServer()
+    server.level = level
+    index = MilvusIndex(server, 2)
+    split = split_signs(np.eye(2))
+    index.add(split)
+    assert len(index) == 2
+    with pytest.raises(ValueError, match=r"holds documents \(2 here\)"):
+        index.add(split)
+    np.testing.assert_array_equal(index.fetch([1, 0]).toarray(), split.toarray()[::-1])
+    # the caller's level is that of the caller's searches
+    np.testing.assert_array_equal(index.search(split[:1], 2)[1], [[0, 1]] if level is None else [[-1, -1]])
+
+
 @pytest.mark.parametrize(
     "documented",
     [MilvusIndex, MilvusIndex.add, MilvusIndex.search, MilvusIndex.optimize, MilvusIndex.fetch],

@@ -43,8 +43,8 @@ class MilvusIndex:
     n_components : int
         Width of the signed codes; what is stored has twice as many columns.
     collection : str, default="codes"
-        Created where there is none, with the fields ``id`` (int64, primary) and ``code`` (sparse float vector) and an
-        inverted index of metric IP.
+        Created where there is none, with the fields ``id`` (int64, primary) and ``code`` (sparse float vector), an
+        inverted index of metric IP and the consistency level Session: a search finds all that its client added.
 
     See Also
     --------
@@ -90,7 +90,9 @@ class MilvusIndex:
             schema.add_field("code", module.DataType.SPARSE_FLOAT_VECTOR)
             parameters = client.prepare_index_params()
             parameters.add_index("code", index_type="SPARSE_INVERTED_INDEX", metric_type="IP")
-            client.create_collection(collection, schema=schema, index_params=parameters)
+            # Milvus' default, Bounded, may search without what was added seconds ago. Session waits for the client's
+            # own writes and no longer; Strong would wait at every request.
+            client.create_collection(collection, schema=schema, index_params=parameters, consistency_level="Session")
         client.load_collection(collection)
 
     def add(self, codes: Any, ids: ArrayLike | None = None) -> None:
@@ -269,7 +271,8 @@ class MilvusIndex:
         numbers = check_ids(ids, len(np.atleast_1d(np.asarray(ids)))).tolist()
         stored: dict[int, dict[int, float]] = {}
         for start in range(0, len(numbers), _BATCH_ROWS):
-            rows = self.client.get(self.collection, numbers[start : start + _BATCH_ROWS], output_fields=["id", "code"])
+            block = numbers[start : start + _BATCH_ROWS]
+            rows = self.client.get(self.collection, block, output_fields=["id", "code"], consistency_level="Strong")
             stored.update((row["id"], row["code"]) for row in rows)
         missing = [id_ for id_ in numbers if id_ not in stored]
         if missing:
@@ -289,7 +292,9 @@ class MilvusIndex:
 
     def __len__(self) -> int:
         """Return the number of documents."""
-        return int(self.client.query(self.collection, filter="", output_fields=["count(*)"])[0]["count(*)"])
+        # Strong, whatever the collection's level: `add` would number documents anew from a count that lags behind
+        found = self.client.query(self.collection, filter="", output_fields=["count(*)"], consistency_level="Strong")
+        return int(found[0]["count(*)"])
 
 
 def _vectors(codes: csr_matrix) -> list[dict[int, float]]:
