@@ -257,6 +257,24 @@ def test_zero_rows_and_fewer_documents_than_asked_for(connection):
         wide.search(np.ones((1, 20_000)))
 
 
+@pytest.mark.parametrize("metric", ["dot", "cosine"])
+def test_rows_without_a_code_are_not_found(connection, metric):
+    connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+    connection.execute("CREATE TABLE items (id bigint PRIMARY KEY, title text, code sparsevec(3))")
+    connection.execute("INSERT INTO items (id, title) VALUES (0, 'not encoded yet'), (9, 'nor this')")
+    index = PostgresIndex(connection, 3, table="items", metric=metric)
+    with pytest.raises(ValueError, match=r"holds documents \(2 here\)"):
+        index.add(np.eye(3))
+    index.add(np.eye(3), ids=[1, 2, 3])
+    index.create_hnsw()
+    assert len(index) == 5
+    for ef_search in (None, 10):
+        scores, ids = index.search(np.array([[3.0, 0.0, 4.0]]), n_neighbors=5, ef_search=ef_search)
+        np.testing.assert_array_equal(ids, [[3, 1, 2, -1, -1]])
+        expected = np.array([4.0, 3.0, 0.0]) / (1.0 if metric == "dot" else 5.0)
+        np.testing.assert_allclose(scores, [[*expected, -np.inf, -np.inf]], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "documented",
     [PostgresIndex, PostgresIndex.add, PostgresIndex.create_hnsw, PostgresIndex.search],

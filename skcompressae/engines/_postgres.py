@@ -45,7 +45,8 @@ class PostgresIndex:
         Width of the codes.
     table : str, default="codes"
         Created where there is none, with the columns ``id bigint PRIMARY KEY`` and ``code sparsevec(n_components)``;
-        a table with these columns and more, all of which may be left out of an insert, serves as well.
+        a table with these columns and more, all of which may be left out of an insert, serves as well. Rows whose
+        ``code`` is NULL are found by no search; ``len`` counts them.
     schema : str or None, default=None
         None goes by the connection's search path.
     metric : {"dot", "cosine"}, default="dot"
@@ -266,7 +267,8 @@ class PostgresIndex:
             if not self._has_hnsw():
                 raise ValueError(f"ef_search needs an HNSW index for metric={self.metric!r}: call create_hnsw() first.")
         statement = self._format(
-            "SELECT id, code {operator} %(query)s::sparsevec AS distance FROM {table} ORDER BY distance LIMIT %(n)s",
+            "SELECT id, code {operator} %(query)s::sparsevec AS distance FROM {table} WHERE code IS NOT NULL "
+            "ORDER BY distance LIMIT %(n)s",
             operator=self._sql.SQL(self._metric.operator),
             # beside parameters a percent sign is written twice, in names too
             table=self._sql.SQL(self._table.as_string(self.connection).replace("%", "%%")),
@@ -284,7 +286,7 @@ class PostgresIndex:
         return to_arrays(hits, checked.shape[0], n_neighbors)
 
     def __len__(self) -> int:
-        """Return the number of rows of the table."""
+        """Return the number of rows of the table, those without a code too: `add` may not take their ids."""
         with self.connection.transaction():
             return int(self._value("SELECT count(*) FROM {table}"))
 
