@@ -6,7 +6,7 @@ import scipy.sparse as sp
 
 from skcompressae.engines import QdrantIndex
 
-pytest.importorskip("qdrant_edge")
+qdrant_edge = pytest.importorskip("qdrant_edge")
 qdrant_client = pytest.importorskip("qdrant_client")
 
 
@@ -88,6 +88,22 @@ def test_what_the_engine_would_swallow_is_refused(small):
     with pytest.raises(ValueError, match="n_neighbors must be a positive integer; got -1"):
         small.search(np.eye(3), n_neighbors=-1)
     assert len(small) == 3
+
+
+@pytest.mark.parametrize("id_", ["5cc13d38-fb7b-4edf-885c-835434bf8d4a", 2**63], ids=["UUID", "beyond int64"])
+def test_points_of_others_with_other_ids_are_named(small, id_):
+    if isinstance(small.engine, qdrant_client.QdrantClient):
+        models = qdrant_client.models
+        vector = {"code": models.SparseVector(indices=[0], values=[2.0])}
+        small.engine.upsert("codes", [models.PointStruct(id=id_, vector=vector)])
+    else:
+        point = qdrant_edge.Point(id_, {"code": qdrant_edge.SparseVector([0], [2.0])})
+        small.engine.update(qdrant_edge.UpdateOperation.upsert_points([point]))
+    np.testing.assert_array_equal(small.search(np.eye(3)[1:2], n_neighbors=1)[1], [[2]])
+    with pytest.raises(
+        ValueError, match=rf"must be integers below 2\*\*63; found '{id_}', which add\(\) did not store"
+    ):
+        small.search(np.eye(3), n_neighbors=2)
 
 
 def test_repeated_indices_are_added_up(open_index):

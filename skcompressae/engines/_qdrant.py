@@ -162,7 +162,8 @@ class QdrantIndex:
         Raises
         ------
         ValueError
-            If `queries` are not finite or of another width, or `n_neighbors` is not a positive integer.
+            If `queries` are not finite or of another width, `n_neighbors` is not a positive integer, or a point found
+            has a UUID or a number of 2**63 or more for its id.
 
         See Also
         --------
@@ -261,7 +262,7 @@ class _Backend(Protocol):
     engine: Any
 
     def upsert(self, ids: NDArray[np.int64], codes: csr_matrix) -> None: ...
-    def query(self, queries: csr_matrix, limit: int) -> Iterable[Iterable[tuple[float, int]]]: ...
+    def query(self, queries: csr_matrix, limit: int) -> Iterable[Iterable[tuple[float, Any]]]: ...
     def count(self) -> int: ...
     def flush(self) -> None: ...
     def optimize(self) -> bool: ...
@@ -291,7 +292,7 @@ class _Embedded:
         ]
         self.engine.update(edge.UpdateOperation.upsert_points(points))
 
-    def query(self, queries: csr_matrix, limit: int) -> Iterable[Iterable[tuple[float, int]]]:
+    def query(self, queries: csr_matrix, limit: int) -> Iterable[Iterable[tuple[float, Any]]]:
         edge = self._edge
         # one by one: measured faster than query_batch for queries of hundreds of nonzeros
         for indices, values in rows_of(queries):
@@ -348,7 +349,7 @@ class _Client:
         ]
         self.engine.upsert(self._collection, points, wait=True)
 
-    def query(self, queries: csr_matrix, limit: int) -> Iterable[Iterable[tuple[float, int]]]:
+    def query(self, queries: csr_matrix, limit: int) -> Iterable[Iterable[tuple[float, Any]]]:
         models = self._models
         requests = [
             models.QueryRequest(

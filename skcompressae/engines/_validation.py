@@ -167,12 +167,23 @@ def rows_of(codes: csr_matrix) -> Iterator[tuple[NDArray[np.int32], NDArray[np.f
 
 
 def to_arrays(
-    hits: Iterable[Iterable[tuple[float, int]]], n_queries: int, n_neighbors: int
+    hits: Iterable[Iterable[tuple[float, Any]]], n_queries: int, n_neighbors: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return hits, best first, as rectangular arrays; where a query has fewer, the score is -inf and the id -1."""
+    """Return hits, best first, as rectangular arrays; where a query has fewer, the score is -inf and the id -1.
+
+    Raises
+    ------
+    ValueError
+        If an id is not one that :func:`check_ids` takes, but of a document that others stored.
+    """
     scores = np.full((n_queries, n_neighbors), -np.inf, dtype=np.float32)
     ids = np.full((n_queries, n_neighbors), -1, dtype=np.int64)
     for row, found in enumerate(hits):
         for column, (score, id_) in enumerate(found):
+            if not isinstance(id_, int) or id_ > _MAX_ID:
+                raise ValueError(
+                    f"ids of the documents searched must be integers below 2**63; found {str(id_)!r}, which add() "
+                    "did not store. Keep such documents in a collection of their own."
+                )
             scores[row, column], ids[row, column] = score, id_
     return scores, ids
