@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
+from skcompressae._fitting import check_loss_weights
 from skcompressae._model_format import array_digest, check_array, read_model_file, write_model_file
 from skcompressae._model_weights import (
     WEIGHT_NAMES,
@@ -123,6 +124,7 @@ class ModelFileMixin:
         check_is_fitted(self)
         model: Any = self
         model._validate_params()  # `load` would refuse them, and call the file damaged
+        check_loss_weights(model.loss_weights)
         weights = stored_weights(model)
         check_finite(weights)
         arrays: dict[str, NDArray[Any]] = {
@@ -252,6 +254,7 @@ def _build(
     parameters.setdefault("flattening", 0.0)  # files that do not know it hold models whose codes were as fitted
     model.set_params(**parameters)
     model._validate_params()
+    check_loss_weights(model.loss_weights)
 
     def count(value: Any, smallest: int, largest: int | None = None) -> int:
         if type(value) is not int or value < smallest or (largest is not None and value > largest):

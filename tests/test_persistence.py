@@ -189,6 +189,22 @@ def test_parameters_that_a_file_cannot_have_are_not_saved(tmp_path, tiny, parame
             model_hash(model)
 
 
+@pytest.mark.parametrize(
+    ("loss_weights", "message"),
+    [
+        (("a", 1), r"must be two numbers; got \('a', 1\)"),
+        ((1, 2, 3), r"must be two numbers; got \(1, 2, 3\)"),
+        ((np.array([1, 2]), 1), r"must be two numbers; got \(array\(\[1, 2\]\), 1\)"),
+        ((-1, 0), r"must be finite, at least 0 and not both 0; got \(-1, 0\)"),
+    ],
+)
+def test_loss_weights_that_fit_refuses_are_not_saved(tmp_path, tiny, loss_weights, message):
+    model = copy.deepcopy(tiny).set_params(loss_weights=loss_weights)
+    with pytest.raises(ValueError, match=f"loss_weights {message}"):
+        model.save(tmp_path / "model")
+    assert os.listdir(tmp_path) == []
+
+
 def test_truncation_at_every_byte_and_every_changed_byte(tmp_path, tiny):
     path = tmp_path / "model"
     tiny.save(path)
@@ -260,6 +276,7 @@ def changed(path, **changes):
         ({"parameters__temperature": 1}, r"parameter\(s\) temperature, unknown to skcompressae"),
         ({"parameters__k": -1}, "The 'k' parameter"),
         ({"parameters__k": 1}, "do not have the hash"),
+        ({"parameters__loss_weights": [1, 2, 3]}, "loss_weights must be two numbers"),
         ({"parameters": 5}, "does not describe a model"),
         ({"parameters__checkpoint_dir": "x"}, "parameter.s. checkpoint_dir, unknown"),
         ({"training__n_iter": -1}, "a count of -1"),
