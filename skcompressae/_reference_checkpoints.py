@@ -102,6 +102,8 @@ def from_reference_checkpoint(
     """
     encoder, bias, decoder = _read(Path(path))
     n_components, n_features = decoder.shape
+    if isinstance(k, bool):  # an int to Python
+        raise TypeError("k must be an instance of int, not bool.")
     check_scalar(k, "k", (int, np.integer), min_val=1, max_val=n_components)
     model = CompresSAETransformer(n_components=n_components, k=int(k), recipe="paper", norm=norm)
     model._validate_params()

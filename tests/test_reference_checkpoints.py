@@ -195,6 +195,8 @@ def test_k_must_fit(tmp_path, k):
         from_reference_checkpoint(tmp_path / "model.pt", k=k)
     with pytest.raises(TypeError, match="k must be an instance of"):
         from_reference_checkpoint(tmp_path / "model.pt", k=2.5)
+    with pytest.raises(TypeError, match="k must be an instance of int, not bool"):
+        from_reference_checkpoint(tmp_path / "model.pt", k=True)
 
 
 def test_norm_is_checked(tmp_path):
