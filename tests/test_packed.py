@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 from sklearn.neighbors import NearestNeighbors
 
-from skcompressae.packed import PackedCodes, ResidualQuantizer, ValueQuantizer
+from skcompressae.packed import PackedCodes, ResidualQuantizer, ValueQuantizer, _residual
 
 UNIFORM = ValueQuantizer.fit(np.eye(2), value_bits=8)
 
@@ -446,6 +446,28 @@ def test_residual_errors():
             packed.with_residual(None, other)
     with pytest.raises(TypeError, match="quantizer must be a ResidualQuantizer or None, got 'pq'"):
         packed.with_residual_of(residuals, np.ones((16, 8)), quantizer="pq")
+
+
+@pytest.mark.parametrize("max_rows", [32_768, 100], ids=["all rows", "sample"])
+def test_random_states_of_residual_quantizers(monkeypatch, max_rows):
+    monkeypatch.setattr(_residual, "_MAX_TRAINING_ROWS", max_rows)
+    residuals = np.random.default_rng(13).standard_normal((400, 8)).astype(np.float32)
+
+    def centroids(random_state):
+        return ResidualQuantizer.fit(residuals, 4, n_iter=1, random_state=random_state).centroids
+
+    of_seed = centroids(np.int64(5))
+    rng = np.random.RandomState(5)
+    np.testing.assert_array_equal(centroids(rng), of_seed)
+    assert not np.array_equal(centroids(rng), of_seed)  # it goes on from where it was
+    assert not np.array_equal(centroids(None), centroids(None))
+    packed, components = PackedCodes.pack(random_codes(400, 16, 4, seed=8)), np.ones((16, 8))
+    for random_state in (np.random.RandomState(5), None):
+        refined = packed.with_residual_of(residuals, components, n_bytes=2, n_iter=1, random_state=random_state)
+        assert refined.residual_codes.shape == (400, 2)
+    for random_state in (-1, 2**32, True, 1.0, "a"):
+        with pytest.raises(ValueError, match=rf"random_state must be an int .*, got {random_state!r}"):
+            centroids(random_state)
 
 
 def test_residual_scores_are_inner_products():

@@ -308,7 +308,7 @@ class PackedMakingMixin:
         quantizer: ResidualQuantizer | None = None,
         normalize: bool = True,
         n_iter: int = 20,
-        random_state: int = 0,
+        random_state: int | np.random.RandomState | None = 0,
     ) -> PackedCodes:
         """Return this store with codes of what its rows leave of the embeddings, for reranking.
 
@@ -327,7 +327,9 @@ class PackedMakingMixin:
             A quantiser fitted before; exactly one of this and `n_bytes` is given. Stores share one to be concatenated.
         normalize : bool, default=True
             Whether codes stand for rows divided by their norm; False for codes at ``norm="input"`` and dot products.
-        n_iter, random_state : int
+        n_iter : int, default=20
+            As for `ResidualQuantizer.fit`.
+        random_state : int, RandomState instance or None, default=0
             As for `ResidualQuantizer.fit`.
 
         Returns

@@ -29,6 +29,15 @@ def _check_lengths(residuals: NDArray[np.float32]) -> None:
         raise ValueError(f"residuals must have norms of at most {_LARGEST_NORM:.3g}, got {norm:.3g}; rescale them")
 
 
+def _random_state(random_state: Any) -> np.random.RandomState:
+    """Return what scikit-learn's `check_random_state` would, which packed codes do without."""
+    if isinstance(random_state, np.random.RandomState):
+        return random_state
+    if random_state is None or (is_int(random_state) and 0 <= random_state < 2**32):
+        return np.random.RandomState(random_state)
+    raise ValueError(f"random_state must be an int from 0 to 2**32 - 1, a RandomState or None, got {random_state!r}")
+
+
 class ResidualQuantizer:
     """Product quantiser of the residuals ``x - x_hat``, with an optional rotation.
 
@@ -88,7 +97,7 @@ class ResidualQuantizer:
         *,
         method: Literal["pq", "opq"] = "opq",
         n_iter: int = 20,
-        random_state: int = 0,
+        random_state: int | np.random.RandomState | None = 0,
     ) -> ResidualQuantizer:
         """Learn centroids, and a rotation, on residuals.
 
@@ -105,8 +114,8 @@ class ResidualQuantizer:
             With "opq" a rotation is learned too.
         n_iter : int, default=20
             Steps of k-means, for "opq" each followed by a new rotation.
-        random_state : int, default=0
-            Seed of the sample and of the first centroids.
+        random_state : int, RandomState instance or None, default=0
+            Of the sample and of the first centroids; None draws others every time.
 
         Returns
         -------
@@ -143,7 +152,7 @@ class ResidualQuantizer:
             raise ValueError(f"n_iter must be an int of at least 0, got {n_iter!r}")
         if method not in ("pq", "opq"):
             raise ValueError(f"method must be 'pq' or 'opq', got {method!r}")
-        rng = np.random.RandomState(random_state)
+        rng = _random_state(random_state)
         if len(data) > _MAX_TRAINING_ROWS:
             data = data[np.sort(rng.permutation(len(data))[:_MAX_TRAINING_ROWS])]
         if method == "pq":
@@ -433,7 +442,7 @@ def residual_codes_of(
     quantizer: ResidualQuantizer | None,
     normalize: bool,
     n_iter: int,
-    random_state: int,
+    random_state: int | np.random.RandomState | None,
 ) -> tuple[NDArray[np.uint8], ResidualQuantizer]:
     """Return the residual codes of the rows of a packed store and their quantiser; see `with_residual_of`."""
     X, components = np.asarray(X), np.asarray(components)
@@ -456,7 +465,7 @@ def residual_codes_of(
     if quantizer is None and n_bytes is not None:
         sample = np.arange(len(store))
         if len(store) > _MAX_TRAINING_ROWS:
-            chosen = np.random.RandomState(random_state).permutation(len(store))[:_MAX_TRAINING_ROWS]
+            chosen = _random_state(random_state).permutation(len(store))[:_MAX_TRAINING_ROWS]
             sample = np.sort(chosen)
         quantizer = ResidualQuantizer.fit(residuals(sample), n_bytes, n_iter=n_iter, random_state=random_state)
     if quantizer is None or quantizer.n_features != components.shape[1]:
