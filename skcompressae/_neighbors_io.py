@@ -3,8 +3,8 @@ boundary.
 
 Layout, little-endian: 8 bytes ``SKCAENNI``; uint64 length of the header; uint64 CRC-32 of these 16 bytes and of the
 header; the header, UTF-8 JSON with ``format_version``, ``data_bytes``, ``meta`` and ``arrays`` (name -> dtype, shape,
-offset, crc32); zero padding; the arrays in C order. Nothing is pickled, so a file from elsewhere can do no more than
-fail to validate.
+offset, crc32); the arrays in C order, one after the other as listed, zero bytes between (a reader checks). Nothing is
+pickled, so a file from elsewhere can do no more than fail to validate.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[dict[str, Any], int]:
         raise CodesFormatError(
             f"{path} has format version {header['format_version']}; this release reads {_FORMAT_VERSION}"
         )
-    return header, _aligned(_PREFIX.size + length)
+    return header, _PREFIX.size + length
 
 
 def read_arrays(
@@ -127,7 +127,8 @@ def read_arrays(
 def _read_arrays(
     file: BinaryIO, path: Path, *, mmap: bool, verify: bool
 ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    header, base = _read_header(file, path)
+    header, end = _read_header(file, path)
+    base = _aligned(end)
     size = os.fstat(file.fileno()).st_size
     try:
         entries = dict(header["arrays"])
@@ -147,14 +148,16 @@ def _read_arrays(
     if layout and size != expected:
         raise CodesFormatError(f"{path} is truncated or damaged: {size} bytes, its header says {expected}")
     arrays: dict[str, NDArray[Any]] = {}
-    end = base
     for name, (dtype, shape, offset, checksum) in layout.items():
         if dtype not in _DTYPES or any(not 0 <= n <= size for n in shape):
             raise CodesFormatError(f"{path}: array {name!r} has dtype {dtype!r} and shape {shape}")
         length = prod(shape) * np.dtype(dtype).itemsize
         # one after the other: arrays that share bytes could take many times the file's size
-        if offset < end or offset % _ALIGNMENT or offset + length > size:
+        if offset != _aligned(end) or offset + length > size:
             raise CodesFormatError(f"{path}: array {name!r} lies outside of its place in the file")
+        file.seek(end)
+        if file.read(offset - end).strip(b"\0"):  # no checksum covers them
+            raise CodesFormatError(f"{path} is damaged: a byte before array {name!r} is not zero")
         end = offset + length
         if length == 0:
             arrays[name] = np.empty(shape, dtype)

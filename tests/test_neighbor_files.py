@@ -111,11 +111,17 @@ def test_another_compressor_is_refused(saved):
         CodeNearestNeighbors.load(path, compressor=other)
 
 
+def header_of(content):
+    """Return the header and the place that its offsets count from."""
+    length = struct.unpack("<Q", content[8:16])[0]
+    return json.loads(content[24 : 24 + length]), -(-(24 + length) // 64) * 64
+
+
 def rewrite(path, change):
     """Apply `change` to the header and write the file anew, header padded to its old length."""
     content = path.read_bytes()
     length = struct.unpack("<Q", content[8:16])[0]
-    header = json.loads(content[24 : 24 + length])
+    header, _ = header_of(content)
     change(header)
     encoded = json.dumps(header, separators=(",", ":")).encode()
     assert len(encoded) <= length
@@ -127,9 +133,7 @@ def rewrite(path, change):
 def set_first_column(value):
     def change(path):
         content = bytearray(path.read_bytes())
-        length = struct.unpack("<Q", content[8:16])[0]
-        header = json.loads(content[24 : 24 + length])
-        base = -(-(24 + length) // 64) * 64
+        header, base = header_of(content)
         struct.pack_into("<H", content, base + header["arrays"]["0.indices"]["offset"], value)
         path.write_bytes(content)
 
@@ -146,9 +150,11 @@ def set_first_column(value):
         (lambda p: p.write_bytes(p.read_bytes()[:16] + b"\xff" + p.read_bytes()[17:]), "has a damaged header"),
         (lambda p: rewrite(p, lambda h: h.update(format_version=9)), "has format version 9; this release reads 2"),
         (lambda p: rewrite(p, lambda h: h.pop("arrays")), "has a damaged header: KeyError"),
-        (lambda p: rewrite(p, lambda h: h["arrays"].pop("0.scale")), "has a damaged header: KeyError"),
+        (lambda p: rewrite(p, lambda h: h["arrays"].pop("0.scale")), "lies outside of its place"),
+        (lambda p: rewrite(p, lambda h: h["meta"]["chunks"][0].pop("reach")), "has a damaged header: KeyError"),
         (lambda p: rewrite(p, lambda h: h["arrays"]["0.scale"].update(dtype="|O")), "has dtype '|O'"),
-        (lambda p: rewrite(p, lambda h: h["arrays"]["0.scale"].update(shape=[9])), "arrays that do not fit"),
+        (lambda p: rewrite(p, lambda h: h["arrays"]["0.scale"].update(shape=[9])), "lies outside of its place"),
+        (lambda p: rewrite(p, lambda h: h["meta"]["chunks"][0].update(n_rows=39)), "arrays that do not fit"),
         (lambda p: rewrite(p, lambda h: h["arrays"]["0.scale"].update(shape=[1000])), "lies outside of its place"),
         (lambda p: rewrite(p, lambda h: h["arrays"]["0.scale"].update(shape=[0, 10**30])), "and shape"),
         (lambda p: rewrite(p, lambda h: h["arrays"]["0.scale"].update(offset=0)), "lies outside of its place"),
@@ -167,6 +173,43 @@ def test_damaged_files_are_refused(saved, damage, message):
         CodeNearestNeighbors.load(path)
 
 
+@pytest.mark.parametrize("n_bytes", [8, 64])
+def test_arrays_are_where_they_are_written(saved, n_bytes):
+    """Eight bytes further they are not aligned, 64 bytes further something could hide before them."""
+    path = saved[2]
+    content = path.read_bytes()
+    header, base = header_of(content)
+    start = base + header["arrays"]["components"]["offset"]
+    path.write_bytes(content[:start] + bytes(n_bytes) + content[start:])
+
+    def move(header):
+        assert list(header["arrays"])[-1] == "components"
+        header["arrays"]["components"]["offset"] += n_bytes
+        header["data_bytes"] += n_bytes
+
+    rewrite(path, move)
+    with pytest.raises(CodesFormatError, match="array 'components' lies outside of its place in the file"):
+        CodeNearestNeighbors.load(path)
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_bytes_between_arrays_are_zeros(saved, mmap):
+    path = saved[2]
+    content = path.read_bytes()
+    header, base = header_of(content)
+    end = 24 + struct.unpack("<Q", content[8:16])[0]
+    n_gaps = 0
+    for name, entry in header["arrays"].items():
+        start = base + entry["offset"]
+        for place in {end, start - 1} if start > end else ():
+            path.write_bytes(content[:place] + b"\1" + content[place + 1 :])
+            with pytest.raises(CodesFormatError, match=f"a byte before array '{name}' is not zero"):
+                CodeNearestNeighbors.load(path, mmap=mmap)
+            n_gaps += 1
+        end = start + np.dtype(entry["dtype"]).itemsize * int(np.prod(entry["shape"]))
+    assert n_gaps >= 2
+
+
 def test_posting_lists_of_more_rows_than_the_scan_has_room_for(tmp_path, monkeypatch):
     index = CodeNearestNeighbors(2).fit(random_codes(np.random.default_rng(34), 12))
     index.save(tmp_path / "index")
@@ -179,9 +222,8 @@ def test_posting_lists_of_more_rows_than_the_scan_has_room_for(tmp_path, monkeyp
 def test_a_changed_bit_is_noticed_where_checksums_are_compared(saved, name):
     path = saved[2]
     content = bytearray(path.read_bytes())
-    length = struct.unpack("<Q", content[8:16])[0]
-    header = json.loads(content[24 : 24 + length])
-    content[-(-(24 + length) // 64) * 64 + header["arrays"][name]["offset"]] ^= 1
+    header, base = header_of(content)
+    content[base + header["arrays"][name]["offset"]] ^= 1
     path.write_bytes(content)
     for options in ({"mmap": False}, {"verify": True}):
         with pytest.raises(CodesFormatError, match=f"checksum of array '{name}' does not match"):
