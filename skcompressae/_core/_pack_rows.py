@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skcompressae._core._compiling import njit
+from skcompressae._core._lanes import N_LANES
 from skcompressae._core._pack_entries import emit, gather, has_duplicate, sort_descending
 from skcompressae._core._rank_vectors import count_thresholds
-from skcompressae._core._search_vectors import VECTOR
 
 __all__ = ["MAX_SCALE", "MIN_SCALE", "PACK_ERRORS", "pack_ranked", "pack_uniform"]
 
@@ -55,14 +55,14 @@ def _dot(a: Array, b: Array, n: int) -> float:
 def _lay_out(thresholds: Array) -> tuple[Array, Array]:
     """Return the thresholds of every rank as `count_thresholds` reads them."""
     k, n = thresholds.shape
-    n_coarse = n // VECTOR
-    coarse = np.full((n_coarse, k + VECTOR), np.inf, np.float32)
-    fine = np.full((k, VECTOR * (n_coarse + 1)), np.inf, np.float32)
+    n_coarse = n // N_LANES
+    coarse = np.full((n_coarse, k + N_LANES), np.inf, np.float32)
+    fine = np.full((k, N_LANES * (n_coarse + 1)), np.inf, np.float32)
     for j in range(k):
         for t in range(n):
             fine[j, t] = thresholds[j, t]
         for t in range(n_coarse):
-            coarse[t, j] = thresholds[j, VECTOR * t + VECTOR - 1]
+            coarse[t, j] = thresholds[j, N_LANES * t + N_LANES - 1]
     return coarse, fine
 
 
@@ -175,16 +175,16 @@ def pack_ranked(
     words = np.empty(k, np.uint64)
     keys = np.empty(max(k, 1), np.uint64)
     ordered = np.empty(max(k, 1), np.uint64)
-    high = np.empty(k + VECTOR, np.int32)
-    rank = np.empty(k + VECTOR, np.int32)
-    entries = np.empty(k + VECTOR, np.int32)
+    high = np.empty(k + N_LANES, np.int32)
+    rank = np.empty(k + N_LANES, np.int32)
+    entries = np.empty(k + N_LANES, np.int32)
     flat = np.empty(max(k, 1), np.uint64)
     codes = np.empty(max(k, 1), np.int64)
     other = np.empty(max(k, 1), np.int64)
     magnitudes = np.empty(max(k, 1), np.float32)
     products = np.empty(max(k, 1), np.float32)
-    relative = np.empty(k + VECTOR, np.float32)
-    nearest = np.empty(k + VECTOR, np.int32)
+    relative = np.empty(k + N_LANES, np.float32)
+    nearest = np.empty(k + N_LANES, np.int32)
     coarse, fine = _lay_out(thresholds)
     magnitude_bits = magnitudes.view(np.uint32)
     product_bits = products.view(np.uint32)
@@ -268,9 +268,9 @@ def pack_uniform(
     words = np.empty(k, np.uint64)
     keys = np.empty(max(k, 1), np.uint64)
     ordered = np.empty(max(k, 1), np.uint64)
-    high = np.empty(k + VECTOR, np.int32)
-    rank = np.empty(k + VECTOR, np.int32)
-    entries = np.empty(k + VECTOR, np.int32)
+    high = np.empty(k + N_LANES, np.int32)
+    rank = np.empty(k + N_LANES, np.int32)
+    entries = np.empty(k + N_LANES, np.int32)
     flat = np.empty(max(k, 1), np.uint64)
     codes = np.empty(max(k, 1), np.int64)
     products = np.empty(max(k, 1), np.float32)

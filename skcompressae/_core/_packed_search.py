@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skcompressae._core._compiling import njit
+from skcompressae._core._lanes import N_LANES
 from skcompressae._core._packed_vectors import (
     READ_AHEAD,
     fits_lanes,
@@ -28,7 +29,7 @@ from skcompressae._core._packed_vectors import (
 )
 from skcompressae._core._search_kernels import first_limits, make_room, note_down, offer, replace_worst
 from skcompressae._core._search_pending import compact, reject_below
-from skcompressae._core._search_vectors import LANES, ROWS_AT_ONCE, VECTOR
+from skcompressae._core._search_vectors import LANES, ROWS_AT_ONCE
 from skcompressae._core._topk import partition_largest
 
 __all__ = [
@@ -141,13 +142,13 @@ def fit_polynomials(levels: NDArray[np.float32], k: int) -> Polynomials:
     powers = np.vander(codes, n_terms, increasing=True)
     largest = np.abs(rounded @ powers.T - magnitudes).max(axis=1)
     # the float32 of the kernel: a polynomial, and a sum of k / 16 products in each lane
-    roundoff = 2.0**-20 + (k / VECTOR + 8) * 2.0**-24
+    roundoff = 2.0**-20 + (k / N_LANES + 8) * 2.0**-24
     largest += roundoff * (np.abs(rounded) @ powers.T).max(axis=1)
     error = np.linalg.norm(np.broadcast_to(largest, k)) * (1 + 2.0**-20)
-    n_blocks = -(-k // VECTOR)
-    padded = np.zeros((n_blocks * VECTOR, n_terms), np.float32)
+    n_blocks = -(-k // N_LANES)
+    padded = np.zeros((n_blocks * N_LANES, n_terms), np.float32)
     padded[:k] = rounded
-    laid_out = np.ascontiguousarray(padded.reshape(n_blocks, VECTOR, n_terms).transpose(0, 2, 1))
+    laid_out = np.ascontiguousarray(padded.reshape(n_blocks, N_LANES, n_terms).transpose(0, 2, 1))
     return Polynomials(laid_out, np.float32(error))
 
 
@@ -159,13 +160,13 @@ def largest_norm(target: Any, n: int) -> np.float32:
     magnitudes = np.empty(n_entries, np.float32)
     for i in range(n_entries):
         magnitudes[i] = abs(target[i, 0])
-    n_runs = n_entries // VECTOR
+    n_runs = n_entries // N_LANES
     count = n_entries
     if n_runs > n:
         # no entry below the n-th largest of the maxima of runs can be among the n largest: few are left to select from
         maxima = np.zeros(n_runs, np.float32)
         for run in range(n_runs):
-            for i in range(run * VECTOR, (run + 1) * VECTOR):
+            for i in range(run * N_LANES, (run + 1) * N_LANES):
                 maxima[run] = max(maxima[run], magnitudes[i])
         least = partition_largest(maxima, n_runs, n)
         count = 0

@@ -14,7 +14,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from skcompressae._core._search_vectors import ROWS_AT_ONCE, VECTOR, load_columns, prefetch, score_lanes, sum_lanes
+from skcompressae._core._lanes import N_LANES
+from skcompressae._core._search_vectors import ROWS_AT_ONCE, load_columns, prefetch, score_lanes, sum_lanes
 
 __all__ = [
     "READ_AHEAD",
@@ -33,7 +34,7 @@ _AHEAD = 8_192
 
 def fits_lanes(word_bits: int) -> bool:
     """Return whether each of sixteen words, with the bits before it in its first byte, fits a 32-bit lane."""
-    return all(lane * word_bits % 8 + word_bits <= 32 for lane in range(VECTOR))
+    return all(lane * word_bits % 8 + word_bits <= 32 for lane in range(N_LANES))
 
 
 def _constants(kind: Any, values: list[Any]) -> Any:
@@ -47,7 +48,7 @@ def _load_words(builder: Any, base: Any, word_bits: int) -> Any:
     loaded = ir.VectorType(byte, n_loaded)
     data = builder.load(builder.bitcast(base, loaded.as_pointer()), align=1)
     chosen = []
-    for lane in range(VECTOR):
+    for lane in range(N_LANES):
         first, offset = divmod(lane * word_bits, 8)
         needed = -(-(offset + word_bits) // 8)
         # Byte n_loaded is the first of the second operand, zero, which makes a plain widening of 16-bit words. Beyond
@@ -55,20 +56,20 @@ def _load_words(builder: Any, base: Any, word_bits: int) -> Any:
         chosen += [first + i if i < needed or n_loaded == 64 else n_loaded for i in range(4)]
     zero = ir.Constant(loaded, [0] * n_loaded)
     lanes = builder.shuffle_vector(data, zero, _constants(lane_type, chosen))
-    words = builder.bitcast(lanes, ir.VectorType(lane_type, VECTOR))
-    return builder.lshr(words, _constants(lane_type, [lane * word_bits % 8 for lane in range(VECTOR)]))
+    words = builder.bitcast(lanes, ir.VectorType(lane_type, N_LANES))
+    return builder.lshr(words, _constants(lane_type, [lane * word_bits % 8 for lane in range(N_LANES)]))
 
 
 def _values(builder: Any, words: Any, coefficients: Any, n_terms: int, value_bits: int) -> Any:
     """Return the polynomials of the codes of sixteen words, with their signs."""
     lane_type = ir.IntType(32)
-    vector, integers = ir.VectorType(ir.FloatType(), VECTOR), ir.VectorType(lane_type, VECTOR)
+    vector, integers = ir.VectorType(ir.FloatType(), N_LANES), ir.VectorType(lane_type, N_LANES)
 
     def same(value: int) -> Any:
-        return _constants(lane_type, [value] * VECTOR)
+        return _constants(lane_type, [value] * N_LANES)
 
     def coefficient(number: int) -> Any:
-        place = builder.gep(coefficients, [ir.Constant(ir.IntType(64), number * VECTOR)])
+        place = builder.gep(coefficients, [ir.Constant(ir.IntType(64), number * N_LANES)])
         return builder.load(builder.bitcast(place, vector.as_pointer()), align=4)
 
     code = builder.uitofp(builder.and_(words, same((1 << (value_bits - 1)) - 1)), vector)
@@ -135,13 +136,13 @@ def score_words(
             return context.make_array(signature.args[number])(context, builder, args[number])
 
         word = ir.IntType(64)
-        vector = ir.VectorType(ir.FloatType(), VECTOR)
+        vector = ir.VectorType(ir.FloatType(), N_LANES)
         totals = [cgutils.alloca_once(builder, vector) for _ in range(ROWS_AT_ONCE)]
         for total in totals:
-            builder.store(ir.Constant(vector, [0.0] * VECTOR), total)
+            builder.store(ir.Constant(vector, [0.0] * N_LANES), total)
         first, polynomials, target_data = builder.gep(array(0).data, [args[1]]), array(3), array(4).data
         with cgutils.for_range(builder, builder.extract_value(polynomials.shape, 0), intp=word) as loop:
-            block = builder.gep(polynomials.data, [builder.mul(loop.index, ir.Constant(word, n_powers * VECTOR))])
+            block = builder.gep(polynomials.data, [builder.mul(loop.index, ir.Constant(word, n_powers * N_LANES))])
             offset = builder.mul(loop.index, ir.Constant(word, 2 * n_word))
             for number, total in enumerate(totals):
                 row = builder.add(builder.mul(args[2], ir.Constant(word, number)), offset)

@@ -29,9 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skcompressae._core._compiling import njit
+from skcompressae._core._lanes import N_LANES
 from skcompressae._core._packed_vectors import load_bits, store_bits
 from skcompressae._core._rank_vectors import count_smaller
-from skcompressae._core._search_vectors import VECTOR
 
 __all__ = [
     "COUNTING_LIMIT",
@@ -122,9 +122,9 @@ def unpack_rows(
     shift = np.uint64(value_bits)
     mask = (np.uint64(1) << shift) - np.uint64(1)
     last = levels.shape[0] - 1
-    found = np.empty(k + VECTOR, np.int32)
+    found = np.empty(k + N_LANES, np.int32)
     values = np.empty(max(k, 1), np.float32)
-    rank = np.empty(k + VECTOR, np.int32)
+    rank = np.empty(k + N_LANES, np.int32)
     keys = np.empty(max(k, 1), np.uint64)
     for i in range(words.shape[0]):
         start = indptr[i]

@@ -13,7 +13,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from skcompressae._core._search_vectors import VECTOR, splat
+from skcompressae._core._lanes import N_LANES, broadcast
 
 __all__ = ["count_larger", "count_smaller", "count_thresholds"]
 
@@ -24,15 +24,15 @@ def _count(order: str, signature: Any) -> Any:
             context.make_array(signature.args[number])(context, builder, args[number]).data for number in (0, 2)
         )
         word, integer = ir.IntType(64), ir.IntType(32)
-        vector = ir.VectorType(integer, VECTOR)
+        vector = ir.VectorType(integer, N_LANES)
         total = cgutils.alloca_once(builder, vector)
-        n_blocks = builder.sdiv(builder.add(args[1], ir.Constant(word, VECTOR - 1)), ir.Constant(word, VECTOR))
+        n_blocks = builder.sdiv(builder.add(args[1], ir.Constant(word, N_LANES - 1)), ir.Constant(word, N_LANES))
         with cgutils.for_range(builder, n_blocks, intp=word) as block:
-            at = builder.mul(block.index, ir.Constant(word, VECTOR))
+            at = builder.mul(block.index, ir.Constant(word, N_LANES))
             own = builder.load(builder.bitcast(builder.gep(keys, [at]), vector.as_pointer()), align=4)
-            builder.store(ir.Constant(vector, [0] * VECTOR), total)
+            builder.store(ir.Constant(vector, [0] * N_LANES), total)
             with cgutils.for_range(builder, args[1], intp=word) as entry:
-                other = splat(builder, builder.load(builder.gep(keys, [entry.index])), vector)
+                other = broadcast(builder, vector, builder.load(builder.gep(keys, [entry.index])))
                 # a true comparison, widened, is -1
                 is_before = builder.sext(builder.icmp_signed(order, other, own), vector)
                 builder.store(builder.sub(builder.load(total), is_before), total)
@@ -45,19 +45,19 @@ def _count(order: str, signature: Any) -> Any:
 
 @intrinsic
 def count_larger(typingctx: Any, keys: Any, n: Any, counts: Any) -> Any:
-    """Write how many of ``keys[:n]``, int32, are larger than each; room for `VECTOR` more in both."""
+    """Write how many of ``keys[:n]``, int32, are larger than each; room for `N_LANES` more in both."""
     return _count(">", types.void(keys, types.intp, counts))
 
 
 @intrinsic
 def count_smaller(typingctx: Any, keys: Any, n: Any, counts: Any) -> Any:
-    """Write how many of ``keys[:n]``, int32, are smaller than each; room for `VECTOR` more in both."""
+    """Write how many of ``keys[:n]``, int32, are smaller than each; room for `N_LANES` more in both."""
     return _count("<", types.void(keys, types.intp, counts))
 
 
 @intrinsic
 def count_thresholds(typingctx: Any, values: Any, n: Any, coarse: Any, fine: Any, counts: Any) -> Any:
-    """Write how many thresholds of its place each of ``values[:n]``, float32, exceeds; room for `VECTOR` more.
+    """Write how many thresholds of its place each of ``values[:n]``, float32, exceeds; room for `N_LANES` more.
 
     `coarse`, float32 of shape (n_coarse, padded places), holds every sixteenth threshold: it chooses the sixteen of
     `fine`, float32 of shape (n, 16 * (n_coarse + 1)), that are compared as one vector. Absent thresholds are infinite.
@@ -65,31 +65,31 @@ def count_thresholds(typingctx: Any, values: Any, n: Any, coarse: Any, fine: Any
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         single, word, integer = ir.FloatType(), ir.IntType(64), ir.IntType(32)
-        vector, integers = ir.VectorType(single, VECTOR), ir.VectorType(integer, VECTOR)
+        vector, integers = ir.VectorType(single, N_LANES), ir.VectorType(integer, N_LANES)
         arrays = {i: context.make_array(signature.args[i])(context, builder, args[i]) for i in (0, 2, 3, 4)}
         items, every, each, out = (arrays[i].data for i in (0, 2, 3, 4))
         n_coarse, n_places = cgutils.unpack_tuple(builder, arrays[2].shape, 2)
         width = cgutils.unpack_tuple(builder, arrays[3].shape, 2)[1]
         total = cgutils.alloca_once(builder, integers)
-        n_blocks = builder.sdiv(builder.add(args[1], ir.Constant(word, VECTOR - 1)), ir.Constant(word, VECTOR))
+        n_blocks = builder.sdiv(builder.add(args[1], ir.Constant(word, N_LANES - 1)), ir.Constant(word, N_LANES))
         with cgutils.for_range(builder, n_blocks, intp=word) as block:
-            at = builder.mul(block.index, ir.Constant(word, VECTOR))
+            at = builder.mul(block.index, ir.Constant(word, N_LANES))
             own = builder.load(builder.bitcast(builder.gep(items, [at]), vector.as_pointer()), align=4)
-            builder.store(ir.Constant(integers, [0] * VECTOR), total)
+            builder.store(ir.Constant(integers, [0] * N_LANES), total)
             with cgutils.for_range(builder, n_coarse, intp=word) as level:
                 place = builder.gep(every, [builder.add(builder.mul(level.index, n_places), at)])
                 limit = builder.load(builder.bitcast(place, vector.as_pointer()), align=4)
                 is_above = builder.sext(builder.fcmp_ordered(">", own, limit), integers)
                 builder.store(builder.sub(builder.load(total), is_above), total)
             place = builder.bitcast(builder.gep(out, [at]), integers.as_pointer())
-            builder.store(builder.shl(builder.load(total), ir.Constant(integers, [4] * VECTOR)), place, align=4)
+            builder.store(builder.shl(builder.load(total), ir.Constant(integers, [4] * N_LANES)), place, align=4)
         with cgutils.for_range(builder, args[1], intp=word) as entry:
             place = builder.gep(out, [entry.index])
             passed = builder.load(place)
             first = builder.add(builder.mul(entry.index, width), builder.zext(passed, word))
             limit = builder.load(builder.bitcast(builder.gep(each, [first]), vector.as_pointer()), align=4)
-            own = splat(builder, builder.load(builder.gep(items, [entry.index])), vector)
-            bits = builder.bitcast(builder.fcmp_ordered(">", own, limit), ir.IntType(VECTOR))
+            own = broadcast(builder, vector, builder.load(builder.gep(items, [entry.index])))
+            bits = builder.bitcast(builder.fcmp_ordered(">", own, limit), ir.IntType(N_LANES))
             builder.store(builder.add(passed, builder.ctpop(builder.zext(bits, integer))), place)
         return context.get_dummy_value()
 

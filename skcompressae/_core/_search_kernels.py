@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from skcompressae._core._compiling import njit
+from skcompressae._core._lanes import N_LANES
 from skcompressae._core._search_pending import compact, reject_below
 from skcompressae._core._search_vectors import (
     LANES,
     ROWS_AT_ONCE,
-    VECTOR,
     lowest_bit,
     prefetch_item,
     score_row_wide,
@@ -144,24 +144,24 @@ def pair_targets(targets: Any, first: int, to_scan_unit: Any, exact: Any, pairs:
             row = pairs[component]
             for query in range(n_queries):
                 scaled[query] = np.float64(targets[component, first + query]) * to_scan_unit[query]
-            for block in range(0, row.shape[0], VECTOR):
-                for lane in range(VECTOR):
+            for block in range(0, row.shape[0], N_LANES):
+                for lane in range(N_LANES):
                     low = np.floor(scaled[2 * block + lane] * 32768.0 + 0.5)
                     low = min(max(low, -32768.0), 32767.0)
                     bottom = low + 65536.0 * (low < 0.0)
-                    top = np.floor((scaled[2 * block + VECTOR + lane] * 2147483648.0 - bottom) / 65536.0 + 0.5)
+                    top = np.floor((scaled[2 * block + N_LANES + lane] * 2147483648.0 - bottom) / 65536.0 + 0.5)
                     top = min(max(top, -32768.0), 32767.0)
                     row[block + lane] = np.int32(top * 65536.0 + bottom)
-                for lane in range(VECTOR):
+                for lane in range(N_LANES):
                     word = row[block + lane]
                     value = scaled[2 * block + lane]
                     error = value - np.float64(np.float32(np.int32(word << 16))) * 2.0**-31
                     norms[2 * block + lane] += value * value
                     errors[2 * block + lane] += error * error
-                    value = scaled[2 * block + VECTOR + lane]
+                    value = scaled[2 * block + N_LANES + lane]
                     error = value - np.float64(np.float32(word)) * 2.0**-31
-                    norms[2 * block + VECTOR + lane] += value * value
-                    errors[2 * block + VECTOR + lane] += error * error
+                    norms[2 * block + N_LANES + lane] += value * value
+                    errors[2 * block + N_LANES + lane] += error * error
 
 
 @njit(nogil=True, inline="always")

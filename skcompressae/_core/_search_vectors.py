@@ -16,10 +16,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from skcompressae._core._lanes import N_LANES, broadcast
+
 __all__ = [
     "LANES",
     "ROWS_AT_ONCE",
-    "VECTOR",
     "any_above",
     "any_set",
     "load_columns",
@@ -29,28 +30,18 @@ __all__ = [
     "score_lanes",
     "score_row_wide",
     "score_rows",
-    "splat",
     "sum_lanes",
 ]
 
 # Queries that share one pass over the rows, 64 targets of 16 bits: their (4096, 64) block, 512 KiB, still fits a 1 MiB
 # L2 cache (docs/research_notes_search.md).
 LANES = 64
-VECTOR = 16
 # Rows whose sums are added up together: a quarter of the instructions of each alone.
 ROWS_AT_ONCE = 4
 
 # Nonzeros that the scan of one query prefetches ahead, into the second-level cache: 16 KiB of float32 values. 1,024 to
 # 16,384 measured alike; into the first-level cache, which lets fewer lines be on their way, slower at any distance.
 _AHEAD = 4_096
-
-
-def splat(builder: Any, scalar: Any, vector: Any) -> Any:
-    """Return a vector with `scalar` in every lane."""
-    undefined = ir.Constant(vector, ir.Undefined)
-    filled = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
-    zeros = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
-    return builder.shuffle_vector(filled, undefined, zeros)
 
 
 def any_set(builder: Any, mask: Any, width: int) -> Any:
@@ -78,7 +69,7 @@ def load_columns(builder: Any, base: Any, word_bits: int, value_bits: int) -> li
     mask = ir.Constant(word, (1 << (word_bits - value_bits)) - 1)
     columns: list[Any] = []
     loaded, loaded_bit = None, 0
-    for lane in range(VECTOR):
+    for lane in range(N_LANES):
         bit = lane * word_bits
         if loaded is None or bit + word_bits > loaded_bit + 64:
             loaded_bit = bit - bit % 8
@@ -131,25 +122,25 @@ def score_lanes(
     would cost more than the multiplication. LLVM lowers the vectors to whatever the machine has.
     """
     single, word, integer = ir.FloatType(), ir.IntType(64), ir.IntType(32)
-    vector, integers = ir.VectorType(single, VECTOR), ir.VectorType(integer, VECTOR)
-    half = ir.Constant(integers, [16] * VECTOR)
-    zero = ir.Constant(vector, [0.0] * VECTOR)
-    sums = [cgutils.alloca_once(builder, vector) for _ in range(LANES // VECTOR)]
+    vector, integers = ir.VectorType(single, N_LANES), ir.VectorType(integer, N_LANES)
+    half = ir.Constant(integers, [16] * N_LANES)
+    zero = ir.Constant(vector, [0.0] * N_LANES)
+    sums = [cgutils.alloca_once(builder, vector) for _ in range(LANES // N_LANES)]
     for total in sums:
         builder.store(zero, total)
     with cgutils.for_range_slice(builder, *bounds, ir.Constant(word, 1), intp=word) as (position, _):
         column, value = entry(position)
-        factor = splat(builder, value, vector)
+        factor = broadcast(builder, vector, value)
         row = builder.bitcast(
             builder.gep(targets, [builder.mul(column, ir.Constant(word, LANES // 2))]), integers.as_pointer()
         )
-        for i in range(LANES // (2 * VECTOR)):
+        for i in range(LANES // (2 * N_LANES)):
             pair = builder.load(builder.gep(row, [ir.Constant(word, i)]), align=4)
             for target, total in ((builder.shl(pair, half), sums[2 * i]), (pair, sums[2 * i + 1])):
                 target = builder.sitofp(target, vector)
                 product = builder.fmul(factor, target, flags=("contract",))
                 builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
-    factor = splat(builder, scale, vector)
+    factor = broadcast(builder, vector, scale)
     out = builder.bitcast(scores, vector.as_pointer())
     limits = builder.bitcast(thresholds, vector.as_pointer())
     reached = ir.Constant(word, 0)
@@ -157,8 +148,8 @@ def score_lanes(
         scaled = builder.fmul(builder.load(total), factor)
         builder.store(scaled, builder.gep(out, [ir.Constant(word, i)]), align=4)
         limit = builder.load(builder.gep(limits, [ir.Constant(word, i)]), align=4)
-        bits = builder.bitcast(builder.fcmp_ordered(">=", scaled, limit), ir.IntType(VECTOR))
-        bits = builder.shl(builder.zext(bits, word), ir.Constant(word, i * VECTOR))
+        bits = builder.bitcast(builder.fcmp_ordered(">=", scaled, limit), ir.IntType(N_LANES))
+        bits = builder.shl(builder.zext(bits, word), ir.Constant(word, i * N_LANES))
         reached = builder.or_(reached, bits)
     return reached
 
@@ -259,10 +250,10 @@ def score_rows(
             return context.make_array(signature.args[position])(context, builder, args[position]).data
 
         single, word, integer = ir.FloatType(), ir.IntType(64), ir.IntType(32)
-        vector, few = ir.VectorType(single, VECTOR), ir.VectorType(single, n)
+        vector, few = ir.VectorType(single, N_LANES), ir.VectorType(single, n)
         index_is_signed = signature.args[0].dtype.signed
         comes_in_fours = signature.args[0].dtype == types.uint16 and sys.byteorder == "little"
-        wide = ir.VectorType(ir.DoubleType() if signature.args[1].dtype == types.float64 else single, VECTOR)
+        wide = ir.VectorType(ir.DoubleType() if signature.args[1].dtype == types.float64 else single, N_LANES)
         index_data, value_data, target_data = pointer(0), pointer(1), pointer(4)
         length = args[3]
         starts = [builder.add(args[2], builder.mul(length, ir.Constant(word, number))) for number in range(n)]
@@ -282,10 +273,10 @@ def score_rows(
 
         totals = [cgutils.alloca_once(builder, vector) for _ in range(n)]
         for total in totals:
-            builder.store(ir.Constant(vector, [0.0] * VECTOR), total)
-        n_blocks = builder.udiv(length, ir.Constant(word, VECTOR))
+            builder.store(ir.Constant(vector, [0.0] * N_LANES), total)
+        n_blocks = builder.udiv(length, ir.Constant(word, N_LANES))
         with cgutils.for_range(builder, n_blocks, intp=word) as loop:
-            offset = builder.mul(loop.index, ir.Constant(word, VECTOR))
+            offset = builder.mul(loop.index, ir.Constant(word, N_LANES))
             for start, total in zip(starts, totals, strict=True):
                 base = builder.add(start, offset)
                 index_base, value_base = (builder.gep(data, [base]) for data in (index_data, value_data))
@@ -295,11 +286,11 @@ def score_rows(
                 if comes_in_fours:
                     columns = load_columns(builder, builder.bitcast(index_base, ir.IntType(8).as_pointer()), 16, 0)
                 else:
-                    places = [builder.gep(index_base, [ir.Constant(word, lane)]) for lane in range(VECTOR)]
+                    places = [builder.gep(index_base, [ir.Constant(word, lane)]) for lane in range(N_LANES)]
                     columns = [builder.load(place) for place in places]
                 add_product(total, to_single(factors, vector), columns)
         sums = cgutils.alloca_once_value(builder, sum_lanes(builder, [builder.load(total) for total in totals]))
-        bounds = (builder.mul(n_blocks, ir.Constant(word, VECTOR)), length)
+        bounds = (builder.mul(n_blocks, ir.Constant(word, N_LANES)), length)
         with cgutils.for_range_slice(builder, *bounds, ir.Constant(word, 1), intp=word) as (position, _):
             # what is left of each row, a lane for each
             factors, columns = ir.Constant(few, ir.Undefined), []
@@ -312,7 +303,7 @@ def score_rows(
         factors = builder.bitcast(builder.gep(pointer(5), [args[6]]), ir.VectorType(ir.DoubleType(), n).as_pointer())
         scaled = builder.fmul(builder.load(sums), builder.fptrunc(builder.load(factors, align=8), few))
         builder.store(scaled, builder.bitcast(pointer(8), few.as_pointer()), align=4)
-        reached = builder.fcmp_ordered(">=", scaled, splat(builder, args[7], few))
+        reached = builder.fcmp_ordered(">=", scaled, broadcast(builder, few, args[7]))
         return builder.zext(builder.bitcast(reached, ir.IntType(n)), word)
 
     return signature, codegen
@@ -332,7 +323,7 @@ def any_above(
         word = ir.IntType(64)
         vector = ir.VectorType(ir.DoubleType(), 8)
         mask = ir.VectorType(ir.IntType(1), 8)
-        limit = splat(builder, args[4], vector)
+        limit = broadcast(builder, vector, args[4])
         seen = cgutils.alloca_once(builder, mask)
         builder.store(ir.Constant(mask, [0] * 8), seen)
         left = builder.bitcast(builder.gep(pointer(0), [args[2]]), vector.as_pointer())
