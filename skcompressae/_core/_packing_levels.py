@@ -23,11 +23,11 @@ _MAX_GRID = 4096
 # Steps of the first grid, relative to the codebooks' own; the best of them is kept.
 _STRETCHES = (0.8, 1.0, 1.25)
 _GRID_ITERATIONS = 6
+# Of Lloyd's steps, which end before where no level moves by more than this share of the largest.
+_LLOYD_ITERATIONS, _LLOYD_TOLERANCE = 100, 1e-5
 
 
-def lloyd_max(
-    sample: NDArray[np.float64], n_levels: int, max_iter: int = 100, tol: float = 1e-5
-) -> NDArray[np.float64]:
+def lloyd_max(sample: NDArray[np.float64], n_levels: int) -> NDArray[np.float64]:
     """Return the n_levels magnitudes of least squared error over a sorted one-dimensional sample.
 
     References
@@ -36,12 +36,12 @@ def lloyd_max(
     """
     levels = np.quantile(sample, (np.arange(n_levels) + 0.5) / n_levels)
     sums = np.concatenate([[0.0], np.cumsum(sample)])
-    for _ in range(max_iter):
+    for _ in range(_LLOYD_ITERATIONS):
         edges = np.searchsorted(sample, (levels[1:] + levels[:-1]) / 2)
         edges = np.concatenate([[0], edges, [sample.size]])
         counts = np.diff(edges)
         moved = np.where(counts > 0, np.diff(sums[edges]) / np.maximum(counts, 1), levels)
-        done = np.max(np.abs(moved - levels)) <= tol * np.max(moved)
+        done = np.max(np.abs(moved - levels)) <= _LLOYD_TOLERANCE * np.max(moved)
         levels = moved
         if done:
             break

@@ -314,7 +314,6 @@ def make_chunk(
     metric: str,
     components: NDArray[Any] | None = None,
     n_threads: int = 1,
-    norms: NDArray[np.float64] | None = None,
 ) -> Chunk:
     """Compute the row factors of a store.
 
@@ -328,8 +327,6 @@ def make_chunk(
         Decoder; given, cosine is taken between reconstructions, else between codes.
     n_threads : int, default=1
         Threads for the norms of reconstructions.
-    norms : ndarray of shape (n_rows,), default=None
-        Norms for cosine where they are known already.
 
     Raises
     ------
@@ -347,8 +344,7 @@ def make_chunk(
     if metric == "dot":
         scale = np.ones(store.n_rows)
     else:
-        if norms is None:
-            norms = lengths if components is None else reconstruction_norms(store, components, n_threads)
+        norms = lengths if components is None else reconstruction_norms(store, components, n_threads)
         if not np.isfinite(norms).all():
             raise ValueError(f"reconstructions must have norms within {store.dtype}; rescale codes or components")
         scale = np.zeros(store.n_rows)
