@@ -9,7 +9,7 @@ import numpy as np
 
 from skcompressae._packed_io import Container, SectionSource, write_container
 from skcompressae.exceptions import CodesFormatError
-from skcompressae.packed._quantizer import ValueQuantizer
+from skcompressae.packed._quantizer import ValueQuantizer, stored_quantizer
 from skcompressae.packed._residual import ResidualQuantizer
 from skcompressae.packed._rows import row_bytes
 from skcompressae.packed._store import PackedCodes
@@ -74,11 +74,13 @@ def quantizer_sections(store: PackedCodes) -> list[SectionSource]:
 def read_quantizer(container: Container) -> ValueQuantizer:
     """Read and check the value quantiser."""
     meta = container.meta
-    try:
-        if meta.get("kind") == "uniform":
-            return ValueQuantizer.fit(np.zeros((0, 1)), value_bits=meta["value_bits"], kind="uniform")
+
+    def read_levels() -> Any:
         container.check("levels", "<f4", (meta["k"], 2 ** (meta["value_bits"] - 1)))
-        return ValueQuantizer(meta["kind"], meta["value_bits"], container.array("levels"))
+        return container.array("levels")
+
+    try:
+        return stored_quantizer(meta["kind"], meta["value_bits"], read_levels)
     except CodesFormatError:
         raise
     except ValueError as error:
@@ -168,11 +170,7 @@ def to_parts(store: PackedCodes) -> tuple[dict[str, Any], dict[str, Any]]:
 def from_parts(meta: dict[str, Any], arrays: dict[str, Any], n_components: int) -> PackedCodes:
     """Undo `to_parts`; what does not fit raises CodesFormatError."""
     try:
-        if meta["quantizer"] == "uniform":
-            empty = np.zeros((0, 1))
-            quantizer = ValueQuantizer.fit(empty, value_bits=meta["value_bits"], kind="uniform")
-        else:
-            quantizer = ValueQuantizer(meta["quantizer"], meta["value_bits"], arrays["levels"])
+        quantizer = stored_quantizer(meta["quantizer"], meta["value_bits"], lambda: arrays["levels"])
         residual = None
         if "residual_codes" in arrays:
             residual = ResidualQuantizer(arrays["residual_centroids"], arrays.get("residual_rotation"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +21,7 @@ from skcompressae._core._packing_levels import (
 )
 from skcompressae._core._rows import canonical_csr
 
-__all__ = ["ValueQuantizer", "as_packable_csr", "is_int"]
+__all__ = ["ValueQuantizer", "as_packable_csr", "is_int", "stored_quantizer"]
 
 Array: TypeAlias = NDArray[Any]
 _SAMPLE_ROWS = 4096
@@ -28,14 +29,14 @@ _SAMPLE_ROWS = 4096
 _RANKED_MAX_BITS = 6
 
 
-def as_packable_csr(codes: Any, name: str = "codes") -> Any:
+def as_packable_csr(codes: Any) -> Any:
     """Return codes as float32 CSR without stored zeros or repeated indices; the caller's arrays stay as they are."""
     if not sp.issparse(codes):
         codes = np.asarray(codes)
     if len(codes.shape) != 2:
-        raise ValueError(f"{name} must be a sparse matrix or a 2-dimensional array, got shape {codes.shape}")
+        raise ValueError(f"codes must be a sparse matrix or a 2-dimensional array, got shape {codes.shape}")
     if codes.dtype.kind not in "biuf":
-        raise ValueError(f"{name} must be real numbers, got dtype {codes.dtype}")
+        raise ValueError(f"codes must be real numbers, got dtype {codes.dtype}")
     if codes.dtype not in (np.float32, np.float64) or not codes.dtype.isnative:
         # sums of duplicates must not wrap around, and SciPy knows neither float16 nor foreign byte orders
         codes = codes.astype(np.float32 if codes.dtype in (np.float16, ">f4", "<f4") else np.float64)
@@ -44,7 +45,7 @@ def as_packable_csr(codes: Any, name: str = "codes") -> Any:
         copy(codes).check_format(full_check=True)  # of a shallow copy: SciPy cuts spare room off what it checks
     elif form == "coo":
         codes = sp.coo_array((codes.data, (codes.row, codes.col)), shape=codes.shape)  # which looks at the coordinates
-    csr: Any = canonical_csr(codes if form == "csr" else sp.csr_array(codes), name)
+    csr: Any = canonical_csr(codes if form == "csr" else sp.csr_array(codes), "codes")
     if (csr.data == 0).any():
         csr = csr.copy()
         csr.eliminate_zeros()
@@ -287,3 +288,16 @@ class ValueQuantizer:
         )
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def stored_quantizer(kind: Any, value_bits: Any, read_levels: Callable[[], Any]) -> ValueQuantizer:
+    """Return the quantiser that a file describes. Uniform levels are a formula, which is why only ranked ones are read.
+
+    Raises
+    ------
+    ValueError
+        If there is no such quantiser.
+    """
+    if kind == "uniform":
+        return ValueQuantizer.fit(np.zeros((0, 1)), value_bits=value_bits, kind="uniform")
+    return ValueQuantizer(kind, value_bits, read_levels())
