@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.sparse import csr_array
 
-from skcompressae._arrow_columns import csr_of_lists, import_pyarrow
+from skcompressae._arrow_columns import METADATA_KEY, METADATA_VERSION, PACKED_KEY, csr_of_lists, import_pyarrow
 from skcompressae._compat import align_sparse_interface
 from skcompressae._transformer import CompresSAETransformer
 from skcompressae._worker_model import bare_model
@@ -19,12 +19,8 @@ from skcompressae.persistence import model_hash
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["METADATA_KEY", "METADATA_VERSION", "PACKED_KEY", "codes_from_arrow", "decode_batch", "metadata_of"]
+__all__ = ["codes_from_arrow", "decode_batch", "metadata_of"]
 
-METADATA_KEY = b"skcompressae.codes"
-METADATA_VERSION = 1
-# Of the tables of PackedCodes.to_arrow, whose metadata has the same version and tells the width by the same name.
-PACKED_KEY = b"skcompressae"
 _MAX_COMPONENTS = np.iinfo(np.int32).max  # what 32-bit indices can number
 # Where Spark keeps its own schema, with the metadata of its columns, in the Parquet files that it writes.
 _SPARK_KEY = b"org.apache.spark.sql.parquet.row.metadata"

@@ -17,8 +17,23 @@ from skcompressae.exceptions import CodesFormatError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["combined", "compact_index_type", "csr_of_lists", "embedding_rows", "import_pyarrow", "lists_of_csr"]
+__all__ = [
+    "METADATA_KEY",
+    "METADATA_VERSION",
+    "PACKED_KEY",
+    "combined",
+    "compact_index_type",
+    "csr_of_lists",
+    "embedding_rows",
+    "import_pyarrow",
+    "lists_of_csr",
+]
 
+# Of the schema's metadata that says what columns of codes hold.
+METADATA_KEY = b"skcompressae.codes"
+METADATA_VERSION = 1
+# Of the tables of PackedCodes.to_arrow, whose metadata has the same version and tells the width by the same name.
+PACKED_KEY = b"skcompressae"
 # Indices of the compact layout are uint16 up to this many components.
 _MAX_UINT16_COMPONENTS = 1 << 16
 

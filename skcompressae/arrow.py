@@ -6,8 +6,15 @@ import json
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from skcompressae._arrow_codes import METADATA_KEY, METADATA_VERSION, codes_from_arrow, decode_batch
-from skcompressae._arrow_columns import compact_index_type, embedding_rows, import_pyarrow, lists_of_csr
+from skcompressae._arrow_codes import codes_from_arrow, decode_batch
+from skcompressae._arrow_columns import (
+    METADATA_KEY,
+    METADATA_VERSION,
+    compact_index_type,
+    embedding_rows,
+    import_pyarrow,
+    lists_of_csr,
+)
 from skcompressae._model_weights import code_settings
 from skcompressae._transformer import CompresSAETransformer
 from skcompressae._worker_model import bare_model, encode_rows

@@ -149,7 +149,7 @@ def _to_parquet(source: CodeSource, arguments: argparse.Namespace) -> None:
     """Write columns of codes; packed ones carry their quantiser, so that they come back equal."""
     import pyarrow as pa
 
-    from skcompressae._arrow_columns import compact_index_type, lists_of_csr
+    from skcompressae._arrow_columns import METADATA_KEY, METADATA_VERSION, compact_index_type, lists_of_csr
 
     if isinstance(source, PackedSource):
         parts = source.store.iter_blocks(_BLOCK_ROWS)
@@ -161,9 +161,14 @@ def _to_parquet(source: CodeSource, arguments: argparse.Namespace) -> None:
     if isinstance(source, ParquetCodes):
         raise UsageError(f"{source.name} is a Parquet file of codes already")
     index_type = compact_index_type(source.n_components)
-    meta = {"version": 1, "n_components": source.n_components, "columns": ["indices", "values"], "layout": "compact"}
+    meta = {
+        "version": METADATA_VERSION,
+        "n_components": source.n_components,
+        "columns": ["indices", "values"],
+        "layout": "compact",
+    }
     fields = [pa.field("indices", pa.list_(index_type)), pa.field("values", pa.list_(pa.float32()))]
-    schema = pa.schema(fields, {b"skcompressae.codes": json.dumps(meta).encode()})
+    schema = pa.schema(fields, {METADATA_KEY: json.dumps(meta).encode()})
     with atomic_write(arguments.output) as stream, parquet_writer(stream, schema) as writer:
         start = 0
         for block in _blocks(source, "export", arguments):

@@ -206,7 +206,8 @@ class ParquetCodes:
     """
 
     def __init__(self, path: str | os.PathLike[str], n_components: int | None = None) -> None:
-        from skcompressae._arrow_codes import METADATA_KEY, PACKED_KEY, codes_from_arrow
+        from skcompressae._arrow_codes import codes_from_arrow
+        from skcompressae._arrow_columns import METADATA_KEY, PACKED_KEY
 
         self.path = Path(path)
         self.name = str(path)

@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skcompressae._arrow_columns import combined, compact_index_type, csr_of_lists, import_pyarrow, lists_of_csr
+from skcompressae._arrow_columns import (
+    METADATA_VERSION,
+    PACKED_KEY,
+    combined,
+    compact_index_type,
+    csr_of_lists,
+    import_pyarrow,
+    lists_of_csr,
+)
 from skcompressae.exceptions import CodesFormatError
-from skcompressae.packed._quantizer import ValueQuantizer, as_packable_csr
+from skcompressae.packed._quantizer import as_packable_csr, stored_quantizer
 from skcompressae.packed._residual import ResidualQuantizer
 from skcompressae.packed._store import PackedCodes
 
@@ -19,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["from_arrow", "to_arrow"]
 
-_KEY = b"skcompressae"
-_VERSION = 1
 _PURPOSE = "Arrow tables of packed codes"
 
 
@@ -40,7 +46,7 @@ def to_arrow(store: PackedCodes) -> pa.Table:
     indices, values = lists_of_csr(store.to_csr(), compact_index_type(store.n_components), pa.float32())
     columns = {"indices": indices, "values": values}
     meta: dict[str, Any] = {
-        "version": _VERSION,
+        "version": METADATA_VERSION,
         "n_components": store.n_components,
         "k": store.k,
         "kind": store.quantizer.kind,
@@ -53,7 +59,7 @@ def to_arrow(store: PackedCodes) -> pa.Table:
         columns["residual_codes"] = pa.FixedSizeListArray.from_arrays(flat, residual.shape[1])
         meta["residual_centroids"] = _text(quantizer.centroids)
         meta["residual_rotation"] = None if quantizer.rotation is None else _text(quantizer.rotation)
-    return pa.table(columns).replace_schema_metadata({_KEY: json.dumps(meta).encode()})
+    return pa.table(columns).replace_schema_metadata({PACKED_KEY: json.dumps(meta).encode()})
 
 
 def from_arrow(table: pa.Table, *, n_threads: int = 1) -> PackedCodes:
@@ -61,7 +67,7 @@ def from_arrow(table: pa.Table, *, n_threads: int = 1) -> PackedCodes:
     pa = import_pyarrow(_PURPOSE)
     if not isinstance(table, pa.Table):
         raise TypeError(f"table must be a pyarrow.Table, got {type(table).__name__}")
-    metadata = (table.schema.metadata or {}).get(_KEY)
+    metadata = (table.schema.metadata or {}).get(PACKED_KEY)
     if metadata is None or not {"indices", "values"} <= set(table.column_names):
         raise CodesFormatError(
             "the table has no 'skcompressae' schema metadata or lacks the columns 'indices' and 'values'; "
@@ -69,12 +75,9 @@ def from_arrow(table: pa.Table, *, n_threads: int = 1) -> PackedCodes:
         )
     try:
         meta = json.loads(metadata)
-        if meta["version"] != _VERSION:
-            raise CodesFormatError(f"the table has version {meta['version']!r}, expected {_VERSION}")
-        if meta["kind"] == "uniform":
-            quantizer = ValueQuantizer.fit(np.zeros((0, 1)), value_bits=meta["value_bits"], kind="uniform")
-        else:
-            quantizer = ValueQuantizer(meta["kind"], meta["value_bits"], _array(meta["levels"]))
+        if meta["version"] != METADATA_VERSION:
+            raise CodesFormatError(f"the table has version {meta['version']!r}, expected {METADATA_VERSION}")
+        quantizer = stored_quantizer(meta["kind"], meta["value_bits"], lambda: _array(meta["levels"]))
         csr = as_packable_csr(csr_of_lists(table.column("indices"), table.column("values"), meta["n_components"]))
         store = PackedCodes.pack(csr, k=meta["k"], quantizer=quantizer, n_threads=n_threads)
         _check_exact(store, csr)
