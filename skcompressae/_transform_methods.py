@@ -176,8 +176,13 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
             quantizer = ValueQuantizer.fit(codes, value_bits=value_bits, k=k)
         blocks = []
         for where, indices, values in encoder.encode_blocks(rows, k, norm=model.norm, dtype=np.float32):
+        blocks, n_threads = [], effective_n_threads()
+        for where, indices, values in encoder.encode_blocks(rows, k, norm=self.norm, dtype=np.float32):
             try:
-                blocks.append(PackedCodes.from_topk(indices, values, encoder.n_components, quantizer=quantizer))
+                block = PackedCodes.from_topk(
+                    indices, values, encoder.n_components, quantizer=quantizer, n_threads=n_threads
+                )
+                blocks.append(block)
             except ValueError as error:
                 if where.start == 0:
                     raise

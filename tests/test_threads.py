@@ -13,6 +13,7 @@ from skcompressae._core._threads import (
     run_product_blocks,
     single_threaded_blas,
 )
+from skcompressae.packed import _rows
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 5])
@@ -90,3 +91,22 @@ def test_a_choice_of_threads_is_that_of_one_thread():
             assert effective_n_threads() == 1
         assert seen == [5]
         assert effective_n_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "block_rows"), [(1_000, 1_024), (3_600, 1_200)], ids=["too few for several", "shared evenly"]
+)
+def test_packing_takes_the_threads_that_encoding_takes(fitted, embeddings, monkeypatch, n_rows, block_rows):
+    rows = np.tile(embeddings, (9, 1))[:n_rows]
+    with exactly_n_threads(1):
+        expected = fitted.transform_packed(rows)
+    shares = []
+
+    def run_and_note(work, n_rows, block_size, n_threads):
+        shares.append((n_rows, block_size, n_threads))
+        run_blocks(work, n_rows, block_size, n_threads)
+
+    monkeypatch.setattr(_rows, "run_blocks", run_and_note)
+    with exactly_n_threads(3):
+        assert fitted.transform_packed(rows) == expected
+    assert shares == [(n_rows, block_rows, 3)]

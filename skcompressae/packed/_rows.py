@@ -28,6 +28,8 @@ Array: TypeAlias = NDArray[Any]
 MAX_COMPONENTS = 1 << 20
 # 8,192 rows of k = 32 are 0.5 MB of words and 2 MB of CSR: a bounded working set for each thread
 BLOCK_ROWS = 8192
+# Packing them takes a millisecond, ten times as long as to hand them to another thread.
+_MIN_ROWS_PER_THREAD = 1024
 
 
 def contiguous(array: Array) -> Array:
@@ -100,7 +102,9 @@ def pack_arrays(
             largest = f": {np.abs(data[indptr[row] : indptr[row + 1]]).max():.3g}" if error == 2 else ""
             raise ValueError(f"codes {PACK_ERRORS[error]} (row {row}{largest})")
 
-    run_blocks(work, n, BLOCK_ROWS, n_threads)
+    # an encoder's blocks are smaller than ours: they too go to all threads
+    block_rows = max(_MIN_ROWS_PER_THREAD, min(BLOCK_ROWS, -(-n // max(n_threads, 1))))
+    run_blocks(work, n, block_rows, n_threads)
     return rows, scales
 
 
