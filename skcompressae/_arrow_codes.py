@@ -7,7 +7,6 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from skcompressae._arrow_columns import METADATA_KEY, METADATA_VERSION, PACKED_KEY, csr_of_lists, import_pyarrow
 from skcompressae._compat import align_sparse_interface
@@ -109,7 +108,7 @@ def codes_from_arrow(data: Any, *, n_components: int | None = None, code_columns
         from skcompressae.engines import join_signs
 
         try:
-            return align_sparse_interface(csr_array(join_signs(codes)))
+            return join_signs(codes)
         except ValueError as error:
             raise CodesFormatError(
                 f"the columns do not hold the split signs that their metadata announces: {error}"

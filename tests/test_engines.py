@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import sklearn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -52,6 +53,19 @@ def test_split_takes_what_transform_gives(fitted, embeddings):
     for given_codes in (codes, sp.csr_array(codes), codes.tocsc(), codes.toarray()):
         np.testing.assert_array_equal(join_signs(split_signs(given_codes)).toarray(), codes.toarray())
     np.testing.assert_array_equal(join_signs(split_signs(packed)).toarray(), packed.to_csr().toarray())
+
+
+@pytest.mark.skipif(
+    "sparse_interface" not in sklearn.get_config(), reason="this scikit-learn has no sparse_interface setting"
+)
+def test_split_and_joined_codes_obey_the_sparse_interface_setting():
+    for setting, expected in (("sparray", sp.csr_array), ("spmatrix", sp.csr_matrix)):
+        with sklearn.config_context(sparse_interface=setting):
+            split = split_signs(CODES)
+            joined = join_signs(split)
+            assert type(split) is type(joined) is expected
+            np.testing.assert_array_equal(joined.toarray(), CODES.toarray())
+            np.testing.assert_array_equal(rerank_signed(CODES[:1], [[1, 0]], joined, 2)[1], [[0, 1]])
 
 
 @settings(max_examples=50, deadline=None)

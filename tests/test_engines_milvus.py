@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import sklearn
 from documented_examples import run_documented_examples
 
 from skcompressae.engines import MilvusIndex, join_signs, rerank_signed, split_signs
@@ -57,6 +58,15 @@ def test_fetched_codes_are_those_stored(index, codes):
     assert index.fetch([]).shape == (0, 96)
     with pytest.raises(ValueError, match=r"ids must be in collection 'fitted'; 2 are not: \[400, 500\]"):
         index.fetch([400, 1, 500])
+
+
+@pytest.mark.skipif(
+    "sparse_interface" not in sklearn.get_config(), reason="this scikit-learn has no sparse_interface setting"
+)
+def test_fetched_codes_obey_the_sparse_interface_setting(index):
+    for setting, expected in (("sparray", sp.csr_array), ("spmatrix", sp.csr_matrix)):
+        with sklearn.config_context(sparse_interface=setting):
+            assert type(index.fetch([7])) is expected
 
 
 def test_signed_codes_are_refused_with_the_way_out(index, codes):

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_array, csr_matrix
 
+from skcompressae._compat import csr_type
 from skcompressae.engines._validation import (
     check_codes,
     check_count,
@@ -231,7 +232,7 @@ class MilvusIndex:
         """
         self.client.flush(self.collection)
 
-    def fetch(self, ids: ArrayLike) -> csr_matrix:
+    def fetch(self, ids: ArrayLike) -> csr_array | csr_matrix:
         """Return the split codes of documents.
 
         For reranking where the codes are not at hand: :func:`~skcompressae.engines.join_signs` makes them signed again.
@@ -278,7 +279,7 @@ class MilvusIndex:
         if missing:
             raise ValueError(f"ids must be in collection {self.collection!r}; {len(missing)} are not: {missing[:5]}.")
         vectors = [stored[id_] for id_ in numbers]
-        return check_codes(
+        codes = check_codes(
             csr_matrix(
                 (
                     np.array([value for vector in vectors for value in vector.values()], dtype=np.float32),
@@ -289,6 +290,7 @@ class MilvusIndex:
             ),
             2 * self.n_components,
         )
+        return csr_type()(codes)
 
     def __len__(self) -> int:
         """Return the number of documents."""

@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import csr_matrix, issparse
+from scipy.sparse import csr_array, csr_matrix, issparse
 
+from skcompressae._compat import csr_type
 from skcompressae.engines._validation import check_codes, check_count, check_nonnegative
 
 __all__ = ["join_signs", "rerank_signed", "split_signs"]
 
 
-def split_signs(codes: Any) -> csr_matrix:
+def split_signs(codes: Any) -> csr_array | csr_matrix:
     """Split signed codes into non-negative ones of twice the width, ``[s+, s-]``.
 
     For engines that refuse negative values. Agreeing signs meet in one column, so the dot product of two split rows is
@@ -58,13 +59,13 @@ def split_signs(codes: Any) -> csr_matrix:
     is_negative = signed.data < 0
     # int64, since twice a width may not fit into int32; SciPy goes back to int32 where it does
     indices = signed.indices + np.where(is_negative, np.int64(n_components), np.int64(0))
-    split = csr_matrix((np.abs(signed.data), indices, signed.indptr), shape=(signed.shape[0], 2 * n_components))
+    split = csr_type()((np.abs(signed.data), indices, signed.indptr), shape=(signed.shape[0], 2 * n_components))
     split.has_sorted_indices = False
     split.sort_indices()
     return split
 
 
-def join_signs(split: Any) -> csr_matrix:
+def join_signs(split: Any) -> csr_array | csr_matrix:
     """Undo :func:`split_signs`.
 
     The signed codes ``s+ - s-``, for instance of vectors that an engine stores.
@@ -102,7 +103,7 @@ def join_signs(split: Any) -> csr_matrix:
         raise ValueError(f"split must have an even number of columns, [s+, s-]; got {width}.")
     checked = check_codes(split, width, name="split")
     check_nonnegative(checked, width // 2, name="split", engine="join_signs")
-    return check_codes(checked[:, : width // 2] - checked[:, width // 2 :], width // 2)
+    return csr_type()(check_codes(checked[:, : width // 2] - checked[:, width // 2 :], width // 2))
 
 
 def rerank_signed(

@@ -336,7 +336,8 @@ class PackedCodes(PackedMakingMixin, PackedLayoutMixin, PackedFormatsMixin):
         Returns
         -------
         CSR matrix of shape (n, n_components)
-            Of dtype float32, with ascending indices and no stored zeros.
+            Of dtype float32, with ascending indices and no stored zeros. A matrix also where scikit-learn's
+            ``sparse_interface`` asks for arrays: packed codes do without scikit-learn.
 
         Raises
         ------
