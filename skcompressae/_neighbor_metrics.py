@@ -64,6 +64,8 @@ def exact_neighbors(
 
     Raises
     ------
+    TypeError
+        If `n_neighbors` or a batch size is no integer.
     ValueError
         If an input is sparse, not two-dimensional, empty of features or not finite; if the widths differ; or
         if there are fewer documents than `n_neighbors`.
@@ -135,6 +137,8 @@ def neighbor_recall_score(
 
     Raises
     ------
+    TypeError
+        If `n_neighbors` is no integer.
     ValueError
         If a list is not a two-dimensional integer array, repeats an index or is empty, if the numbers of
         queries differ, or if `n_neighbors` exceeds `n_true`.
@@ -195,6 +199,8 @@ def neighbor_ndcg_score(
 
     Raises
     ------
+    TypeError
+        If `n_neighbors` is no integer.
     ValueError
         As :func:`neighbor_recall_score`, and if `gains` has another shape than `neighbors_true`, or is
         negative or not finite.

@@ -303,6 +303,8 @@ class CodeNearestNeighbors(
 
         Raises
         ------
+        TypeError
+            If `n_neighbors` is no integer.
         ValueError
             If there are fewer documents than neighbors asked for, the queries have the wrong width or are so long that
             their products overflow, a parameter was set to what is not allowed, or queries would be compressed with

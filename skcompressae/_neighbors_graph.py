@@ -49,6 +49,8 @@ class NeighborsGraphMixin(TransformerMixin):
 
         Raises
         ------
+        TypeError
+            If `n_neighbors` is no integer.
         ValueError
             If `mode` is unknown, or queries and `n_neighbors` are not as :meth:`kneighbors` requires.
 

@@ -233,6 +233,13 @@ class RetrievalRecallScorer:
         Seed of the split. An int gives every candidate of a grid search the same split of a fold; None gives
         each call its own.
 
+    Raises
+    ------
+    TypeError
+        If `n_neighbors` or `n_queries` is no integer.
+    ValueError
+        If a parameter is out of its range.
+
     See Also
     --------
     neighbor_recall_score : The measure itself.

@@ -166,6 +166,8 @@ class LossCurveDisplay:
         ------
         ImportError
             If matplotlib is not installed.
+        TypeError
+            If `window` is no integer.
         ValueError
             If `window` is not from 1 to the number of steps, or `yscale` is unknown.
 

@@ -125,7 +125,7 @@ class CompressionTradeoffDisplay:
         ImportError
             If matplotlib is not installed, or FAISS where "pq" or "opq" is asked for by name.
         TypeError
-            If `estimator` is not a compressor.
+            If `estimator` is not a compressor, or `k` or `n_neighbors` is no integer.
         ValueError
             If a parameter is out of its range, or there are too few rows.
 
