@@ -174,10 +174,8 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
                 *encoder.encode(sample, k, norm=model.norm, dtype=np.float32), encoder.n_components
             )
             quantizer = ValueQuantizer.fit(codes, value_bits=value_bits, k=k)
-        blocks = []
-        for where, indices, values in encoder.encode_blocks(rows, k, norm=model.norm, dtype=np.float32):
         blocks, n_threads = [], effective_n_threads()
-        for where, indices, values in encoder.encode_blocks(rows, k, norm=self.norm, dtype=np.float32):
+        for where, indices, values in encoder.encode_blocks(rows, k, norm=model.norm, dtype=np.float32):
             try:
                 block = PackedCodes.from_topk(
                     indices, values, encoder.n_components, quantizer=quantizer, n_threads=n_threads
