@@ -1,11 +1,15 @@
 """Blocks over threads: every block once, errors surface, the BLAS limit is shared and restored."""
 
+import gc
 import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
+from skcompressae._core import _threads
 from skcompressae._core._threads import (
     effective_n_threads,
     exactly_n_threads,
@@ -47,6 +51,66 @@ def test_an_error_in_a_block_surfaces():
 
     with pytest.raises(ValueError, match="row 30 is no good"):
         run_blocks(work, 100, 10, 3)
+
+
+@pytest.fixture
+def pool_of_few(monkeypatch):
+    """Make the pool one whose threads cannot be started beyond a number."""
+    pool = ThreadPoolExecutor(max_workers=4)
+    monkeypatch.setattr(_threads, "_pool", lambda _: pool)
+    start = threading.Thread.start
+
+    def limit(n_threads):
+        started = []
+
+        def start_or_fail(thread):
+            if len(started) == n_threads:
+                raise RuntimeError("can't start new thread")
+            started.append(thread)
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", start_or_fail)
+        return pool
+
+    yield limit
+    pool.shutdown()
+
+
+@pytest.mark.parametrize("n_threads", [0, 1])
+def test_where_no_thread_can_be_started_those_that_there_are_take_all_blocks(pool_of_few, n_threads):
+    pool = pool_of_few(n_threads)
+    visits = np.zeros(1003, dtype=int)
+
+    def work(start, stop):
+        visits[start:stop] += 1
+
+    run_blocks(work, len(visits), 10, 4)
+    assert (visits == 1).all()
+    if n_threads == 0:  # what was handed over is in the pool's queue all the same, but holds nothing
+        assert pool._work_queue.qsize() == 1
+        gone = weakref.ref(work)
+        del work
+        gc.collect()
+        assert gone() is None
+
+
+def test_nothing_goes_on_after_an_error_where_threads_are_short(pool_of_few):
+    pool = pool_of_few(1)
+    busy, leave = threading.Event(), threading.Event()
+    pool.submit(lambda: busy.set() or leave.wait(10))  # the one thread comes by when the call is over
+    assert busy.wait(10)
+    seen = []
+
+    def work(start, stop):
+        seen.append(start)
+        raise ValueError("row 0 is no good")
+
+    with pytest.raises(ValueError, match="row 0 is no good"):
+        run_blocks(work, 100, 10, 3)
+    assert pool._work_queue.qsize() == 1
+    leave.set()
+    pool.shutdown()
+    assert seen == [0]
 
 
 def test_overlapping_holders_share_and_restore_the_blas_limit():

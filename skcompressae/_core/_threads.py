@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import lru_cache
 from threading import Lock
@@ -126,12 +126,42 @@ def _pool(process_id: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="skcompressae")
 
 
+class _Helper:
+    """A call that is handed to the pool, and what became of it.
+
+    The pool's own future does not do: where no thread can be started, ``submit`` raises and returns none, yet leaves
+    the call queued for a thread that comes by later.
+    """
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call: Callable[[], None] | None = call
+        self.future: Future[None] = Future()
+
+    def __call__(self) -> None:
+        call = self._call
+        if call is None or not self.future.set_running_or_notify_cancel():
+            return
+        try:
+            call()
+        except BaseException as error:
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(None)
+
+    def dismiss(self) -> bool:
+        """Take the call back, with all that it refers to, unless a thread has begun; return whether none has."""
+        if is_unused := self.future.cancel():
+            self._call = None
+        return is_unused
+
+
 def run_blocks(work: Callable[[int, int], None], n_rows: int, block_size: int, n_threads: int) -> None:
     """Call ``work(start, stop)`` for every block of rows, on up to `n_threads` threads.
 
     The kernels release the GIL, so plain Python threads use every core. The caller works too and each thread takes
     the next block when it is done with one, so a call costs one hand-over per further thread, whatever the number of
-    blocks, and callers that share the pool never wait for one another's blocks.
+    blocks, and callers that share the pool never wait for one another's blocks. Where no further thread can be started,
+    those that there are take all blocks.
     """
     blocks = row_blocks(n_rows, block_size)
     n_helpers = min(n_threads, -(-n_rows // block_size)) - 1
@@ -145,14 +175,22 @@ def run_blocks(work: Callable[[int, int], None], n_rows: int, block_size: int, n
         for start, stop in queue:
             work(start, stop)
 
-    helpers = [_pool(os.getpid()).submit(take_blocks) for _ in range(n_helpers)]
+    helpers = [_Helper(take_blocks) for _ in range(n_helpers)]
     try:
+        _hand_over(helpers)
         take_blocks()
     finally:  # also where a block failed or the user interrupted: nothing may go on writing after the return
-        wait([helper for helper in helpers if not helper.cancel()])
+        wait([helper.future for helper in helpers if not helper.dismiss()])
     for helper in helpers:
-        if not helper.cancelled():
-            helper.result()
+        if not helper.future.cancelled():
+            helper.future.result()
+
+
+def _hand_over(helpers: list[_Helper]) -> None:
+    pool = _pool(os.getpid())
+    with suppress(RuntimeError):  # memory or the number of threads is short, or the interpreter is about to end
+        for helper in helpers:
+            pool.submit(helper)
 
 
 def copy_blocks(work: Callable[[int, int], None], n_rows: int) -> None:
