@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from cli_cases import refuses
 
+from skcompressae._cli._errors import CommandError
 from skcompressae._cli._main import main
 from skcompressae._cli._spool import Spool
 
@@ -138,6 +139,87 @@ def test_two_processes_do_not_write_one_output(leftover, capsys):
         fcntl.flock(lock, fcntl.LOCK_EX)
         message = refuses(capsys, "encode", "model.safetensors", "x.npy", "codes.npz", "-q")
     assert "another process is at work" in message
+
+
+def spool_of_two_rows():
+    spool = Spool("codes.npz", {"command": "encode"}, {"rows": np.dtype("<f4")}, restart=False)
+    spool.append(2, {"rows": np.ones(2)})
+    return spool
+
+
+def finish(spool):
+    spool.finish("codes.npz", lambda path: path.write_bytes(b"finished"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no flock")
+def test_work_that_is_being_deleted_is_not_gone_on_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spool, unlink, n_refused = spool_of_two_rows(), Path.unlink, 0
+
+    def refused_meanwhile(path, **options):
+        nonlocal n_refused
+        with pytest.raises(CommandError, match="another process is at work on"):
+            spool_of_two_rows()
+        n_refused += 1
+        unlink(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refused_meanwhile)
+        finish(spool)
+    assert n_refused >= 3  # the journal, the stream, the lock
+    assert [path.name for path in tmp_path.iterdir()] == ["codes.npz"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no flock")
+@pytest.mark.parametrize("deleted", ["folder", "lock", "both"])
+def test_a_lock_that_was_deleted_before_it_was_taken_locks_nothing(tmp_path, monkeypatch, deleted):
+    import fcntl
+
+    monkeypatch.chdir(tmp_path)
+    folder, mkdir, flock = Path("codes.npz.partial"), Path.mkdir, fcntl.flock
+
+    def deleted_before_the_lock_is_made(path, **options):
+        mkdir(path, **options)
+        patch.undo()
+        folder.rmdir()
+
+    def deleted_before_the_lock_is_taken(*arguments):
+        patch.undo()
+        (folder / "lock").unlink()
+        if deleted == "both":
+            folder.rmdir()
+        flock(*arguments)
+
+    with monkeypatch.context() as patch:
+        if deleted == "folder":
+            patch.setattr(Path, "mkdir", deleted_before_the_lock_is_made)
+        else:
+            patch.setattr(fcntl, "flock", deleted_before_the_lock_is_taken)
+        spool = spool_of_two_rows()
+    with pytest.raises(CommandError, match="another process is at work"):
+        spool_of_two_rows()
+    finish(spool)
+    assert Path("codes.npz").read_bytes() == b"finished"
+
+
+def test_a_process_that_is_done_leaves_the_work_of_the_next_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spool, rmdir, others = spool_of_two_rows(), Path.rmdir, []
+
+    def rmdir_too_late(path):
+        patch.undo()
+        others.append(spool_of_two_rows())
+        rmdir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rmdir", rmdir_too_late)
+        finish(spool)
+    spool.close()
+    others[0].close()
+    assert sorted(path.name for path in Path("codes.npz.partial").iterdir()) == ["journal", "lock", "rows.bin"]
+    others.append(spool_of_two_rows())
+    assert others[1].n_rows == 4
+    others[1].close()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits on the size of files")

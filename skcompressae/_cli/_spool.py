@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +27,9 @@ __all__ = ["Spool", "SpoolReader"]
 
 _VERSION = 1
 _CHUNK_BYTES = 1 << 24
+# Each further one needs another process that ends its work in the microseconds between a folder and its lock.
+_LOCK_ATTEMPTS = 10
+_AT_WORK = "another process is at work on {}; wait for it, or end it"
 # Of a model or an input, what tells a reader nothing.
 _DIGESTS = ("hash", "sha256_of_samples", "modified_ns")
 
@@ -74,11 +76,8 @@ class Spool:
         self._checksums = dict.fromkeys(streams, 0)
         self._sizes = dict.fromkeys(streams, 0)
         self._files: dict[str, BinaryIO] = {}
-        try:
-            self.folder.mkdir(exist_ok=True)
-        except FileExistsError as error:
-            raise CommandError(f"{self.folder} is in the way; it is where unfinished work is kept") from error
-        self._lock = _Lock(self.folder / "lock")
+        self._is_closed = False
+        self._lock = _locked_folder(self.folder)
         try:
             if restart:
                 self._clear()
@@ -222,24 +221,31 @@ class Spool:
 
     def close(self) -> None:
         """Close the streams; the work stays, where there is any."""
+        if self._is_closed:  # the folder may be another process's by now
+            return
+        self._is_closed = True
         for stream in self._files.values():
             with suppress(OSError):  # where the disk is full: what is not flushed yet does not count
                 stream.close()
-        if not self._journal.exists():
-            self._remove_untouched()
-        self._lock.release()
+        try:
+            if not self._journal.exists():
+                self._remove_untouched()
+        finally:
+            self._lock.release()
 
     def _remove_untouched(self) -> None:
         for name in self._files:
             self._path(name).unlink(missing_ok=True)
         with suppress(OSError):  # of another's files, which stay
-            (self.folder / "lock").unlink()
+            (self.folder / "lock").unlink(missing_ok=True)
             self.folder.rmdir()
 
     def remove(self) -> None:
         """Delete the work, which its output has replaced."""
+        self._journal.unlink(missing_ok=True)  # first: streams without it are no work
+        for path in self.folder.glob("*.tmp"):
+            path.unlink()
         self.close()
-        shutil.rmtree(self.folder)
 
 
 class SpoolReader:
@@ -289,10 +295,30 @@ def _checksum(path: Path, size: int) -> int | None:
     return checksum
 
 
+def _locked_folder(folder: Path) -> _Lock:
+    """Make a folder, unless there is one, and lock it, whatever a process does that deletes it meanwhile."""
+    for _ in range(_LOCK_ATTEMPTS):
+        try:
+            folder.mkdir(exist_ok=True)
+            lock = _Lock(folder / "lock")
+        except FileExistsError as error:
+            if os.path.lexists(folder):
+                raise CommandError(f"{folder} is in the way; it is where unfinished work is kept") from error
+        except FileNotFoundError:
+            if not folder.parent.is_dir():
+                raise
+        else:
+            if lock.is_in_place():
+                return lock
+            lock.release()
+    raise CommandError(_AT_WORK.format(folder))
+
+
 class _Lock:
     """A file that one process holds at a time; a killed process lets go of it. Windows has none of this."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._descriptor: int | None = None
         if sys.platform == "win32":
             return
@@ -304,7 +330,16 @@ class _Lock:
         except OSError as error:
             os.close(self._descriptor)
             self._descriptor = None
-            raise CommandError(f"another process is at work on {path.parent}; wait for it, or end it") from error
+            raise CommandError(_AT_WORK.format(path.parent)) from error
+
+    def is_in_place(self) -> bool:
+        """Return whether the file was not deleted between its opening and its locking, which locks nothing."""
+        if self._descriptor is None:
+            return True
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(self._path))
+        except FileNotFoundError:
+            return False
 
     def release(self) -> None:
         if self._descriptor is not None:
