@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -9,11 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["atomic_write", "remove_leftovers"]
+__all__ = ["FileAppearedError", "atomic_write", "put_in_place", "remove_leftovers"]
+
+
+class FileAppearedError(FileExistsError):
+    """A file of the wanted name was made while its content was written, and may not be replaced."""
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def atomic_write(path: str | os.PathLike[str], *, replaces: bool = True) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path` that takes its place when the block ends without an error.
 
     The bytes reach the disk before the name does, so that after a crash or a power cut `path` is the old file or the
@@ -24,10 +29,17 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     ----------
     path : path-like
         The file to write or replace; a symbolic link is replaced itself. Its folder must exist.
+    replaces : bool, default=True
+        Whether a file of that name that is there when the block ends is replaced.
 
     Yields
     ------
     stream : binary file, open for writing and seeking
+
+    Raises
+    ------
+    FileAppearedError
+        If there is a file of that name and not `replaces`; the temporary file, which the message names, stays.
 
     Examples
     --------
@@ -52,17 +64,45 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        with _naming(target):
-            os.replace(temporary, target)
+        put_in_place(temporary, target, replaces=replaces)
+    except FileAppearedError:
+        raise
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def put_in_place(temporary: Path, target: Path, *, replaces: bool) -> None:
+    """Give a whole file its name in one step; the name reaches the disk before the return.
+
+    Raises
+    ------
+    FileAppearedError
+        If there is a file of that name and not `replaces`; `temporary` stays.
+    """
+    with _naming(target):
+        if replaces:
+            os.replace(temporary, target)
+        else:
+            _take_free_name(temporary, target)
     if os.name == "posix":
         folder = os.open(target.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # the new name
+            os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _take_free_name(temporary: Path, target: Path) -> None:
+    try:
+        os.link(temporary, target)  # unlike a renaming, it replaces nothing
+    except OSError as error:  # the name is taken, or the file system has no links
+        if target.exists():
+            kept = f"appeared meanwhile and is not replaced; what was to become it is {temporary}"
+            raise FileAppearedError(errno.EEXIST, kept, str(target)) from error
+        os.replace(temporary, target)  # also of a symbolic link that leads nowhere
+    else:
+        temporary.unlink()
 
 
 @contextmanager
@@ -70,6 +110,8 @@ def _naming(target: Path) -> Iterator[None]:
     """Raise errors of the system in the name of the file that was asked for, not of the temporary one."""
     try:
         yield
+    except FileAppearedError:
+        raise
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(target)) from error
 

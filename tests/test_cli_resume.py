@@ -142,7 +142,7 @@ def test_two_processes_do_not_write_one_output(leftover, capsys):
 
 
 def spool_of_two_rows():
-    spool = Spool("codes.npz", {"command": "encode"}, {"rows": np.dtype("<f4")}, restart=False)
+    spool = Spool("codes.npz", {"command": "encode"}, {"rows": np.dtype("<f4")}, restart=False, force=True)
     spool.append(2, {"rows": np.ones(2)})
     return spool
 

@@ -66,7 +66,7 @@ def encode(arguments: argparse.Namespace) -> None:
     parquet = source if isinstance(source, ParquetRows) else None
     plan = planned_codes(model, parquet, arguments) if kind == "parquet" else None
     identity = _identity("encode", model, source.path, options)
-    spool = Spool(arguments.output, identity, streams, restart=arguments.restart)
+    spool = Spool(arguments.output, identity, streams, restart=arguments.restart, force=arguments.force)
     try:
         _report_resumed(spool, source.n_rows, arguments)
         quantizer = _quantizer(spool, model, source, arguments.value_bits or 4) if kind == "packed" else None
@@ -183,7 +183,8 @@ def decode(arguments: argparse.Namespace) -> None:
     fields = kept_fields(parquet, column) if kind == "parquet" else []
     dtype = np.dtype(getattr(source, "dtype", np.float32))
     identity = _identity("decode", model, source.path, {"output": kind})
-    spool = Spool(arguments.output, identity, {"rows": dtype.newbyteorder("<")}, restart=arguments.restart)
+    streams = {"rows": dtype.newbyteorder("<")}
+    spool = Spool(arguments.output, identity, streams, restart=arguments.restart, force=arguments.force)
     try:
         _report_resumed(spool, source.n_rows, arguments)
         with progress_bar(source.n_rows, "decode", n_done=spool.n_rows, is_quiet=arguments.quiet) as bar:

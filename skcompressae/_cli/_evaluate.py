@@ -73,7 +73,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     sys.stdout.write(_table(results, arguments.n_neighbors))
     if arguments.json is not None:
         record = _record(model, source, documents, queries, results, arguments)
-        with atomic_write(arguments.json) as stream:
+        with atomic_write(arguments.json, replaces=arguments.force) as stream:
             stream.write((json.dumps(record, indent=1) + "\n").encode())
     if arguments.picture is not None:
         from matplotlib.figure import Figure
@@ -84,7 +84,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         axes = figure.subplots()
         CompressionTradeoffDisplay.from_results(results, ax=axes)
         axes.set_title(f"{len(documents):,} documents, {len(queries):,} queries")
-        with atomic_write(arguments.picture) as stream:
+        with atomic_write(arguments.picture, replaces=arguments.force) as stream:
             figure.savefig(stream, format=Path(arguments.picture).suffix[1:].lower(), dpi=150)
 
 

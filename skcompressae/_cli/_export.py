@@ -86,7 +86,7 @@ def _to_npz(source: CodeSource, arguments: argparse.Namespace) -> None:
     """Read the codes once for each of the three arrays that follow each other in the file."""
     nnz = sum(block.nnz for block in _blocks(source, "count", arguments))
     dtype = np.dtype(getattr(source, "dtype", np.float32))
-    with atomic_write(arguments.output) as stream:
+    with atomic_write(arguments.output, replaces=arguments.force) as stream:
         write_npz(
             stream,
             (source.n_rows, source.n_components),
@@ -101,9 +101,10 @@ def _to_npz(source: CodeSource, arguments: argparse.Namespace) -> None:
 def _to_packed(source: CodeSource, arguments: argparse.Namespace) -> None:
     packed = _packed(source, arguments)
     if output_kind(arguments.output, ("packed", "archive")) == "packed":
+        check_output(arguments.output, force=arguments.force)  # it may have appeared meanwhile
         packed.save(arguments.output)
         return
-    with atomic_write(arguments.output) as stream:
+    with atomic_write(arguments.output, replaces=arguments.force) as stream:
         stream.write(packed.to_archive())
 
 
@@ -154,7 +155,10 @@ def _to_parquet(source: CodeSource, arguments: argparse.Namespace) -> None:
     if isinstance(source, PackedSource):
         parts = source.store.iter_blocks(_BLOCK_ROWS)
         first = source.store[:0].to_arrow()
-        with atomic_write(arguments.output) as stream, parquet_writer(stream, first.schema) as writer:
+        with (
+            atomic_write(arguments.output, replaces=arguments.force) as stream,
+            parquet_writer(stream, first.schema) as writer,
+        ):
             for part in parts:
                 writer.write_table(part.to_arrow())
         return
@@ -169,7 +173,7 @@ def _to_parquet(source: CodeSource, arguments: argparse.Namespace) -> None:
     }
     fields = [pa.field("indices", pa.list_(index_type)), pa.field("values", pa.list_(pa.float32()))]
     schema = pa.schema(fields, {METADATA_KEY: json.dumps(meta).encode()})
-    with atomic_write(arguments.output) as stream, parquet_writer(stream, schema) as writer:
+    with atomic_write(arguments.output, replaces=arguments.force) as stream, parquet_writer(stream, schema) as writer:
         start = 0
         for block in _blocks(source, "export", arguments):
             arrays = list(lists_of_csr(block, index_type, pa.float32(), first_row=start))

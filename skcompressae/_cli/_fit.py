@@ -10,13 +10,14 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy_format
 
-from skcompressae._cli._errors import UsageError
+from skcompressae._cli._errors import CommandError, UsageError
 from skcompressae._cli._formats import check_output, output_kind
 from skcompressae._cli._models import checked_model
 from skcompressae._cli._npy import NpyRows
@@ -45,7 +46,12 @@ def fit(arguments: argparse.Namespace) -> int:
     for warning in caught:
         was_interrupted |= issubclass(warning.category, InterruptedFitWarning)
         warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
-    model.set_params(verbose=0).save(arguments.output)
+    output = _free_output(arguments)
+    model.set_params(verbose=0).save(output)
+    if output != arguments.output:
+        raise CommandError(
+            f"the output {arguments.output} appeared meanwhile and is not replaced; the model is saved as {output}"
+        )
     if arguments.checkpoint_dir is not None:
         _note(arguments, was_interrupted=was_interrupted)
     if not arguments.quiet:
@@ -65,6 +71,15 @@ def _was_left(arguments: argparse.Namespace) -> bool:
         return json.loads((Path(arguments.checkpoint_dir) / _NOTE).read_text()) == _identity(arguments.output)
     except (OSError, ValueError):  # there is no such note, or no output
         return False
+
+
+def _free_output(arguments: argparse.Namespace) -> str:
+    """Return where to save: the output, or a name beside it where a file of its own has appeared meanwhile."""
+    output = Path(arguments.output)
+    if arguments.force or not output.exists() or _was_left(arguments):
+        return str(arguments.output)
+    names = (output.with_stem(f"{output.stem}-{number}") for number in count(2))
+    return str(next(name for name in names if not name.exists()))
 
 
 def _note(arguments: argparse.Namespace, *, was_interrupted: bool) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,6 +69,7 @@ def search(arguments: argparse.Namespace) -> None:
     if arguments.n_neighbors > index.n_samples_fit_:
         raise UsageError(f"-n {arguments.n_neighbors} is more than the {index.n_samples_fit_} documents")
     if arguments.save_index is not None:
+        check_output(arguments.save_index, force=arguments.force)  # it may have appeared meanwhile
         index._save(arguments.save_index, model_hash=hash_of_codes)
     found = _found(index, queries, arguments)
     if arguments.output is None:
@@ -77,15 +77,15 @@ def search(arguments: argparse.Namespace) -> None:
             sys.stdout.write(_table(start, part))
         return
     if kind == "tsv":
-        with atomic_write(arguments.output) as stream:
+        with atomic_write(arguments.output, replaces=arguments.force) as stream:
             for start, part in _numbered(found):
                 stream.write(_table(start, part).encode())
     elif kind == "npz":
         distances, indices = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        with atomic_write(arguments.output) as stream:
+        with atomic_write(arguments.output, replaces=arguments.force) as stream:
             np.savez(stream, distances=distances, indices=indices)
     else:
-        _write_parquet(Path(arguments.output), found, arguments.n_neighbors)
+        _write_parquet(found, arguments)
 
 
 def _check_options(arguments: argparse.Namespace, *, is_index: bool) -> None:
@@ -212,14 +212,18 @@ def _table(start: int, found: Found) -> str:
     return "".join(lines)
 
 
-def _write_parquet(path: Path, found: Iterator[Found], n_neighbors: int) -> None:
+def _write_parquet(found: Iterator[Found], arguments: argparse.Namespace) -> None:
     import pyarrow as pa
 
+    n_neighbors = arguments.n_neighbors
     fields = [pa.field("query", pa.int64())]
     fields += [pa.field("documents", pa.list_(pa.int64(), n_neighbors))]
     fields += [pa.field("distances", pa.list_(pa.float32(), n_neighbors))]
     schema = pa.schema(fields)
-    with atomic_write(path) as stream, parquet_writer(stream, schema) as writer:
+    with (
+        atomic_write(arguments.output, replaces=arguments.force) as stream,
+        parquet_writer(stream, schema) as writer,
+    ):
         for start, (distances, indices) in _numbered(found):
             numbers = pa.array(np.arange(start, start + len(indices)))
             documents = pa.FixedSizeListArray.from_arrays(pa.array(indices.reshape(-1)), n_neighbors)

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skcompressae._cli._errors import CommandError
-from skcompressae._files import atomic_write
+from skcompressae._cli._formats import check_output
+from skcompressae._files import FileAppearedError, atomic_write, put_in_place
 
 __all__ = ["Spool", "SpoolReader"]
 
@@ -46,6 +47,8 @@ class Spool:
     streams : mapping of str to dtype
     restart : bool
         Whether to throw a leftover away.
+    force : bool
+        Whether an output that exists is replaced.
 
     Attributes
     ----------
@@ -57,7 +60,7 @@ class Spool:
     Raises
     ------
     CommandError
-        If there is a leftover of other work, a damaged one, or another process is at work on this output.
+        If there is a leftover of other work, a damaged one, another process is at work on this output, or it exists.
     """
 
     def __init__(
@@ -67,10 +70,12 @@ class Spool:
         streams: Mapping[str, np.dtype[Any]],
         *,
         restart: bool,
+        force: bool,
     ) -> None:
         self.folder = Path(f"{os.fspath(output)}.partial")
         self._identity = json.loads(json.dumps(identity))
         self._dtypes = dict(streams)
+        self._force = force
         self.n_rows = 0
         self.state: dict[str, Any] = {}
         self._checksums = dict.fromkeys(streams, 0)
@@ -79,6 +84,7 @@ class Spool:
         self._is_closed = False
         self._lock = _locked_folder(self.folder)
         try:
+            check_output(output, force=force)  # another process may have made it before it let go of the lock
             if restart:
                 self._clear()
             self._resume()
@@ -204,19 +210,25 @@ class Spool:
         """Let `write` make a file of the streams, put it in the place of `output` in one step, and end the work.
 
         A process killed in between leaves the streams, and the next one makes the file again.
+
+        Raises
+        ------
+        CommandError
+            If a file has appeared in that place and not `force`; the work stays.
         """
         result = self.folder / "result.tmp"
         result.unlink(missing_ok=True)
         write(result)
         with result.open("r+b") as stream:
             os.fsync(stream.fileno())
-        os.replace(result, output)
-        if os.name == "posix":
-            descriptor = os.open(Path(output).parent, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        try:
+            put_in_place(result, Path(output), replaces=self._force)
+        except FileAppearedError as error:
+            result.unlink()  # the streams stay
+            raise CommandError(
+                f"the output {output} appeared meanwhile and is not replaced; move it away or give --force, and the "
+                f"same command makes it of the finished work in {self.folder}"
+            ) from error
         self.remove()
 
     def close(self) -> None:
