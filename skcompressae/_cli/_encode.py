@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from skcompressae._cli._errors import CommandError, UsageError
 from skcompressae._cli._formats import check_output, output_kind
+from skcompressae._cli._messages import say
 from skcompressae._cli._models import ENCODING_OPTIONS, matching_model, read_model
 from skcompressae._cli._parquet import ParquetCodes, ParquetRows
 from skcompressae._cli._progress import progress_bar
@@ -89,7 +89,7 @@ def encode(arguments: argparse.Namespace) -> None:
         spool.close()
     size = Path(arguments.output).stat().st_size
     what = "a row with the kept columns" if kind == "parquet" else "each"
-    _say(arguments, f"{arguments.output}: {shape[0]} codes, {size / shape[0]:.1f} bytes {what}")
+    say(f"{arguments.output}: {shape[0]} codes, {size / shape[0]:.1f} bytes {what}", is_quiet=arguments.quiet)
 
 
 def _identity(command: str, model: Any, path: Path, options: dict[str, Any]) -> dict[str, Any]:
@@ -112,12 +112,7 @@ def _report_resumed(spool: Spool, n_rows: int, arguments: argparse.Namespace) ->
     if spool.n_rows > n_rows:
         raise CommandError(f"{spool.folder} holds more rows than the input; give --restart to throw it away")
     if spool.n_rows:
-        _say(arguments, f"continuing after row {spool.n_rows} of {n_rows}")
-
-
-def _say(arguments: argparse.Namespace, text: str) -> None:
-    if not arguments.quiet:
-        print(text, file=sys.stderr)
+        say(f"continuing after row {spool.n_rows} of {n_rows}", is_quiet=arguments.quiet)
 
 
 def _encoded(model: Any, block: NDArray[Any], source: RowSource, rows: NDArray[np.intp] | int) -> Any:
@@ -202,4 +197,4 @@ def decode(arguments: argparse.Namespace) -> None:
             spool.finish(arguments.output, lambda path: write_rows_parquet(path, spool, *rest))
     finally:
         spool.close()
-    _say(arguments, f"{arguments.output}: {n_rows} embeddings of {n_features} features")
+    say(f"{arguments.output}: {n_rows} embeddings of {n_features} features", is_quiet=arguments.quiet)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import scipy.sparse as sp
 
 from skcompressae._cli._errors import CommandError, UsageError
 from skcompressae._cli._formats import check_output, kind_of, output_kind
+from skcompressae._cli._messages import say
 from skcompressae._cli._models import ENCODING_OPTIONS, read_model, with_arguments
 from skcompressae._cli._npz import write_npz
 from skcompressae._cli._parquet import ParquetCodes, parquet_writer
@@ -46,9 +46,7 @@ def export(arguments: argparse.Namespace) -> None:
         if arguments.value_bits is not None and (to not in ("packed", "archive") or _has_quantizer(source)):
             raise UsageError("--value-bits is for packing codes that are not packed yet, into .skc or .ska")
         _WRITERS[to](source, arguments)
-    if not arguments.quiet:
-        size = Path(arguments.output).stat().st_size
-        print(f"{arguments.output}: {size} bytes", file=sys.stderr)
+    say(f"{arguments.output}: {Path(arguments.output).stat().st_size} bytes", is_quiet=arguments.quiet)
 
 
 def _export_model(kind: str, to: str, arguments: argparse.Namespace) -> None:

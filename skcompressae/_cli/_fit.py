@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import json
 import os
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from numpy.lib import format as npy_format
 
 from skcompressae._cli._errors import CommandError, UsageError
 from skcompressae._cli._formats import check_output, output_kind
+from skcompressae._cli._messages import say
 from skcompressae._cli._models import checked_model
 from skcompressae._cli._npy import NpyRows
 from skcompressae._cli._progress import progress_bar, wants_progress
@@ -54,12 +54,11 @@ def fit(arguments: argparse.Namespace) -> int:
         )
     if arguments.checkpoint_dir is not None:
         _note(arguments, was_interrupted=was_interrupted)
-    if not arguments.quiet:
-        print(
-            f"{arguments.output}: {model.n_iter_} steps on {source.n_rows} rows, "
-            f"{model.dead_latents_fraction_:.1%} of {len(model.components_)} latents unused",
-            file=sys.stderr,
-        )
+    say(
+        f"{arguments.output}: {model.n_iter_} steps on {source.n_rows} rows, "
+        f"{model.dead_latents_fraction_:.1%} of {len(model.components_)} latents unused",
+        is_quiet=arguments.quiet,
+    )
     return _INTERRUPTED if was_interrupted else 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import os
 import sys
 import textwrap
 import warnings
@@ -13,6 +12,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from skcompressae._cli._errors import CommandError
+from skcompressae._cli._messages import drop_output, say, stand_ins_for_closed_streams
 from skcompressae._cli._models import positive
 from skcompressae._cli._options import COMMANDS
 from skcompressae._version import __version__
@@ -89,6 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     exit_code : int
     """
+    with stand_ins_for_closed_streams():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         arguments = _parse(argv)
     except SystemExit as stop:  # argparse: help, version and usage errors
@@ -103,16 +108,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return int(exit_code or 0)
     except KeyboardInterrupt:
-        print(f"skcompressae: interrupted{_resumes(arguments)}", file=sys.stderr)
+        say(f"skcompressae: interrupted{_resumes(arguments)}")
         return _INTERRUPTED
     except BrokenPipeError:
-        # or Python complains once more when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output(sys.stdout)
         return _BROKEN_PIPE
     except _REFUSALS as error:
         if arguments.traceback:
             raise
-        print(f"skcompressae: error: {_one_line(error, arguments)}", file=sys.stderr)
+        say(f"skcompressae: error: {_one_line(error, arguments)}")
         return error.exit_code if isinstance(error, CommandError) else 1
 
 
@@ -144,8 +148,7 @@ def _resumes(arguments: argparse.Namespace) -> str:
 
 def _show_warnings_in_one_line(is_quiet: bool) -> None:
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        if not is_quiet:
-            print(f"skcompressae: warning: {' '.join(str(message).split())}", file=sys.stderr)
+        say(f"skcompressae: warning: {' '.join(str(message).split())}", is_quiet=is_quiet)
 
     warnings.simplefilter("default")
     for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):

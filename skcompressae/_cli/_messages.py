@@ -1,0 +1,53 @@
+"""Lines on stderr, which never fail a command, and what stands for the streams that its caller has closed."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TextIO
+
+__all__ = ["drop_output", "say", "stand_ins_for_closed_streams"]
+
+
+def say(text: str, *, is_quiet: bool = False) -> None:
+    """Print a line to stderr unless `is_quiet`; where that fails the line is lost, not the work that it tells of."""
+    if is_quiet:
+        return
+    try:
+        print(text, file=sys.stderr)
+    except OSError:  # a full disk, a pipe that nobody reads
+        drop_output(sys.stderr)
+
+
+def drop_output(stream: TextIO) -> None:
+    """Let what a stream still holds go nowhere, or Python complains once more when it flushes at exit."""
+    with suppress(OSError), open(os.devnull, "wb") as nowhere:  # a stream in memory has no descriptor
+        os.dup2(nowhere.fileno(), stream.fileno())
+
+
+class _Unread(io.TextIOWrapper):
+    """A stdout that nobody reads, like a closed pipe: a result that is written to it is no success."""
+
+    def write(self, text: str, /) -> int:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+@contextmanager
+def stand_ins_for_closed_streams() -> Iterator[None]:
+    """Replace a stdout or stderr that the caller has closed, which Python sets to None.
+
+    The stand-ins take the lowest descriptors that are free, those of the closed streams, so that no file of the command
+    gets them and with them what libraries print.
+    """
+    with ExitStack() as stack:
+        if sys.stdout is None:
+            sys.stdout = stack.enter_context(_Unread(stack.enter_context(open(os.devnull, "wb"))))
+            stack.callback(setattr, sys, "stdout", None)
+        if sys.stderr is None:
+            sys.stderr = stack.enter_context(open(os.devnull, "w", errors="backslashreplace"))
+            stack.callback(setattr, sys, "stderr", None)
+        yield
