@@ -1,4 +1,8 @@
-"""Run nogil kernels over blocks of rows in a pool of threads: no threading layer, safe under fork and joblib."""
+"""Run nogil kernels over blocks of rows in a pool of threads: no threading layer, safe under joblib and simple forks.
+
+A forked child makes threads of its own. It may hang, though, where another thread was in a product or a search when the
+process forked: what the BLAS library had locked then stays locked in the child.
+"""
 
 from __future__ import annotations
 
