@@ -173,7 +173,7 @@ def _spool(path: Path) -> bytes:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(path.parent / "valid-work.partial", folder)
     shutil.copyfile(path, folder / ("journal" if path.suffix == ".journal" else "values.bin"))
-    spool = Spool(path.parent / f"{path.name}-work", _SPOOL_IDENTITY, _SPOOL_STREAMS, restart=False)
+    spool = Spool(path.parent / f"{path.name}-work", _SPOOL_IDENTITY, _SPOOL_STREAMS, restart=False, force=True)
     try:
         return digest(spool.n_rows, spool.state, *(np.array(spool.map_stream(name)) for name in _SPOOL_STREAMS))
     finally:
@@ -283,7 +283,7 @@ def write_valid_files(folder: Path) -> None:
     encoded = ArrowEncoder(model)(pa.table({"embedding": pa.array(list(X))}))
     for number, table in enumerate((encoded, stores[0].to_arrow())):
         pq.write_table(table, folder / f"{number}.pqc", row_group_size=25, write_page_checksum=True)
-    spool = Spool(folder / "valid-work", _SPOOL_IDENTITY, _SPOOL_STREAMS, restart=False)
+    spool = Spool(folder / "valid-work", _SPOOL_IDENTITY, _SPOOL_STREAMS, restart=False, force=True)
     spool.state["levels"] = [1.5, 2.5]
     for start in (0, 20):
         part = codes[start : start + 20]

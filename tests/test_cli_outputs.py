@@ -101,7 +101,7 @@ def test_outputs_that_are_saved_at_once(files, fitted, embeddings, monkeypatch, 
         appears_before(patch, _export, "_packed", "other.skc")
         assert "other.skc exists; give --force" in refuses(capsys, "export", "codes.npz", "other.skc", "-q")
     with monkeypatch.context() as patch:
-        appears_before(patch, _search, "_open_index", "index")
+        appears_before(patch, _search, "_make_index", "index")
         command = ["search", "codes.npz", "codes.npz", "--save-index", "index", "-q"]
         assert "the output index exists; give --force" in refuses(capsys, *command)
     assert Path("other.skc").read_text() == Path("index").read_text() == FOREIGN
