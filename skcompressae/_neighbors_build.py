@@ -27,6 +27,7 @@ from skcompressae._core._search_store import (
 )
 from skcompressae._neighbors_queries import is_packed
 from skcompressae._neighbors_rerank import check_residuals, refined_scales
+from skcompressae._restoring import twin_of
 
 __all__ = ["FLOATS", "SEARCH_PARAMETERS", "IndexBuildMixin"]
 
@@ -155,8 +156,7 @@ class IndexBuildMixin:
 
     def _build(self, X: Any) -> None:
         """Index documents in place of those that are there: all at once, as other threads may be searching."""
-        built = object.__new__(type(self))
-        built.__dict__.update(self.__dict__)
+        built = twin_of(self)
         store = built._validate_codes(X, reset=True)
         built.effective_mode_ = built._index_mode()
         built.components_ = built._validate_components()

@@ -1,14 +1,16 @@
-"""Leave an estimator as it was where a method that changes it fails."""
+"""Leave an estimator as it was: where a method that changes it fails, and for whoever uses it meanwhile."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from skcompressae._compat import callback_attributes
 
-__all__ = ["restored_on_error"]
+__all__ = ["restored_on_error", "twin_of"]
+
+Estimator = TypeVar("Estimator")
 
 
 @contextmanager
@@ -25,3 +27,13 @@ def restored_on_error(estimator: Any) -> Iterator[None]:
         estimator.__dict__.clear()
         estimator.__dict__.update(before | of_callbacks)
         raise
+
+
+def twin_of(estimator: Estimator) -> Estimator:
+    """Return another estimator of the same attributes, all of one moment, whatever other threads set.
+
+    Unlike a copy it has those, too, that a pickle leaves out.
+    """
+    twin = object.__new__(type(estimator))
+    twin.__dict__.update(estimator.__dict__)
+    return twin

@@ -20,6 +20,7 @@ from skcompressae._core._threads import copy_rows, effective_n_threads, row_bloc
 from skcompressae._model_weights import encoder_scale, flattening, scales_mean_apart
 from skcompressae._plain_rows import are_plain_codes, are_plain_rows, own_dtype_first
 from skcompressae._recipes import RECIPES
+from skcompressae._restoring import twin_of
 from skcompressae._torch._devices import resolve_device
 from skcompressae._torch._weights import Weights
 from skcompressae.packed import PackedCodes, ValueQuantizer
@@ -352,8 +353,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         Other threads may set parameters or fit it again meanwhile.
         """
         self._check_is_fitted()
-        twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__)
+        twin = twin_of(self)
         twin._check_encoding_parameters()
         return twin
 

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from skcompressae._cli._main import main
+from skcompressae._progress import StepReporter
 
 COMMAND = Path(sys.executable).with_name("skcompressae")
 
@@ -21,6 +22,17 @@ def refuses(capsys, *arguments, code=1):
 
 def refuses_usage(capsys, *arguments):
     return refuses(capsys, *arguments, code=2)
+
+
+def interrupt_fits(monkeypatch):
+    """Let Ctrl-C end every training at its third step."""
+
+    def stop(self, step, *_):
+        if step >= 3:
+            raise KeyboardInterrupt
+        return False
+
+    monkeypatch.setattr(StepReporter, "__call__", stop)
 
 
 def same_matrix(found, expected):

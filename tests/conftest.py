@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from skcompressae import CompresSAETransformer
+from skcompressae import CodeNearestNeighbors, CompresSAETransformer
 from skcompressae._core._processor import HAS_AVX2
 
 # Without a GPU, Triton kernels run in Triton's interpreter, which has to be chosen before Triton is imported.
@@ -104,6 +104,70 @@ def small_blocks(monkeypatch):
     from skcompressae._cli import _sources
 
     monkeypatch.setattr(_sources, "_MAX_BLOCK_ROWS", 100)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A search index with a compressor, its documents, and the file that it was saved to."""
+    from neighbor_cases import fitted_compressor, random_codes
+
+    documents = random_codes(np.random.default_rng(23), 40, dtype=np.float32)
+    index = CodeNearestNeighbors(4, compressor=fitted_compressor("float32"), batch_size=9).fit(documents)
+    index.save(tmp_path / "index.skc")
+    return index, documents, tmp_path / "index.skc"
+
+
+@pytest.fixture(scope="module")
+def milvus_client(tmp_path_factory):
+    """A client of Milvus Lite."""
+    pymilvus = pytest.importorskip("pymilvus")
+    pytest.importorskip("milvus_lite")
+    client = pymilvus.MilvusClient(str(tmp_path_factory.mktemp("milvus") / "codes.db"))
+    yield client
+    client.close()
+
+
+@pytest.fixture(params=["embedded", "client"])
+def open_index(request, tmp_path):
+    """Open an index of Qdrant; the same one for the same name."""
+    pytest.importorskip("qdrant_edge")
+    qdrant_client = pytest.importorskip("qdrant_client")
+    from skcompressae.engines import QdrantIndex
+
+    client = qdrant_client.QdrantClient(":memory:") if request.param == "client" else None
+
+    def open_(n_components, name="codes"):
+        if client is not None:
+            return QdrantIndex(client, n_components, collection=name)
+        return QdrantIndex(tmp_path / name, n_components)
+
+    yield open_
+    if client is not None:
+        client.close()
+
+
+@pytest.fixture(scope="module")
+def server(benchmark):
+    """How to reach a PostgreSQL with pgvector that was started for the tests of a module."""
+    module = benchmark("_postgres_server")
+    context = module.temporary_server()
+    try:
+        conninfo = context.__enter__()
+    except module.ServerUnavailable as error:
+        pytest.skip(f"no PostgreSQL: {error}")
+    yield conninfo
+    context.__exit__(None, None, None)
+
+
+@pytest.fixture
+def connection(server):
+    """A connection to a new database there."""
+    psycopg = pytest.importorskip("psycopg")
+    with psycopg.connect(server, autocommit=True) as admin:
+        admin.execute("DROP DATABASE IF EXISTS codes")
+        admin.execute("CREATE DATABASE codes")
+    with psycopg.connect(server, dbname="codes") as connection:
+        yield connection
 
 
 def assert_goes_with_its_last_reference(holder):

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
-from cli_cases import COMMAND, refuses, refuses_usage, same_matrix
+from cli_cases import COMMAND, interrupt_fits, refuses, refuses_usage, same_matrix
 
 from skcompressae import CodeNearestNeighbors, CompresSAETransformer, PackedCodes
 from skcompressae._cli._main import main
@@ -141,14 +141,7 @@ def test_fit_saves_the_model_that_the_api_fits(files, source):
 
 
 def test_an_interrupted_fit_saves_what_it_has(files, monkeypatch, capsys):
-    from skcompressae._progress import StepReporter
-
-    def stop(self, step, *_):
-        if step >= 3:
-            raise KeyboardInterrupt
-        return False
-
-    monkeypatch.setattr(StepReporter, "__call__", stop)
+    interrupt_fits(monkeypatch)
     options = ["--n-components", "32", "--k", "4", "--device", "cpu"]
     assert main(["fit", "x.npy", "new.safetensors", *options]) == 130
     assert "skcompressae: warning: fit was interrupted after" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from cli_cases import COMMAND
+from cli_cases import COMMAND, interrupt_fits
 
 from skcompressae import CompresSAETransformer
 from skcompressae._cli._main import main
@@ -46,14 +46,7 @@ def test_commands_do_their_work_without_stderr(files, stderr, fitted, embeddings
 
 @no_stderr
 def test_a_warning_that_nobody_sees_costs_no_model(files, stderr, monkeypatch):
-    from skcompressae._progress import StepReporter
-
-    def stop(self, step, *_):
-        if step >= 3:
-            raise KeyboardInterrupt
-        return False
-
-    monkeypatch.setattr(StepReporter, "__call__", stop)
+    interrupt_fits(monkeypatch)
     monkeypatch.setattr(sys, "stderr", stderr)
     assert main(["fit", "x.npy", "new.safetensors", "--n-components", "32", "--k", "4"]) == 130
     assert 0 < CompresSAETransformer.load("new.safetensors").n_iter_ < 10

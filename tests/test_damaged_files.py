@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import scipy.sparse as sp
-from test_neighbor_files import saved  # noqa: F401  # a fixture
 from test_packed_files import example
 from test_packed_search import model
 
@@ -106,7 +105,7 @@ def put(path, name, place, value):
         ("components", 3, np.nan, "components are not finite"),
     ],
 )
-def test_mapped_arrays_that_lead_out_of_themselves_are_refused(saved, name, place, value, message):  # noqa: F811
+def test_mapped_arrays_that_lead_out_of_themselves_are_refused(saved, name, place, value, message):
     put(saved[2], name, place, value)
     with pytest.raises(CodesFormatError, match=message):
         CodeNearestNeighbors.load(saved[2])

@@ -10,6 +10,7 @@ import pytest
 import scipy.sparse as sp
 
 from skcompressae._core._threads import effective_n_threads
+from skcompressae._worker_model import encode_rows
 from skcompressae.arrow import ArrowEncoder, codes_from_arrow
 
 dask = pytest.importorskip("dask")
@@ -21,7 +22,6 @@ pa = pytest.importorskip("pyarrow")
 pd = pytest.importorskip("pandas")
 pq = pytest.importorskip("pyarrow.parquet")
 
-from skcompressae import dask as dask_module  # noqa: E402
 from skcompressae.dask import encode_array, encode_dataframe  # noqa: E402
 
 # distributed leaves sockets of its closed cluster to the garbage collector
@@ -163,8 +163,10 @@ def test_bad_input_is_named(fitted, embeddings):
 
 def test_tasks_take_the_threads_that_they_are_given(fitted, embeddings, monkeypatch):
     seen = []
-    encode, encode_column = dask_module.encode_rows, ArrowEncoder.encode_column
-    monkeypatch.setattr(dask_module, "encode_rows", lambda *rest: seen.append(effective_n_threads()) or encode(*rest))
+    encode_column = ArrowEncoder.encode_column
+    monkeypatch.setattr(
+        "skcompressae.dask.encode_rows", lambda *rest: seen.append(effective_n_threads()) or encode_rows(*rest)
+    )
     codes = encode_array(fitted, da.from_array(embeddings, chunks=(200, -1)), n_threads=3)
     del seen[:]
     codes.compute(scheduler="synchronous")

@@ -4,9 +4,6 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from test_engines import CODES
-from test_engines_milvus import client  # noqa: F401  # a fixture, as are the next ones
-from test_engines_postgres import connection, server  # noqa: F401
-from test_engines_qdrant import open_index  # noqa: F401
 
 from skcompressae.engines import (
     MilvusIndex,
@@ -22,7 +19,7 @@ from skcompressae.engines import (
 )
 
 
-def test_qdrant_in_many_requests(open_index, fitted, embeddings, monkeypatch):  # noqa: F811
+def test_qdrant_in_many_requests(open_index, fitted, embeddings, monkeypatch):
     monkeypatch.setattr(_qdrant, "_BATCH_ROWS", 70)
     monkeypatch.setattr(_qdrant, "_BATCH_QUERIES", 7)
     codes = fitted.transform(embeddings)
@@ -38,16 +35,16 @@ def test_qdrant_in_many_requests(open_index, fitted, embeddings, monkeypatch):  
     assert (ids[~asked] == -1).all()
 
 
-def test_milvus_in_many_requests(client, fitted, embeddings, monkeypatch):  # noqa: F811
+def test_milvus_in_many_requests(milvus_client, fitted, embeddings, monkeypatch):
     monkeypatch.setattr(_milvus, "_BATCH_ROWS", 7)
     codes = fitted.transform(embeddings[:40])
-    index = MilvusIndex(client, 48, collection="requests")
+    index = MilvusIndex(milvus_client, 48, collection="requests")
     index.add(split_signs(codes), ids=np.arange(40)[::-1])
     assert len(index) == 40
     np.testing.assert_array_equal(join_signs(index.fetch(np.arange(40))).toarray(), codes.toarray()[::-1])
 
 
-def test_postgres_in_many_blocks(connection, fitted, embeddings, monkeypatch):  # noqa: F811
+def test_postgres_in_many_blocks(connection, fitted, embeddings, monkeypatch):
     monkeypatch.setattr(_postgres, "_COPY_ROWS", 70)
     codes = fitted.transform(embeddings)
     index = PostgresIndex(connection, 48)
@@ -58,7 +55,7 @@ def test_postgres_in_many_blocks(connection, fitted, embeddings, monkeypatch):  
     np.testing.assert_allclose(scores, np.take_along_axis(exact, ids, axis=1), rtol=1e-5)
 
 
-def test_postgres_parameters_of_hnsw_arrive(connection):  # noqa: F811
+def test_postgres_parameters_of_hnsw_arrive(connection):
     index = PostgresIndex(connection, 3)
     index.create_hnsw(m=7, ef_construction=23)
     (options,) = connection.execute("SELECT reloptions FROM pg_class WHERE relname = 'codes_code_idx'").fetchone()

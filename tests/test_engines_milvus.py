@@ -13,20 +13,13 @@ pytest.importorskip("milvus_lite")
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory):
-    client = pymilvus.MilvusClient(str(tmp_path_factory.mktemp("milvus") / "codes.db"))
-    yield client
-    client.close()
-
-
-@pytest.fixture(scope="module")
 def codes(fitted, embeddings):
     return fitted.transform(embeddings)
 
 
 @pytest.fixture(scope="module")
-def index(client, codes):
-    index = MilvusIndex(client, 48, collection="fitted")
+def index(milvus_client, codes):
+    index = MilvusIndex(milvus_client, 48, collection="fitted")
     index.add(split_signs(codes))
     return index
 
@@ -82,11 +75,11 @@ def test_signed_codes_are_refused_with_the_way_out(index, codes):
     assert len(index) == 400
 
 
-def test_ids_replace_and_empty_rows_are_named(client):
-    index = MilvusIndex(client, 2, collection="small")
+def test_ids_replace_and_empty_rows_are_named(milvus_client):
+    index = MilvusIndex(milvus_client, 2, collection="small")
     index.add(split_signs(np.array([[1.0, 0.0], [-1.0, 2.0]])), ids=[5, 2**62])
     index.add(split_signs(np.array([[3.0, 0.0]])), ids=[5])
-    assert len(MilvusIndex(client, 2, collection="small")) == 2
+    assert len(MilvusIndex(milvus_client, 2, collection="small")) == 2
     scores, ids = index.search(split_signs(np.array([[1.0, 0.0], [0.0, -1.0], [0.0, 0.0], [-1.0, 1.0]])), n_neighbors=2)
     np.testing.assert_array_equal(ids, [[5, -1], [-1, -1], [-1, -1], [2**62, -1]])
     np.testing.assert_array_equal(scores[[0, 3], 0], [3.0, 3.0])
@@ -96,14 +89,14 @@ def test_ids_replace_and_empty_rows_are_named(client):
         index.add(split_signs(np.eye(2)))
 
 
-def test_other_collections_and_clients_are_refused(client):
-    client.create_collection("dense", dimension=4)
+def test_other_collections_and_clients_are_refused(milvus_client):
+    milvus_client.create_collection("dense", dimension=4)
     with pytest.raises(ValueError, match="collection 'dense' must have the fields"):
-        MilvusIndex(client, 2, collection="dense")
+        MilvusIndex(milvus_client, 2, collection="dense")
     with pytest.raises(TypeError, match=r"client must be a pymilvus\.MilvusClient; got str"):
         MilvusIndex("codes.db", 2)
     with pytest.raises(ValueError, match="n_neighbors must be at most 16384; got 20000"):
-        MilvusIndex(client, 2, collection="limits").search(split_signs(np.eye(2)), n_neighbors=20_000)
+        MilvusIndex(milvus_client, 2, collection="limits").search(split_signs(np.eye(2)), n_neighbors=20_000)
 
 
 class LaggingServer(pymilvus.MilvusClient):

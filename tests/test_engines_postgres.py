@@ -10,27 +10,6 @@ from skcompressae.engines import PostgresIndex
 psycopg = pytest.importorskip("psycopg")
 
 
-@pytest.fixture(scope="module")
-def server(benchmark):
-    module = benchmark("_postgres_server")
-    context = module.temporary_server()
-    try:
-        conninfo = context.__enter__()
-    except module.ServerUnavailable as error:
-        pytest.skip(f"no PostgreSQL: {error}")
-    yield conninfo
-    context.__exit__(None, None, None)
-
-
-@pytest.fixture
-def connection(server):
-    with psycopg.connect(server, autocommit=True) as admin:
-        admin.execute("DROP DATABASE IF EXISTS codes")
-        admin.execute("CREATE DATABASE codes")
-    with psycopg.connect(server, dbname="codes") as connection:
-        yield connection
-
-
 @pytest.fixture
 def codes(fitted, embeddings):
     return fitted.transform(embeddings)

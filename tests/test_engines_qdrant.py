@@ -10,25 +10,6 @@ qdrant_edge = pytest.importorskip("qdrant_edge")
 qdrant_client = pytest.importorskip("qdrant_client")
 
 
-@pytest.fixture(params=["embedded", "client"])
-def open_index(request, tmp_path):
-    """Open an index; the same one for the same name."""
-    client = qdrant_client.QdrantClient(":memory:") if request.param == "client" else None
-    opened = []
-
-    def open_(n_components, name="codes"):
-        if client is not None:
-            index = QdrantIndex(client, n_components, collection=name)
-        else:
-            index = QdrantIndex(tmp_path / name, n_components)
-        opened.append(index)
-        return index
-
-    yield open_
-    if client is not None:
-        client.close()
-
-
 @pytest.fixture
 def small(open_index):
     with open_index(3) as index:

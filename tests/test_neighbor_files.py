@@ -23,16 +23,6 @@ from skcompressae.exceptions import CodesFormatError
 from skcompressae.packed import PackedCodes
 
 
-@pytest.fixture
-def saved(tmp_path):
-    rng = np.random.default_rng(23)
-    documents = random_codes(rng, 40, dtype=np.float32)
-    compressor = fitted_compressor("float32")
-    index = CodeNearestNeighbors(4, compressor=compressor, batch_size=9).fit(documents)
-    index.save(tmp_path / "index.skc")
-    return index, documents, tmp_path / "index.skc"
-
-
 @pytest.mark.parametrize("mmap", [True, False])
 @pytest.mark.parametrize("mode", ["sparse", "reconstructed", "asymmetric"])
 def test_a_loaded_index_is_the_saved_one(tmp_path, mode, mmap):
