@@ -177,6 +177,13 @@ def test_tables_hold_what_the_results_say(docs_module, tmp_path):
         "| 16 | skcompressae, one model | asymmetric, dot product, packed | k=8, k_fit=16 | 0.100 | 0.600 |  |" in full
     )
     assert all(name in results.describe(study) for name in ("one.json", "two.json", "hybrid-t.json"))
+    fewer = {**content, "data": {**content["data"], "n_documents": 5}, "results": [{**row, "recall_at_100": 0.99}]}
+    (tmp_path / "fewer.json").write_text(json.dumps(fewer))
+    other = {**content, "data": {**content["data"], "sha256": "1"}, "results": [row]}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    studies = results.load_studies(tmp_path)
+    assert [study["title"] for study in studies] == ["t", "t, d", "t, 5 documents"]
+    assert results.budget_table(studies[0]) == table
 
 
 def test_margins_are_over_the_paper_at_equal_k_and_mean_over_seeds(docs_module):
@@ -192,7 +199,7 @@ def test_margins_are_over_the_paper_at_equal_k_and_mean_over_seeds(docs_module):
     measured += rows("ours", 8, 2, (0.7, 0.6, 0.7, 0.8, 0.9))  # without a paper's of the same seed
     measured += rows("ours", 32, 0, (0.9, 0.9, 0.9, 0.9, 0.9)) + rows("paper", 32, 0, (0.8, 0.8, 0.8, 0.8, 0.8))
     measured += rows("ours", 16, 0, (1, 1, 1, 1, 1))
-    study = {"data": {"name": "t"}, "results": [*measured, {"method": "pq", "params": {}}]}
+    study = {"title": "t", "results": [*measured, {"method": "pq", "params": {}}]}
     lines = results.margins_table([study]).splitlines()
     spread = "0.600 (+0.100 ± 0.000) | 0.600 (+0.150 ± 0.071) | 0.700 (+0.200 ± 0.000) | 0.800 (+0.300 ± 0.000)"
     one = " | ".join(["0.900 (+0.100)"] * 5)

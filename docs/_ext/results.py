@@ -13,7 +13,7 @@ from files import ROOT, write_if_changed
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from _report import summarize, write_figure
-from readme_section import budget_curves, draw
+from readme_section import NAME, budget_curves, draw
 
 RESULTS = ROOT / "benchmarks" / "results"
 BUDGETS = (16, 32, 64, 128, 256, 512)
@@ -110,24 +110,52 @@ def hybrid_rows(content: Any, measured: list[dict[str, Any]]) -> list[dict[str, 
 
 
 def load_studies(folder: Path = RESULTS) -> list[dict[str, Any]]:
-    """Return one content per data set, the largest first, with the rows of all files that measured it."""
-    merged: dict[tuple[str, str], dict[str, Any]] = {}
+    """Return one content per data set and number of documents, with the rows of all files that measured it.
+
+    Those with the most methods come first. Each has a title of its own: where data of one name were measured in
+    several states, all but the first say which.
+    """
+    merged: dict[tuple[str, str, int], dict[str, Any]] = {}
     for path in sorted(folder.glob("*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         if not is_quality_study(content):
             continue
         data = content["data"]
-        key = (data["name"], data.get("sha256", ""))
+        key = (data["name"], data.get("sha256", ""), data["n_documents"])
         entry = merged.setdefault(key, {"data": data, "results": [], "sources": []})
         entry["results"] += content["results"]
         entry["sources"].append((path.name, content["environment"]))
     for path in sorted(folder.glob("hybrid-*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
-        key = (content["data"]["name"], content["data"].get("sha256", ""))
+        key = (content["data"]["name"], content["data"].get("sha256", ""), content["data"]["n_documents"])
         if key in merged:
             merged[key]["results"] += hybrid_rows(content, merged[key]["results"])
             merged[key]["sources"].append((path.name, content["environment"]))
-    return sorted(merged.values(), key=lambda entry: -entry["data"]["n_documents"])
+    studies = sorted(merged.values(), key=lambda entry: (-n_methods(entry), -entry["data"]["n_documents"]))
+    titled: dict[str, dict[str, Any]] = {}
+    for study in studies:
+        data = study["data"]
+        first = titled.get(data["name"], study)
+        state = (
+            f"{data['n_documents']:,} documents"
+            if data["n_documents"] != first["data"]["n_documents"]
+            else first_date(study)
+        )
+        study["title"] = data["name"] if first is study else f"{data['name']}, {state}"
+        if study["title"] in titled:
+            raise ValueError(f"two studies would be called {study['title']!r}: {study['sources'][0][0]} is one of them")
+        titled[study["title"]] = study
+    return studies
+
+
+def n_methods(study: dict[str, Any]) -> int:
+    """Return how many methods were measured."""
+    return len({row["method"] for row in study["results"]})
+
+
+def first_date(study: dict[str, Any]) -> str:
+    """Return the day of the first measurement."""
+    return min(environment["date"] for _, environment in study["sources"])
 
 
 def describe(study: dict[str, Any]) -> str:
@@ -236,8 +264,10 @@ def margins_table(studies: list[dict[str, Any]]) -> str:
                 spread = f" ± {stdev(margins):.3f}" if len(margins) > 1 else ""
                 cells.append(f"{fmean(ours.values()):.3f} ({fmean(margins):+.3f}{spread})")
             n_seeds = len(of["sparse"].keys() & paper_of[k]["sparse"].keys())
-            name, dead_share = study["data"]["name"], max(dead[k, others])
-            lines.append(f"| {name} | {k}{others} | {n_seeds} | " + " | ".join(cells) + f" | {dead_share:.1%} |")
+            dead_share = max(dead[k, others])
+            lines.append(
+                f"| {study['title']} | {k}{others} | {n_seeds} | " + " | ".join(cells) + f" | {dead_share:.1%} |"
+            )
     return "\n".join(lines)
 
 
@@ -272,14 +302,16 @@ def write_results(folder: Path) -> None:
         raise FileNotFoundError(f"no result of the quality study in {RESULTS.relative_to(ROOT)}")
     pictures = folder / "figures"
     pictures.mkdir(parents=True, exist_ok=True)
-    main, full = studies[0], [LEGEND, ""]
+    # The set of the README and of what the pages say about their tables, which is not the largest one.
+    (main,) = (study for study in studies if study["title"] == NAME)
+    full = [LEGEND, ""]
     for study in studies:
-        name = study["data"]["name"]
-        path = pictures / f"quality-{name}.svg"
+        title = study["title"]
+        path = pictures / f"quality-{title.replace(', ', '-').replace(',', '').replace(' ', '-')}.svg"
         write_figure([study], path)
-        alt = f"Recall at 100 against bytes per vector, {name}"
+        alt = f"Recall at 100 against bytes per vector, {title}"
         full += [
-            f"## {name}",
+            f"## {title}",
             "",
             describe(study),
             "",
