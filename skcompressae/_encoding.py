@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._flattening import AS_FITTED, Flattening
-from skcompressae._core._pursuit import Inexact, count_candidates, least_squares_codes, pursuit_codes
+from skcompressae._core._pursuit import PURSUITS, Inexact, count_candidates, least_squares_codes, pursuit_codes
+from skcompressae._core._refinement import N_REFINEMENTS, merged_candidates, unexplained_rows
 from skcompressae._core._rows import (
     codes_to_csr,
     decode_csr,
@@ -48,9 +49,9 @@ class Encoder:
     Parameters
     ----------
     weights : Weights
-    coding : {"pursuit", "least_squares", "activations"}
+    coding : {"pursuit", "refined_pursuit", "least_squares", "activations"}
     candidate_factor : float
-        Candidates per nonzero for ``coding="pursuit"``.
+        Candidates per nonzero for the two pursuits.
     precision : {"float32", "tf32", "bfloat16"}
     device : torch.device
     scales_mean_apart : bool
@@ -89,7 +90,17 @@ class Encoder:
         self._margin: float | None = None
         self._screened: dict[str, ScreenedActivations] = {}  # by what factors are rounded to
         self._unit = np.empty((0, weights.encoder.shape[1]), dtype=np.float32)
+        self._refiner: Encoder | None = None
         if device.type == "cpu":
+            if coding == "refined_pursuit":
+                self._refiner = Encoder(
+                    Weights(weights.decoder, np.zeros_like(weights.bias), weights.decoder),
+                    coding="activations",
+                    candidate_factor=candidate_factor,
+                    precision=precision,
+                    device=device,
+                    scales_mean_apart=False,
+                )
             self._pre_activations = PreActivations(weights.encoder, precision, divisors)
             self._block_rows = self._pre_activations.block_rows
         else:
@@ -179,7 +190,7 @@ class Encoder:
 
     def _n_candidates(self, k: int) -> int:
         """Count the candidates of a row, at least k: the product only proposes, see `_core/_supports.py`."""
-        if self._coding == "pursuit":
+        if self._coding in PURSUITS:
             return count_candidates(k, self._candidate_factor, self.n_components)
         return self._n_recomputed(k)
 
@@ -195,47 +206,76 @@ class Encoder:
 
         All rows pass one stage before any passes the next, so that each stage finds its weights in the cache.
         """
-        weights, n_threads = self._weights, self._n_threads
         flattening = AS_FITTED
         if norm is not None:
             keeps_mean = scales_apart(self._scales_mean_apart, self._coding, norm)
             flattening = Flattening(self._flattening, keeps_mean)
+        x, norms = self._unit_rows(rows)
+        if self._coding == "activations":
+            indices, values = self._largest(x, k)
+            decoded = decode_norms(self._weights.decoder, indices, values, n_threads=self._n_threads)
+            return x, norms, indices, values, decoded
+        if self._refiner is None:
+            return x, norms, *self._fit(x, k, flattening)
+        codes = self._fit(x, k, AS_FITTED)
+        for n_left in reversed(range(N_REFINEMENTS)):
+            codes = self._refine(self._refiner, x, *codes[:2], AS_FITTED if n_left else flattening)
+        return x, norms, *codes
+
+    def _largest(self, x: FloatArray, k: int) -> tuple[IndexArray, FloatArray]:
+        """Return the k largest activations of each unit row."""
+        screened = self._screen(x, k)
+        if screened is not None:
+            return screened[:2]
+        candidates, _ = self._propose(x, self._n_recomputed(k))
+        weights = self._weights
+        return activation_codes(
+            x, weights.encoder, weights.bias, candidates, k, n_threads=self._n_threads, divisors=self._divisors
+        )
+
+    def _fit(self, x: FloatArray, k: int, flattening: Flattening) -> tuple[IndexArray, FloatArray, FloatArray]:
+        """Return codes of unit rows with fitted values, of latents that the encoder proposes."""
+        weights, n_threads = self._weights, self._n_threads
         fitting: Any = {"n_threads": n_threads, "flattening": flattening}
         n_candidates = self._n_candidates(k)
-        pursues = self._coding == "pursuit" and n_candidates > k
-        x, norms = self._unit_rows(rows)
+        pursues = self._coding in PURSUITS and n_candidates > k
         screened = self._screen(x, n_candidates if pursues else k)
         if screened is not None:
             candidates, activations, errors = screened
             if pursues:
                 inexact = Inexact(errors, weights.encoder, weights.bias)
-                codes = pursuit_codes(x, weights.decoder, candidates, activations, k, inexact=inexact, **fitting)
-                return x, norms, *codes
-            if self._coding == "activations":
-                found = candidates, activations
-                return x, norms, *found, decode_norms(weights.decoder, *found, n_threads=n_threads)
-            return x, norms, candidates, *least_squares_codes(x, weights.decoder, candidates, **fitting)
+                return pursuit_codes(x, weights.decoder, candidates, activations, k, inexact=inexact, **fitting)
+            return candidates, *least_squares_codes(x, weights.decoder, candidates, **fitting)
         if not pursues:  # with nothing to pick it is least squares, whose support a product's rounding must not decide
             n_candidates = self._n_recomputed(k)
         candidates, proposed = self._propose(x, n_candidates)
         if pursues:
             if not self._has_exact_products:
                 proposed = candidate_activations(x, weights.encoder, weights.bias, candidates, n_threads=n_threads)
-            return x, norms, *pursuit_codes(x, weights.decoder, candidates, proposed, k, **fitting)
-        if self._coding != "activations" and self._has_exact_products and len(rows) >= _MIN_BOUNDED_ROWS:
+            return pursuit_codes(x, weights.decoder, candidates, proposed, k, **fitting)
+        if self._has_exact_products and len(x) >= _MIN_BOUNDED_ROWS:
             if self._margin is None:
                 self._margin = rounding_margin(weights.encoder, weights.bias)
             indices = supports(
                 x, weights.encoder, weights.bias, candidates, proposed, self._margin, k, n_threads=n_threads
             )
         else:
-            found = activation_codes(
-                x, weights.encoder, weights.bias, candidates, k, n_threads=n_threads, divisors=self._divisors
-            )
-            if self._coding == "activations":
-                return x, norms, *found, decode_norms(weights.decoder, *found, n_threads=n_threads)
-            indices = found[0]
-        return x, norms, indices, *least_squares_codes(x, weights.decoder, indices, **fitting)
+            indices, _ = activation_codes(x, weights.encoder, weights.bias, candidates, k, n_threads=n_threads)
+        return indices, *least_squares_codes(x, weights.decoder, indices, **fitting)
+
+    def _refine(
+        self, refiner: Encoder, x: FloatArray, indices: IndexArray, values: FloatArray, flattening: Flattening
+    ) -> tuple[IndexArray, FloatArray, FloatArray]:
+        """Return codes pursued among the latents of these and as many others that explain most of what they leave."""
+        decoder, n_threads = self._weights.decoder, self._n_threads
+        rest, norms = unexplained_rows(x, decoder, indices, values, n_threads=n_threads)
+        proposed, correlations = refiner._largest(rest, indices.shape[1])
+        candidates, activations = merged_candidates(
+            indices, values, proposed, correlations, norms, self.n_components, n_threads=n_threads
+        )
+        return pursuit_codes(
+            x, decoder, candidates, activations, indices.shape[1], n_threads=n_threads, flattening=flattening
+        )
 
     def _unit_rows(self, rows: NDArray[Any]) -> tuple[FloatArray, NDArray[np.float64]]:
         """Return unit rows, valid until the next call, and norms."""
@@ -262,7 +302,7 @@ class Encoder:
                     weights.encoder, weights.bias, self._divisors, rounding=rounding, n_threads=self._n_threads
                 )
             screened = self._screened[rounding]
-            needs_all = self._coding == "activations" or (self._coding == "pursuit" and not screened.is_fine)
+            needs_all = self._coding == "activations" or (self._coding in PURSUITS and not screened.is_fine)
             if screened.pays:
                 found = screened.largest(x, n, self._block_rows, self._n_threads, computes_all=needs_all)
                 if found is not None:

@@ -22,6 +22,7 @@ from skcompressae._fitting import (
     count_validation_rows,
     initial_weights,
     measure_usage,
+    refit_components,
     split_rows,
     usage_factors,
 )
@@ -52,7 +53,7 @@ _TRAINING_PARAMETERS = (
     "validation_fraction", "n_iter_no_change", "precision", "random_state",
 )  # fmt: skip
 # Those that decide what fit makes of the trained weights.
-_FINISHING_PARAMETERS = ("coding", "candidate_factor", "usage_power")
+_FINISHING_PARAMETERS = ("coding", "candidate_factor", "usage_power", "n_refits")
 # What the recipe decides beside them, and no parameter sets: a version that trains in another way goes on with no
 # checkpoint of this one.
 _TRAINING_RULES = ("beta2", "rests_idle", "full_rate_uses", "min_batches_per_epoch")
@@ -67,6 +68,7 @@ class FitMethodsMixin(TransformMethodsMixin):
     loss_weights: tuple[float, float]
     learning_rate: float | str
     usage_power: float | str
+    n_refits: int | str
     nested: bool
     batch_size: int | str
     validation_fraction: float
@@ -176,10 +178,10 @@ class FitMethodsMixin(TransformMethodsMixin):
         self.validation_steps_ = result.validation_steps
         self._store(result, settings, "fit")
         self._note_start(checkpoint)
-        is_scaled = self._scale_by_usage(rows, training)
+        is_finished = self._scale_by_usage(rows, training) and self._refit_decoder(rows, training)
         self._note_start(checkpoint)
         self._measure(rows, training, result, random_state)
-        if checkpoint is not None and is_scaled and not result.was_interrupted:
+        if checkpoint is not None and is_finished and not result.was_interrupted:
             checkpoint.remove()
             del self._interrupted
         return self
@@ -409,6 +411,37 @@ class FitMethodsMixin(TransformMethodsMixin):
             )
             return False
         self._scale_encoder(usage_factors(usage.counts, power, keeps_mean_latent=self.has_mean_latent_))
+        return True
+
+    def _refit_decoder(self, rows: NDArray[Any], training: NDArray[np.intp]) -> bool:
+        """Fit the decoder to the codes of training rows, as often as `n_refits` says.
+
+        Returns
+        -------
+        bool
+            False if an interrupt came before that was done.
+        """
+        n_refits = self._resolved("n_refits")
+        norm = "unit" if self._resolved("coding") == "activations" else None  # their scale is the encoder's
+        for n_done in range(n_refits):
+            try:
+                self.components_ = refit_components(
+                    rows,
+                    training,
+                    self._encoder(),
+                    self.components_,
+                    self.k_,
+                    norm=norm,
+                    keeps_mean=self.has_mean_latent_,
+                )
+            except KeyboardInterrupt:
+                warnings.warn(
+                    f"fit was interrupted while it fitted the decoder anew; {n_done} of {n_refits} times (n_refits) "
+                    "were done.",
+                    InterruptedFitWarning,
+                    stacklevel=3,
+                )
+                return False
         return True
 
     def _scale_encoder(self, factors: NDArray[np.float32]) -> None:

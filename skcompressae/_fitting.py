@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skcompressae._core._initialise import data_weights, is_anisotropic, kaiming_weights
+from skcompressae._core._refit import refitted_decoder
 from skcompressae._core._rows import unit_rows
-from skcompressae._core._threads import row_blocks
+from skcompressae._core._threads import effective_n_threads, row_blocks
 from skcompressae._encoding import BLOCK_ROWS, Encoder
 from skcompressae._torch._weights import Weights
 
@@ -24,6 +25,7 @@ __all__ = [
     "count_validation_rows",
     "initial_weights",
     "measure_usage",
+    "refit_components",
     "split_rows",
     "usage_factors",
 ]
@@ -32,6 +34,8 @@ __all__ = [
 _MAX_STATISTICS_ROWS = 100_000
 # Rows encoded before that to scale the encoder by a low power of the latents' use.
 MAX_SCALING_ROWS = 16_384
+# Rows whose codes the decoder is fitted to.
+_MAX_REFIT_ROWS = 65_536
 # How far rare latents are preferred: 6 saves more of them, and takes 0.002 from cut queries on one set.
 _MAX_RARITY = 4.0
 _MAX_VALIDATION_ROWS = 4096
@@ -160,6 +164,49 @@ def usage_factors(counts: NDArray[np.int64], power: float, *, keeps_mean_latent:
     if keeps_mean_latent:
         factors[0] = 1
     return factors.astype(np.float32)
+
+
+def refit_components(
+    rows: NDArray[Any],
+    row_numbers: NDArray[np.intp],
+    encoder: Encoder,
+    components: NDArray[np.float32],
+    k: int,
+    *,
+    norm: str | None,
+    keeps_mean: bool,
+) -> NDArray[np.float32]:
+    """Encode (a sample of) the rows and return the decoder that reconstructs them best from these codes.
+
+    Parameters
+    ----------
+    rows : array of shape (n_samples, n_features)
+    row_numbers : array of those that may be sampled
+    encoder : Encoder
+        With `components` as its decoder.
+    components : array of shape (n_components, n_features), unit-norm rows
+    k : int
+    norm : {"unit", None}
+        Of the codes.
+    keeps_mean : bool
+        Whether latent 0 stays as it is and the others orthogonal to it.
+    """
+    # random numbers of its own: with or without this, the fit draws the same
+    picks = row_numbers[_sample_rows(len(row_numbers), _MAX_REFIT_ROWS, np.random.RandomState(0))]
+    indices = np.empty((len(picks), k), dtype=np.int32)
+    values = np.empty((len(picks), k), dtype=np.float32)
+    for start, stop in row_blocks(len(picks), BLOCK_ROWS):
+        indices[start:stop], values[start:stop] = encoder.encode(
+            rows[picks[start:stop]], k, norm=norm, dtype=np.float32
+        )
+    return refitted_decoder(
+        components,
+        lambda start, stop: unit_rows(rows[picks[start:stop]])[0],
+        indices,
+        values,
+        keeps_mean=keeps_mean,
+        n_threads=effective_n_threads(),
+    )
 
 
 def _sample_rows(n_rows: int, n_picks: int, random_state: np.random.RandomState) -> NDArray[np.intp]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skcompressae._core._pursuit import PURSUITS
 from skcompressae._core._rows import scales_apart
 from skcompressae._model_format import array_digest
 
@@ -90,7 +91,7 @@ def code_settings(model: Any) -> dict[str, Any]:
     return {
         "k": int(min(model.k, model.components_.shape[0])),
         "coding": coding,
-        "candidate_factor": float(model.candidate_factor) if coding == "pursuit" else None,
+        "candidate_factor": float(model.candidate_factor) if coding in PURSUITS else None,
         "norm": model.norm,
         "precision": model.precision,
         "flattening": flattening(model),

@@ -3,9 +3,9 @@
 ONNX has no solver. Gauss-Jordan elimination of the augmented system ``[G + ridge I | c]`` is one rank-one update per
 pivot, the body of a ``Loop``, so the graph does not grow with k. After the pivots S are eliminated, the last column
 holds the least-squares values of S and, for every other latent, its product with what S leaves unexplained, which
-matching pursuit picks the next pivots by (`_core/_pursuit.py` says how activations guide it). Both codings that fit
-values are therefore this one loop, and differ in how a pivot is chosen. Pivots need no exchange for stability, as the
-system is positive definite.
+matching pursuit picks the next pivots by (`_core/_pursuit.py` says how activations guide it). All codings that fit
+values are therefore this one loop, and differ in how a pivot is chosen, and in how often it runs. Pivots need no
+exchange for stability, as the system is positive definite.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skcompressae._core._flattening import MIN_LEFT
-from skcompressae._core._pursuit import GUIDANCE, RIDGE, count_candidates, pursuit_starts
+from skcompressae._core._pursuit import GUIDANCE, PURSUITS, RIDGE, count_candidates, pursuit_starts
+from skcompressae._core._refinement import ABOVE_ALL, N_REFINEMENTS, count_refined
 from skcompressae._core._rows import MIN_STRETCHED
 from skcompressae._onnx_nodes import GraphBuilder
 
@@ -64,7 +65,7 @@ def encoder_model(onnx: Any, weights: Mapping[str, NDArray[np.float32]], setting
     encoder, bias = (graph.weight(name, weights[name]) for name in ("encoder_weights", "encoder_bias"))
     pre_activations = graph.add("Gemm", unit, encoder, bias, transB=1)
     n = k
-    if coding == "pursuit":
+    if coding in PURSUITS:
         n = count_candidates(k, settings["candidate_factor"], n_components)
     indices = _largest(graph, pre_activations, n)
     decoded_norms = None
@@ -75,6 +76,8 @@ def encoder_model(onnx: Any, weights: Mapping[str, NDArray[np.float32]], setting
     else:
         magnitudes = graph.add("Abs", graph.add("GatherElements", pre_activations, indices, axis=1))
         indices, values, correlations = _fit(graph, unit, _atoms(graph, weights, indices), indices, magnitudes, n, k)
+        for _ in range(N_REFINEMENTS if coding == "refined_pursuit" else 0):
+            indices, values, correlations = _refine(graph, unit, weights, indices, values, k)
         if norm is not None:
             decoded_norms = _fitted_norms(graph, values, correlations)
             if settings["flattening"] > 0:
@@ -182,8 +185,8 @@ def _scales(graph: GraphBuilder, norms: str, factors: str | None, *, is_input: b
 def _largest(graph: GraphBuilder, scores: str, n: int) -> str:
     """Return the int64 indices of the n largest magnitudes, ascending."""
     magnitudes, count = graph.add("Abs", scores), graph.constant([n])
-    _, found = graph.add_several("TopK", magnitudes, count, outputs=["largest", "found"], axis=1)
-    return graph.add_several("TopK", found, count, outputs=["ascending", "ascending_place"], axis=1, largest=0)[0]
+    _, found = graph.add_several("TopK", magnitudes, count, outputs=graph.new_names("largest", "found"), axis=1)
+    return graph.add_several("TopK", found, count, outputs=graph.new_names("ascending", "place"), axis=1, largest=0)[0]
 
 
 def _atoms(graph: GraphBuilder, weights: Mapping[str, NDArray[np.float32]], indices: str) -> str:
@@ -191,10 +194,15 @@ def _atoms(graph: GraphBuilder, weights: Mapping[str, NDArray[np.float32]], indi
     return graph.add("Gather", graph.weight("components", weights["components"]), indices, axis=0)
 
 
+def _decoded(graph: GraphBuilder, values: str, atoms: str) -> str:
+    """Return what values decode to, shape (n_rows, n_features)."""
+    products = graph.add("MatMul", graph.add("Unsqueeze", values, graph.constant([1])), atoms)
+    return graph.add("Squeeze", products, graph.constant([1]))
+
+
 def _decoded_norms(graph: GraphBuilder, values: str, atoms: str) -> str:
     """Return the norms, shape (n_rows, 1), of what values decode to."""
-    decoded = graph.add("MatMul", graph.add("Unsqueeze", values, graph.constant([1])), atoms)
-    return graph.add("ReduceL2", graph.add("Squeeze", decoded, graph.constant([1])), graph.constant([1]))
+    return graph.add("ReduceL2", _decoded(graph, values, atoms), graph.constant([1]))
 
 
 def _fitted_norms(graph: GraphBuilder, values: str, correlations: str) -> str:
@@ -233,13 +241,30 @@ def _fit(
     solved, is_picked = _pursue(graph, system, magnitudes, n, k)
     # Keys that are distinct, so that no engine's rule for ties is relied on.
     keys = graph.add("Where", is_picked, graph.constant([range(n)]), graph.constant([range(n, 2 * n)]))
-    names = ["picks", "picks_place"]
+    names = graph.new_names("picks", "place")
     picks = graph.add_several("TopK", keys, graph.constant([k]), outputs=names, axis=1, largest=0)[0]
     values = graph.add("Gather", solved, graph.constant(n), axis=2)
     indices, values, correlations = (
         graph.add("GatherElements", name, picks, axis=1) for name in (indices, values, correlations)
     )
     return indices, values, correlations
+
+
+def _refine(
+    graph: GraphBuilder, unit: str, weights: Mapping[str, NDArray[np.float32]], indices: str, values: str, k: int
+) -> tuple[str, str, str]:
+    """Pursue again among the latents of codes and as many others that correlate most with what they leave.
+
+    Results are as those of `_fit`.
+    """
+    n = count_refined(k, len(weights["components"]))
+    rest = graph.add("Sub", unit, _decoded(graph, values, _atoms(graph, weights, indices)))
+    correlations = graph.add("Gemm", rest, graph.weight("components", weights["components"]), transB=1)
+    above_all = graph.add("Expand", graph.constant(ABOVE_ALL, np.float32), graph.add("Shape", values))
+    candidates = _largest(graph, graph.add("ScatterElements", correlations, indices, above_all, axis=1), n)
+    activations = graph.add("ScatterElements", correlations, indices, values, axis=1)
+    magnitudes = graph.add("Abs", graph.add("GatherElements", activations, candidates, axis=1))
+    return _fit(graph, unit, _atoms(graph, weights, candidates), candidates, magnitudes, n, k)
 
 
 def _eliminate_all(graph: GraphBuilder, system: str, n: int) -> str:
@@ -260,7 +285,7 @@ def _eliminate_all(graph: GraphBuilder, system: str, n: int) -> str:
 def _pursue(graph: GraphBuilder, system: str, magnitudes: str, n: int, k: int) -> Sequence[str]:
     """Return the system after k pivots that pursuit chose, and which they were: booleans of shape (n_rows, n)."""
     nothing = graph.add("Less", magnitudes, graph.constant(-np.inf, np.float32))
-    names = ["leading", "leading_place"]
+    names = graph.new_names("leading", "place")
     leading = graph.add_several("TopK", magnitudes, graph.constant([k]), outputs=names, axis=1)[0]
     kth = graph.add("ReduceMin", leading, graph.constant([1]))
     is_positive = graph.add("Greater", kth, graph.constant(0, np.float32))
@@ -330,6 +355,6 @@ def _loop(
         graph.constant(n_steps),
         graph.constant(True, np.bool_),
         *(first for first, _, _ in state.values()),
-        outputs=[f"{name}_at_the_end" for name in state],
+        outputs=graph.new_names(*(f"{name}_at_the_end" for name in state)),
         body=graph.onnx.helper.make_graph(body.nodes, "pick_and_eliminate", inputs, outputs),
     )

@@ -66,6 +66,10 @@ class GraphBuilder:
         self.nodes.append(self.onnx.helper.make_node(operator, inputs, outputs, name=name, **attributes))
         return outputs
 
+    def new_names(self, *starts: str) -> list[str]:
+        """Return names that no other tensor or node of the graph has."""
+        return [self.new_name(start) for start in starts]
+
     def tensor(self, name: str, dtype: type, shape: Sequence[str | int]) -> Any:
         """Describe an input or an output."""
         helper = self.onnx.helper

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = ["RECIPES", "Recipe"]
 
@@ -23,6 +23,7 @@ class Recipe:
     early_stopping: bool
     neighborhood_weight_at_32: float  # nonzeros or more
     usage_power: float
+    n_refits: int
     flattening: float
 
     # Uses of a latent by a batch, on average, from which on the learning rate is the full one; 0: always.
@@ -50,24 +51,28 @@ class Recipe:
         return self.neighborhood_weight_at_32 * max(1.0, 32 / k) ** 0.5
 
 
+_DEFAULT = Recipe(
+    init="data",
+    learning_rate=6e-3,
+    learning_rate_schedule="cosine",
+    warmup_fraction=0.05,
+    max_iter=2000,
+    batch_size=1024,
+    beta2=0.99,
+    rests_idle=True,
+    coding="pursuit",
+    early_stopping=False,
+    neighborhood_weight_at_32=1.0,
+    usage_power=0.15,
+    n_refits=0,
+    flattening=0.2,
+    full_rate_uses=96.0,
+    min_batches_per_epoch=16,
+)
+
 RECIPES = {
-    "default": Recipe(
-        init="data",
-        learning_rate=6e-3,
-        learning_rate_schedule="cosine",
-        warmup_fraction=0.05,
-        max_iter=2000,
-        batch_size=1024,
-        beta2=0.99,
-        rests_idle=True,
-        coding="pursuit",
-        early_stopping=False,
-        neighborhood_weight_at_32=1.0,
-        usage_power=0.15,
-        flattening=0.2,
-        full_rate_uses=96.0,
-        min_batches_per_epoch=16,
-    ),
+    "default": _DEFAULT,
+    "dense": replace(_DEFAULT, coding="refined_pursuit", n_refits=3),
     # Kasalicky et al. (2025), section 4: Adam, batches of 100,000, 500 steps. The paper names no learning rate; 1e-3
     # suits batches of that size.
     "paper": Recipe(
@@ -83,6 +88,7 @@ RECIPES = {
         early_stopping=False,
         neighborhood_weight_at_32=0.0,
         usage_power=0.0,
+        n_refits=0,
         flattening=0.0,
         full_rate_uses=0.0,
         min_batches_per_epoch=1,

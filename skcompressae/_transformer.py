@@ -33,24 +33,30 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         Nonzeros per code. May be lowered after fitting (``set_params(k=16)``) without retraining. A value above
         `n_components` is clipped to it, with a warning.
 
-    recipe : {"default", "paper"}, default="default"
-        What the parameters left at "auto" become. "paper" is the recipe of [1]_: random untied start, constant
-        learning rate, batches of 100,000 rows, 500 steps, the encoder's own activations as values.
+    recipe : {"default", "dense", "paper"}, default="default"
+        What the parameters left at "auto" become. "dense" is for rows that are searched by dense queries, or compared
+        as reconstructions, only: as "default", but for a refined pursuit and a decoder refitted to its codes, which
+        find more of the neighbours there, and fewer where codes are compared with codes (`docs/recipes.md`). "paper" is
+        the recipe of [1]_: random untied start, constant learning rate, batches of 100,000 rows, 500 steps, the
+        encoder's own activations as values.
 
-    coding : {"auto", "pursuit", "least_squares", "activations"}, default="auto"
+    coding : {"auto", "pursuit", "refined_pursuit", "least_squares", "activations"}, default="auto"
         How a code is made from the encoder's pre-activations ``p = W x / ||x|| + b``.
 
         - "activations": the k entries of largest magnitude as they are, equation 2 of [1]_.
         - "least_squares": the same support, values refitted to reconstruct x best.
         - "pursuit": the k / 2 entries of largest magnitude, and of the others among the ``candidate_factor * k``
           largest those that explain most of what is left of x, with a share for their magnitude; values refitted.
-          Reconstructs best (`docs/recipes.md`).
+          (`docs/recipes.md`).
+        - "refined_pursuit": the same, then twice more among the k latents of the code and the k others that correlate
+          most with what it leaves of x. Reconstructs best, for three to four times the time; codes of close rows have
+          less in common.
 
         "auto" is "pursuit" in the default recipe. May be changed after fitting.
 
     candidate_factor : float, default=2.0
-        Entries per nonzero that ``coding="pursuit"`` chooses from, at least 1. More reconstruct better, for more time;
-        1 leaves nothing to choose, which is "least_squares".
+        Entries per nonzero that a pursuit chooses from at first, at least 1. More reconstruct better, for more time; 1
+        leaves nothing to choose, which is "least_squares".
 
     norm : {"input", "unit", None}, default="input"
         Scale of a code. "input": its reconstruction has the L2 norm of the input row, so that dot products survive.
@@ -79,6 +85,12 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         which many rows use and close rows agree on (`docs/recipes.md`). Not in the paper: 0 leaves it out, as the
         paper's recipe does. "auto" is 0.15 in the default recipe, but 0 for ``coding="activations"``, which does
         without; up to 0.3 favours code-to-code search. :meth:`partial_fit` keeps the scale that there is.
+
+    n_refits : int or "auto", default="auto"
+        How often :meth:`fit` fits the decoder anew in the end, by least squares to the codes of training rows (at most
+        65,536), a pass of the method of optimal directions [2]_ with a ridge. Not in the paper: rows are reconstructed
+        better, and codes of close rows have less in common (`docs/recipes.md`). "auto" is 0 in the default recipe, 3 in
+        "dense". :meth:`partial_fit` does none.
 
     nested : bool, default=False
         Train for `k`, `k` / 2, `k` / 4 and `k` / 8 in turn (four, two, one and one of eight steps), so that one model
@@ -205,6 +217,7 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
     ----------
     .. [1] P. Kasalicky, M. Spisak, V. Vancura, D. Bohunek, R. Alves, P. Kordik, "The Future is Sparse: Embedding
        Compression for Scalable Retrieval in Recommender Systems", RecSys 2025, arXiv:2505.11388.
+    .. [2] K. Engan, S. O. Aase, J. H. Husoy, "Method of Optimal Directions for Frame Design", ICASSP 1999.
 
     Examples
     --------
@@ -223,13 +236,14 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "k": [Interval(Integral, 1, None, closed="left")],
         "recipe": [StrOptions(set(RECIPES))],
-        "coding": [StrOptions({"auto", "pursuit", "least_squares", "activations"})],
+        "coding": [StrOptions({"auto", "pursuit", "refined_pursuit", "least_squares", "activations"})],
         "candidate_factor": [Interval(Real, 1, None, closed="left")],
         "norm": [StrOptions({"input", "unit"}), None],
         "flattening": [Interval(Real, 0, 1, closed="left"), StrOptions({"auto"})],
         "loss_weights": [tuple, list],
         "neighborhood_weight": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
         "usage_power": [Interval(Real, 0, 1, closed="both"), StrOptions({"auto"})],
+        "n_refits": [Interval(Integral, 0, None, closed="left"), StrOptions({"auto"})],
         "nested": ["boolean"],
         "init": [StrOptions({"auto", "data", "kaiming"})],
         "learning_rate": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
@@ -263,6 +277,7 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         loss_weights: tuple[float, float] = (1.0, 0.125),
         neighborhood_weight: float | str = "auto",
         usage_power: float | str = "auto",
+        n_refits: int | str = "auto",
         nested: bool = False,
         init: str = "auto",
         learning_rate: float | str = "auto",
@@ -292,6 +307,7 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         self.loss_weights = loss_weights
         self.neighborhood_weight = neighborhood_weight
         self.usage_power = usage_power
+        self.n_refits = n_refits
         self.nested = nested
         self.init = init
         self.learning_rate = learning_rate
@@ -312,8 +328,8 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         self.checkpoint_interval = checkpoint_interval
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # pickles that do not know `flattening` are of models whose codes were as fitted
-        super().__setstate__({"flattening": 0.0, **state})
+        # pickles that know neither are of models whose codes were as fitted, and whose decoder as trained
+        super().__setstate__({"flattening": 0.0, "n_refits": "auto", **state})
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

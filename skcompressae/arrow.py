@@ -62,7 +62,7 @@ class ArrowEncoder:
     ----------
     metadata : dict of bytes to bytes
         What the schema's metadata gets: one JSON text under ``b"skcompressae.codes"`` with version, `n_components`,
-        `k`, `norm`, `flattening`, `candidate_factor` (None where `coding` is not "pursuit"), `model_hash`, `layout`,
+        `k`, `norm`, `flattening`, `candidate_factor` (None where `coding` is no pursuit), `model_hash`, `layout`,
         `columns`, `split_signs`.
 
     Raises

@@ -115,7 +115,7 @@ def model_hash(model: CompresSAETransformer) -> str:
     """Return a fingerprint of a fitted model: two models with the same one give the same codes, up to rounding.
 
     It is a SHA-256 over the weights and the parameters that change codes: `k`, `coding` (with `candidate_factor` where
-    it is "pursuit"), `norm` (with `flattening` and `scales_mean_apart_` where they matter) and `precision`, after
+    it is a pursuit), `norm` (with `flattening` and `scales_mean_apart_` where they matter) and `precision`, after
     "auto" is resolved.
     How the model was trained, where it runs (`device`) and the container of its codes (`sparse_output`) do not change
     it. With ``coding="activations"`` the encoder is taken without its scale (`encoder_scale_`), which coding divides

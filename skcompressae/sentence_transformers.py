@@ -52,10 +52,10 @@ class CompresSAEModule(Module):
         all float32. Make a module by :meth:`from_compressor` rather than from these.
     k : int
         Nonzeros per code.
-    coding : {"pursuit", "least_squares", "activations"}
+    coding : {"pursuit", "refined_pursuit", "least_squares", "activations"}
         As in :class:`~skcompressae.CompresSAETransformer`.
     candidate_factor : float or None
-        As in :class:`~skcompressae.CompresSAETransformer`; None where `coding` is not "pursuit".
+        As in :class:`~skcompressae.CompresSAETransformer`; None where `coding` is no pursuit.
     norm : {"input", "unit", None}
         As in :class:`~skcompressae.CompresSAETransformer`.
     flattening : float, default=0

@@ -37,6 +37,23 @@ def naive_pursuit(x, decoder, candidates, activations, k):
     return candidates[picked], naive_values(x, decoder[candidates[picked]]), gap
 
 
+def naive_refinement(x, decoder, chosen, values):
+    """Pursue again among the latents of a code and as many others; results are those of `naive_pursuit`."""
+    k = len(chosen)
+    correlations = decoder @ (x - values @ decoder[chosen])
+    order = np.argsort(-np.abs(correlations), kind="stable")
+    others = order[~np.isin(order, chosen)]
+    proposed, left = others[:k], others[k:]
+    if len(proposed) == 0:
+        return chosen, values, np.inf
+    gap = np.abs(correlations[proposed[-1]]) - np.abs(correlations[left[0]]) if len(left) else np.inf
+    activations = correlations.copy()
+    activations[chosen] = values
+    candidates = np.union1d(chosen, proposed)
+    *code, smallest = naive_pursuit(x, decoder, candidates, activations[candidates], k)
+    return *code, min(gap, smallest)
+
+
 def naive_flattening(values, rows, flattening):
     """Draw together the fitted values of a unit row's code."""
     flattening = 0.2 if flattening == "auto" else flattening

@@ -20,7 +20,7 @@ from skcompressae._torch._pursuit import GramTable, pursuit_codes_torch
 from skcompressae._torch._row_ops import decoded_norms, gathered_dots, unit_rows_torch
 from skcompressae._torch._weights import Weights
 
-CODINGS = ["activations", "least_squares", "pursuit"]
+CODINGS = ["activations", "least_squares", "pursuit", "refined_pursuit"]
 
 
 @pytest.fixture(scope="module")

@@ -103,7 +103,7 @@ def test_wide_rows_and_many_latents_agree_with_the_cpu():
         assert np.mean(rows < 1e-4 * abs(on_device).max()) > 0.99
 
 
-@pytest.mark.parametrize("coding", ["activations", "least_squares", "pursuit"])
+@pytest.mark.parametrize("coding", ["activations", "least_squares", "pursuit", "refined_pursuit"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_few_rows_have_the_codes_of_many(coding, dtype):
     X = make_embeddings(n_rows=2000, n_features=64).astype(dtype)

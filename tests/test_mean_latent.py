@@ -35,7 +35,7 @@ def unit(rows):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("coding", ["pursuit", "least_squares"])
+@pytest.mark.parametrize("coding", ["pursuit", "refined_pursuit", "least_squares"])
 @pytest.mark.parametrize("norm", ["input", "unit"])
 def test_the_share_of_the_mean_is_exact_and_the_rest_is_stretched(fitted, rows, coding, norm):
     fitted.set_params(coding=coding, norm=norm, flattening=0)
@@ -63,7 +63,7 @@ def test_the_share_of_the_mean_is_exact_and_the_rest_is_stretched(fitted, rows, 
     np.testing.assert_allclose(np.nanmin(factors, axis=1), np.nanmax(factors, axis=1), rtol=1e-4)
 
 
-@pytest.mark.parametrize("coding", ["pursuit", "activations"])
+@pytest.mark.parametrize("coding", ["pursuit", "refined_pursuit", "activations"])
 @pytest.mark.parametrize("norm", ["input", "unit", None])
 def test_the_score_is_the_cosine_of_what_codes_decode_to(fitted, rows, coding, norm):
     fitted.set_params(coding=coding, norm=norm)
@@ -124,7 +124,7 @@ def test_torch_gives_the_same_on_every_path(fitted, rows):
     assert torch.isfinite(batch.grad).all()
 
 
-@pytest.mark.parametrize("coding", ["pursuit", "least_squares", "activations"])
+@pytest.mark.parametrize("coding", ["pursuit", "refined_pursuit", "least_squares", "activations"])
 def test_a_zero_row_has_no_gradient(fitted, coding):
     weights = [torch.from_numpy(a) for a in (fitted.encoder_weights_, fitted.encoder_bias_, fitted.components_)]
     batch = torch.zeros((2, 24), requires_grad=True)

@@ -10,12 +10,13 @@ from cli_cases import refuses, refuses_usage
 from conftest import make_embeddings
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from naive_pursuit import naive_flattening, naive_pursuit, naive_values
+from naive_pursuit import naive_flattening, naive_pursuit, naive_refinement, naive_values
 from sklearn.exceptions import NotFittedError
 
 from skcompressae import CompresSAETransformer, load_model, model_hash
 from skcompressae._cli._main import main
 from skcompressae._core._pursuit import RIDGE
+from skcompressae._core._refinement import N_REFINEMENTS
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -24,7 +25,7 @@ reference = pytest.importorskip("onnx.reference")
 from skcompressae import onnx as onnx_module  # noqa: E402
 from skcompressae.onnx import to_onnx  # noqa: E402
 
-CODINGS = ["activations", "least_squares", "pursuit"]
+CODINGS = ["activations", "least_squares", "pursuit", "refined_pursuit"]
 NORMS = ["input", "unit", None]
 # In what follows a choice is a near tie where float32 could make it otherwise.
 NEAR_TIE = 1e-5
@@ -65,7 +66,7 @@ def naive_code(x, model, coding):
         array.astype(np.float64) for array in (model.encoder_weights_, model.encoder_bias_, model.components_)
     )
     k, n = model.k, model.k
-    if coding == "pursuit":
+    if coding in ("pursuit", "refined_pursuit"):
         n = min(len(bias), max(k, round(model.candidate_factor * k)))
     length = np.linalg.norm(x.astype(np.float64))
     unit = x / length
@@ -73,9 +74,12 @@ def naive_code(x, model, coding):
     order = np.argsort(-abs(activations), kind="stable")
     gaps = [abs(activations[order[n - 1]]) - abs(activations[order[n]])] if n < len(order) else []
     chosen = np.sort(order[:k])
-    if coding == "pursuit" and n > k:
+    if n > k:
         candidates = np.sort(order[:n])
         chosen, _, gap = naive_pursuit(unit, decoder, candidates, activations[candidates], k)
+        gaps.append(gap)
+    for _ in range(N_REFINEMENTS if coding == "refined_pursuit" else 0):
+        chosen, _, gap = naive_refinement(unit, decoder, chosen, naive_values(unit, decoder[chosen]))
         gaps.append(gap)
     atoms = decoder[chosen]
     values = activations[chosen] if coding == "activations" else naive_values(unit, atoms)

@@ -332,7 +332,7 @@ def transform(model, X, monkeypatch, *, roundings):
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
-@pytest.mark.parametrize("coding", ["pursuit", "least_squares", "activations"])
+@pytest.mark.parametrize("coding", ["pursuit", "refined_pursuit", "least_squares", "activations"])
 @pytest.mark.parametrize("n_features", [24, 200])
 def test_codes_are_those_of_a_float32_product(monkeypatch, coding, n_features, rounding):
     X = np.random.RandomState(2).standard_normal((700, n_features)).astype(np.float32)

@@ -33,7 +33,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state"),
 ]
 
-CODINGS = ["activations", "least_squares", "pursuit"]
+CODINGS = ["activations", "least_squares", "pursuit", "refined_pursuit"]
 WORDS = ["a", "the", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "red", "blue", "big", "small", "fast"]
 # empty, blank, unknown words only, longer than the model reads
 TEXTS = ["the cat sat on the mat", "", "   ", "dog", "qqq zzz", "a big red dog ran " * 20, "the cat sat on the mat"]

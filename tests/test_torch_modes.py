@@ -70,7 +70,7 @@ def assert_all_equal(found, expected):
 
 
 @mode
-@pytest.mark.parametrize("coding", ["pursuit", "activations"])
+@pytest.mark.parametrize("coding", ["pursuit", "refined_pursuit", "activations"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_device_encodes_and_decodes_alike(weights, mode, coding, precision):
     settings = weights, CPU, precision, coding, True, 0.3
@@ -205,7 +205,7 @@ def batch_codes(rows, weights, coding="pursuit"):
 
 
 @mode
-@pytest.mark.parametrize("coding", ["pursuit", "activations"])
+@pytest.mark.parametrize("coding", ["pursuit", "refined_pursuit", "activations"])
 def test_batches_are_encoded_alike(weights, mode, coding):
     rows = torch.from_numpy(ROWS)
     expected = batch_codes(rows, weights, coding)

@@ -60,6 +60,7 @@ NO_MATTER = {
     "norm",
     "flattening",
     "usage_power",
+    "n_refits",
     "sparse_output",
     "device",
     "warm_start",

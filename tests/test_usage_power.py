@@ -43,7 +43,7 @@ def test_factors_follow_the_formula():
     np.testing.assert_array_equal(unused, np.ones(4))
 
 
-@pytest.mark.parametrize("coding", ["pursuit", "least_squares", "activations"])
+@pytest.mark.parametrize("coding", ["pursuit", "refined_pursuit", "least_squares", "activations"])
 def test_fit_scales_encoder_and_bias_in_the_end(embeddings, coding):
     plain = small(usage_power=0, coding=coding, validation_fraction=0).fit(embeddings)
     scaled = small(usage_power=0.4, coding=coding, validation_fraction=0).fit(embeddings)

@@ -22,7 +22,7 @@ __all__ = [
     "with_arguments",
 ]
 
-_CODINGS = "least_squares", "activations", "pursuit"
+_CODINGS = "least_squares", "activations", "pursuit", "refined_pursuit"
 ENCODING_OPTIONS = ("k", "coding", "norm", "flattening", "precision", "device")
 
 

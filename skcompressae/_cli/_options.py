@@ -59,7 +59,7 @@ def _fit(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("output", metavar="MODEL", help="the model to write, .safetensors")
     parser.add_argument("--n-components", type=_positive, help="width of a code (default: 4096)")
     parser.add_argument("--k", type=_positive, help="nonzeros per code (default: 32)")
-    parser.add_argument("--recipe", choices=["default", "paper"], help="how to train")
+    parser.add_argument("--recipe", choices=["default", "dense", "paper"], help="how to train")
     parser.add_argument("--max-iter", type=number_or_auto(int), metavar="N", help="optimiser steps")
     parser.add_argument("--batch-size", type=number_or_auto(int), metavar="N", help="rows per step")
     parser.add_argument("--norm", choices=["input", "unit", "none"], help="scale of a code")

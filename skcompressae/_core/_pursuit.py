@@ -28,6 +28,7 @@ from skcompressae._core._topk import kth_largest
 
 __all__ = [
     "GUIDANCE",
+    "PURSUITS",
     "RIDGE",
     "Inexact",
     "count_candidates",
@@ -36,6 +37,8 @@ __all__ = [
     "pursuit_starts",
 ]
 
+# The codings that pick latents by pursuit.
+PURSUITS = "pursuit", "refined_pursuit"
 # Added to the unit diagonal of the Gram matrix: keeps the solve stable when two latents (nearly) coincide, and is
 # far below the squared reconstruction error of any code.
 RIDGE = 1e-5

@@ -32,7 +32,14 @@ from skcompressae._core._tiles import TILE_COLUMNS, TILE_ROWS, add_tile_rows, em
 from skcompressae._core._topk import kth_largest
 from skcompressae._core._words import add_word_rows, dot_word_rows
 
-__all__ = ["BATCH_ROWS", "count_leading", "group_by_latent", "reconstruction_gradients", "sum_gradients"]
+__all__ = [
+    "BATCH_ROWS",
+    "add_tile_sums",
+    "count_leading",
+    "group_by_latent",
+    "reconstruction_gradients",
+    "sum_gradients",
+]
 
 # Rows whose gradients are best summed at once: larger batches are cut into as many, so that a tile fits the cache and
 # the working memory does not grow with the batch.
@@ -292,7 +299,7 @@ def _add_slopes(slopes: Any, starts: Any, start: Any, stop: Any, bias_gradient: 
 
 
 @njit(nogil=True)
-def _add_tile_sums(tile: Any, picks: Any, coefficients: Any, starts: Any, number: Any, gradient: Any) -> None:
+def add_tile_sums(tile: Any, picks: Any, coefficients: Any, starts: Any, number: Any, gradient: Any) -> None:
     """Add every latent's sum over one tile to its columns of `gradient`."""
     first = number * TILE_COLUMNS
     width = min(TILE_COLUMNS, gradient.shape[1] - first)
@@ -355,10 +362,10 @@ def sum_gradients(
         for number in range(start, stop):
             if number < n_tiles:
                 fill_tile(x, number, tile)
-                _add_tile_sums(tile, rows, slopes, starts, number, encoder_gradient)
+                add_tile_sums(tile, rows, slopes, starts, number, encoder_gradient)
             else:
                 number -= n_tiles
                 tile_gradients = x_gradients[number].reshape(2 * len(x), -1)
-                _add_tile_sums(tile_gradients, gradient_rows, activations, starts, number, decoder_gradient)
+                add_tile_sums(tile_gradients, gradient_rows, activations, starts, number, decoder_gradient)
 
     run_blocks(add_tiles, 2 * n_tiles, 1, n_threads)

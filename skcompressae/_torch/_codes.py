@@ -6,17 +6,19 @@ precision of the product, or on the rows beside it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from skcompressae._core._flattening import MIN_LEFT
-from skcompressae._core._pursuit import RIDGE, count_candidates
+from skcompressae._core._pursuit import PURSUITS, RIDGE, count_candidates
+from skcompressae._core._refinement import ABOVE_ALL, N_REFINEMENTS, count_refined
 from skcompressae._core._rows import MIN_STRETCHED
 from skcompressae._torch import _devices
 from skcompressae._torch._products import Products
 from skcompressae._torch._pursuit import GramTable, pursuit_codes_torch
-from skcompressae._torch._row_ops import decoded_norms, gathered_dots
+from skcompressae._torch._row_ops import decoded_norms, decoded_rows, gathered_dots
 from skcompressae._torch._selection import select
 
 __all__ = ["Codes", "encode_batch", "encode_unit_rows", "flattened", "scale_factors"]
@@ -43,6 +45,7 @@ def encode_unit_rows(
     k: int,
     n_candidates: int,
     coding: str,
+    correlate: Callable[[torch.Tensor], torch.Tensor],
 ) -> Codes:
     """Encode unit rows.
 
@@ -57,7 +60,10 @@ def encode_unit_rows(
         Of the decoder.
     k, n_candidates : int
         ``1 <= k <= n_candidates <= n_components``.
-    coding : {"pursuit", "least_squares", "activations"}
+    coding : {"pursuit", "refined_pursuit", "least_squares", "activations"}
+    correlate : callable
+        Returns the products of what a code leaves of the rows with all decoder rows, in any precision; called where
+        `coding` is "refined_pursuit".
 
     Returns
     -------
@@ -65,17 +71,38 @@ def encode_unit_rows(
         Indices, integers, of shape (n_rows, k), ascending in each row; values of the same shape; norms and overlaps of
         shape (n_rows,). All but the indices float32.
     """
-    if coding == "pursuit" and n_candidates == k:
+    pursues = coding in PURSUITS and n_candidates > k
+    if coding in PURSUITS and not pursues:
         # With nothing to pick it is least squares, whose support a product's rounding must not decide.
-        coding, n_candidates = "least_squares", min(len(bias), k + _MARGIN)
+        n_candidates = min(len(bias), k + _MARGIN)
     candidates, _ = select(proposals, bias, n_candidates)
     activations = gathered_dots(x, encoder, candidates) + bias[candidates.long()]
-    if coding != "pursuit":
+    if not pursues:
         chosen, values = select(activations, bias.new_zeros(n_candidates), k)
         candidates, activations = candidates.gather(1, chosen.long()), values
         if coding == "activations":
             return Codes(candidates, values, *decoded_norms(x, values, grams.decoder, candidates))
-    return Codes(*pursuit_codes_torch(x, grams, candidates, activations, k))
+    codes = Codes(*pursuit_codes_torch(x, grams, candidates, activations, k))
+    for _ in range(N_REFINEMENTS if coding == "refined_pursuit" else 0):
+        codes = _refined(x, codes, grams, correlate)
+    return codes
+
+
+def _refined(
+    x: torch.Tensor, codes: Codes, grams: GramTable, correlate: Callable[[torch.Tensor], torch.Tensor]
+) -> Codes:
+    """Return codes pursued among the latents of these and as many others that explain most of what they leave."""
+    decoder, own = grams.decoder, codes.indices.long()
+    rest = x - decoded_rows(codes.values, decoder, codes.indices)
+    proposals = correlate(rest)
+    proposals.scatter_(1, own, ABOVE_ALL)  # so that all of them are among the candidates
+    n_candidates = count_refined(own.shape[1], len(decoder))
+    candidates, _ = select(proposals, x.new_zeros(len(decoder)), n_candidates)
+    correlations = gathered_dots(rest, decoder, candidates)
+    # both ascend
+    places = torch.searchsorted(candidates.long(), own)
+    activations = correlations.scatter(1, places, codes.values)
+    return Codes(*pursuit_codes_torch(x, grams, candidates, activations, own.shape[1]))
 
 
 def encode_batch(
@@ -101,9 +128,9 @@ def encode_batch(
     encoder, decoder : float32 tensors of shape (n_components, n_features), on the device of `rows`
     bias : float32 tensor of shape (n_components,)
     k : int in [1, n_components]
-    coding : {"pursuit", "least_squares", "activations"}
+    coding : {"pursuit", "refined_pursuit", "least_squares", "activations"}
     candidate_factor : float or None
-        Used where `coding` is "pursuit".
+        Used where `coding` is one of the pursuits.
     norm : {"input", "unit", None}
     flattening : float in [0, 1)
         See `flattened`; used, as `keeps_mean` is, where `norm` is not None, and of fitted values.
@@ -124,16 +151,28 @@ def encode_batch(
         raise ValueError(f"a code must have at least 1 nonzero; got {k}.")
     with _devices.own_modes(rows.device):
         unit, norms = _unit_rows(rows.float())
-        if coding == "pursuit" and candidate_factor is not None:
+        if coding in PURSUITS and candidate_factor is not None:
             n_candidates = count_candidates(k, candidate_factor, len(decoder))
         else:
             n_candidates = min(len(decoder), k + _MARGIN)
         with torch.no_grad():
             # the support; what is fitted beside it has no gradient
-            proposals = Products("float32", rows.device).multiply(unit, encoder.T)
+            products = Products("float32", rows.device)
+            proposals = products.multiply(unit, encoder.T)
             grams = GramTable(decoder, is_kept=False)
-            chooser = "pursuit" if coding == "pursuit" else "activations"
-            indices = encode_unit_rows(unit, proposals, encoder, bias, grams, k, n_candidates, chooser).indices.long()
+            chooser = coding if coding in PURSUITS else "activations"
+            found = encode_unit_rows(
+                unit,
+                proposals,
+                encoder,
+                bias,
+                grams,
+                k,
+                n_candidates,
+                chooser,
+                lambda rest: products.multiply(rest, decoder.T),
+            )
+            indices = found.indices.long()
         with _devices.matmul_precision("float32", rows.device):
             values, decoded = _values(unit, encoder, bias, decoder, indices, is_fitted=coding != "activations")
             if norm is not None and flattening > 0 and coding != "activations":

@@ -48,7 +48,7 @@ class DeviceEncoder:
     device : torch.device
     precision : {"float32", "tf32", "bfloat16"}
         Of the encoder's product. Activations are recomputed, and values fitted, in float32.
-    coding : {"pursuit", "least_squares", "activations"}
+    coding : {"pursuit", "refined_pursuit", "least_squares", "activations"}
     scales_mean_apart : bool
         See `skcompressae._core._rows.scales_apart`.
     flattening : float, default=0
@@ -70,6 +70,7 @@ class DeviceEncoder:
             tensors = (tensor_of(array).to(device, copy=True) for array in weights.arrays)
             self._encoder, self._bias, self._decoder = tensors
             self._factor = self._encoder.to(products.dtype)
+            self._decoder_factor = self._decoder.to(products.dtype) if coding == "refined_pursuit" else self._decoder
         self._device = device
         self._coding = coding
         self._scales_mean_apart = scales_mean_apart
@@ -179,8 +180,11 @@ class DeviceEncoder:
             yield slice(start, stop), *stream.fetch(slice(start, stop))
 
     def _is_recorded(self, n_candidates: int) -> bool:
-        """Tell whether few rows may be encoded by a graph: where kernels do all, and so ask the device for nothing."""
-        if not _devices.uses_triton(self._encoder):
+        """Tell whether few rows may be encoded by a graph: where kernels do all, and so ask the device for nothing.
+
+        Those of a refined pursuit are not: it gathers decoder rows in plain torch.
+        """
+        if not _devices.uses_triton(self._encoder) or self._coding == "refined_pursuit":
             return False
         from skcompressae._torch._triton_pursuit import can_pursue
         from skcompressae._torch._triton_selection import can_select
@@ -190,7 +194,17 @@ class DeviceEncoder:
     def _encode(self, x: torch.Tensor, k: int, n_candidates: int, norm: str | None) -> Codes:
         """Encode unit rows, with values that remain to be scaled to `norm`."""
         proposals = self._products.multiply(x, self._factor.T)
-        codes = encode_unit_rows(x, proposals, self._encoder, self._bias, self._table(), k, n_candidates, self._coding)
+        codes = encode_unit_rows(
+            x,
+            proposals,
+            self._encoder,
+            self._bias,
+            self._table(),
+            k,
+            n_candidates,
+            self._coding,
+            lambda rest: self._products.multiply(rest, self._decoder_factor.T),
+        )
         if norm is None or self._flattening == 0 or self._coding == "activations":
             return codes
         is_kept = scales_apart(self._scales_mean_apart, self._coding, norm)

@@ -11,7 +11,7 @@ import torch
 from skcompressae._core._threads import row_blocks
 from skcompressae._torch import _devices
 
-__all__ = ["TEMPORARY_BYTES", "decoded_norms", "gathered_dots", "unit_rows_torch"]
+__all__ = ["TEMPORARY_BYTES", "decoded_norms", "decoded_rows", "gathered_dots", "unit_rows_torch"]
 
 # Bytes of what a plain form may gather at a time.
 TEMPORARY_BYTES = 256 * 2**20
@@ -79,10 +79,18 @@ def decoded_norms(
         return decoded_norms_triton(x, values, matrix, picks)
     norms, overlaps = values.new_empty((2, len(values)), dtype=torch.float32)
     for start, stop in _bounded_blocks(picks, matrix.shape[1]):
-        decoded = (matrix[picks[start:stop].long()] * values[start:stop, :, None]).sum(dim=1)
+        decoded = decoded_rows(values[start:stop], matrix, picks[start:stop])
         norms[start:stop] = decoded.norm(dim=1)
         overlaps[start:stop] = (decoded * x[start:stop]).sum(dim=1)
     return norms, overlaps
+
+
+def decoded_rows(values: torch.Tensor, matrix: torch.Tensor, picks: torch.Tensor) -> torch.Tensor:
+    """Return each row's ``values @ matrix[picks]``, float32; `values` and `picks` of shape (n_rows, n_picks)."""
+    decoded = values.new_empty((len(values), matrix.shape[1]), dtype=torch.float32)
+    for start, stop in _bounded_blocks(picks, matrix.shape[1]):
+        decoded[start:stop] = (matrix[picks[start:stop].long()] * values[start:stop, :, None]).sum(dim=1)
+    return decoded
 
 
 def _bounded_blocks(picks: torch.Tensor, n_features: int) -> list[tuple[int, int]]:

@@ -1,0 +1,149 @@
+"""A decoder fitted anew to codes that stay as they are: one pass of the method of optimal directions, with a ridge.
+
+The normal equations ``(S^T S + ridge I) (D' - D) = S^T (X - S D)`` (Engan, Aase and Husoy 1999, for D' alone) are
+solved by conjugate gradients with the diagonal as preconditioner, all columns at once, each with step sizes of its own.
+They need products with S only, so no matrix of all pairs of latents is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._rows import codes_to_csr, decode_csr
+from skcompressae._core._sparse_step import BATCH_ROWS, add_tile_sums, group_by_latent
+from skcompressae._core._threads import row_blocks, run_blocks
+from skcompressae._core._tiles import TILE_COLUMNS, fill_tile
+
+__all__ = ["refitted_decoder"]
+
+# Added to the sums of squared values: as much as a few rows that choose a latent say for it to stay where it is.
+_RIDGE = 0.3
+# Steps of the solver. More change next to nothing of the recall (docs/research_notes_sparse.md).
+_N_STEPS = 8
+
+
+def refitted_decoder(
+    decoder: FloatArray,
+    rows: Any,
+    indices: IndexArray,
+    values: FloatArray,
+    *,
+    keeps_mean: bool,
+    n_threads: int,
+) -> FloatArray:
+    """Return the decoder that reconstructs rows best from given codes, its rows scaled to norm 1.
+
+    Parameters
+    ----------
+    decoder : float32 array of shape (n_components, n_features), unit-norm rows
+    rows : callable
+        ``rows(start, stop)`` returns unit rows, float32 of shape (stop - start, n_features), the caller's to change.
+    indices, values : arrays of shape (n_rows, k), indices ascending in each row
+        The codes of all rows; values float32.
+    keeps_mean : bool
+        Whether latent 0 stays as it is and the others orthogonal to it.
+    n_threads : int
+
+    Returns
+    -------
+    refitted : float32 array of shape (n_components, n_features)
+    """
+    codes = _Codes(indices, values, len(decoder), n_threads)
+    mean = decoder[0]
+    if keeps_mean:
+        codes.leave_out_mean()
+    diagonal = codes.squares() + _RIDGE
+    left = np.zeros_like(decoder)
+    for start, stop in codes.blocks():
+        x = rows(start, stop)
+        if keeps_mean:
+            x -= (x @ mean)[:, None] * mean
+        codes.add_transposed(start, stop, x - codes.decode(start, stop, decoder), left)
+    refitted = decoder + _solve(codes, left, diagonal[:, None])
+    if keeps_mean:
+        refitted -= (refitted @ mean)[:, None] * mean
+        refitted[0] = mean
+    norms = np.linalg.norm(refitted, axis=1, keepdims=True)
+    is_usable = norms > np.finfo(np.float32).eps
+    return np.where(is_usable, refitted / np.where(is_usable, norms, 1), decoder)
+
+
+class _Codes:
+    """The products with a matrix of codes, a block of rows at a time."""
+
+    def __init__(self, indices: IndexArray, values: FloatArray, n_components: int, n_threads: int) -> None:
+        self._indices, self._values, self._n_threads = indices, values, n_threads
+        self._n_components = n_components
+
+    def leave_out_mean(self) -> None:
+        self._values = np.where(self._indices == 0, np.float32(0), self._values)
+
+    def squares(self) -> FloatArray:
+        """Return the sum of each latent's squared values."""
+        weights = self._values.reshape(-1).astype(np.float64) ** 2
+        return np.bincount(self._indices.reshape(-1), weights=weights, minlength=self._n_components).astype(np.float32)
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        return iter(row_blocks(len(self._indices), BATCH_ROWS))
+
+    def decode(self, start: int, stop: int, decoder: FloatArray) -> FloatArray:
+        """Return ``S D`` of some rows."""
+        codes = codes_to_csr(self._indices[start:stop], self._values[start:stop], self._n_components)
+        return decode_csr(codes, decoder, n_threads=self._n_threads)
+
+    def add_transposed(self, start: int, stop: int, x: FloatArray, total: FloatArray) -> None:
+        """Add ``S^T x`` of some rows to `total`."""
+        indices = self._indices[start:stop]
+        starts, positions = group_by_latent(indices, self._n_components)
+        picks, coefficients = np.empty(indices.size, dtype=np.int32), np.empty(indices.size, dtype=np.float32)
+        picks[positions] = np.arange(len(indices), dtype=np.int32)[:, None]
+        coefficients[positions] = self._values[start:stop]
+
+        def add_tiles(first: int, last: int) -> None:
+            tile = np.empty((len(x), TILE_COLUMNS), dtype=np.float32)
+            for number in range(first, last):
+                fill_tile(x, number, tile)
+                add_tile_sums(tile, picks, coefficients, starts, number, total)
+
+        run_blocks(add_tiles, -(-x.shape[1] // TILE_COLUMNS), 1, self._n_threads)
+
+    def normal_product(self, matrix: FloatArray) -> FloatArray:
+        """Return ``S^T S`` times a matrix of shape (n_components, n_features)."""
+        total = np.zeros_like(matrix)
+        for start, stop in self.blocks():
+            self.add_transposed(start, stop, self.decode(start, stop, matrix), total)
+        return total
+
+
+def _column_dots(a: FloatArray, b: FloatArray) -> NDArray[np.float64]:
+    dots: NDArray[np.float64] = np.einsum("ij,ij->j", a, b, dtype=np.float64)
+    return dots
+
+
+def _quotients(a: NDArray[np.float64], b: NDArray[np.float64]) -> FloatArray:
+    """Return a / b, 0 where b is not positive: those columns are solved."""
+    return np.divide(a, b, out=np.zeros_like(a), where=b > 0).astype(np.float32)
+
+
+def _solve(codes: _Codes, left: FloatArray, diagonal: FloatArray) -> FloatArray:
+    """Solve ``(S^T S + ridge I) y = left`` for every column, by a few steps; overwrites `left`."""
+    solution = np.zeros_like(left)
+    scaled = left / diagonal
+    direction = scaled.copy()
+    size = _column_dots(left, scaled)
+    for _ in range(_N_STEPS):
+        product = codes.normal_product(direction)
+        product += np.float32(_RIDGE) * direction
+        step = _quotients(size, _column_dots(direction, product))
+        solution += step * direction
+        left -= step * product
+        np.divide(left, diagonal, out=scaled)
+        before, size = size, _column_dots(left, scaled)
+        direction *= _quotients(size, before)
+        direction += scaled
+    return solution
