@@ -23,7 +23,7 @@ from skcompressae import CompresSAETransformer
 from skcompressae._core._rows import unit_rows
 
 PLAIN_BLOCK_ROWS = 2048
-CODINGS = ("activations", "least_squares", "pursuit")
+CODINGS = ("activations", "least_squares", "pursuit", "refined_pursuit")
 SMALL_BATCHES = (1, 2, 4, 8, 16, 32, 64, 256)
 
 

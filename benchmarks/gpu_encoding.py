@@ -21,6 +21,7 @@ from _common import agreement, environment, median_seconds, write_json
 from _gpu import ceilings, describe, kernel_choices, kernels, queued_seconds
 
 from skcompressae import CompresSAETransformer
+from skcompressae._core._pursuit import PURSUITS
 from skcompressae._core._threads import row_blocks
 from skcompressae._recipes import RECIPES
 from skcompressae._torch._device_encoder import DeviceEncoder
@@ -32,7 +33,7 @@ from skcompressae._torch._selection import select
 from skcompressae._torch._weights import Weights
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
-CODINGS = ("activations", "least_squares", "pursuit")
+CODINGS = ("activations", "least_squares", "pursuit", "refined_pursuit")
 MARGIN = 8  # candidates beyond k, as the library takes
 
 
@@ -78,7 +79,7 @@ def on_device_rates(
         for coding in CODINGS:
             for precision in PRECISIONS:
                 ours = DeviceEncoder(weights, device, precision, coding, False, RECIPES["default"].flattening)
-                wanted = n_pursued if coding == "pursuit" else n_candidates
+                wanted = n_pursued if coding in PURSUITS else n_candidates
 
                 def encode(ours: DeviceEncoder = ours, wanted: int = wanted) -> None:
                     for start, stop in row_blocks(n_rows, ours.block_rows):

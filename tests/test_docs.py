@@ -141,10 +141,11 @@ def test_tables_hold_what_the_results_say(docs_module, tmp_path):
     results = docs_module("results")
     row = {"method": "ours", "params": {"k": 16}, "mode": "asymmetric_4bit", "size_bytes": 32.0, "cosine": 0.9}
     row |= {"recall_at_10": 0.5, "recall_at_100": 0.75, "seed": 0, "fit_s": 1.0, "encode_s": 1.0}
+    dense = {**row, "params": {"k": 16, "recipe": "dense"}, "recall_at_100": 0.78}
     new = {**row, "method": "new_method", "params": {}, "mode": "asymmetric", "size_bytes": 100.0, "recall_at_100": 0.8}
     content = {"data": {"name": "t", "n_documents": 9, "n_queries": 2, "n_features": 8}}
     content["environment"] = {"cpu": "c", "n_threads": 1, "date": "d"}
-    (tmp_path / "one.json").write_text(json.dumps({**content, "results": [row]}))
+    (tmp_path / "one.json").write_text(json.dumps({**content, "results": [row, dense]}))
     (tmp_path / "two.json").write_text(json.dumps({**content, "results": [new]}))
     (tmp_path / "speed.json").write_text(json.dumps({"rows": []}))
     measured = {"recall_at_10": 0.1, "seed": 0, "budget_bytes": 64}
@@ -170,6 +171,7 @@ def test_tables_hold_what_the_results_say(docs_module, tmp_path):
     table = results.budget_table(study)
     assert "| skcompressae, sparse codes alone | 0.600 (16) | 0.750 (32) |  |  |  |  |" in table
     assert "| skcompressae, sparse codes and a PQ of the rest |  |  | 0.850 (64) |  |  |  |" in table
+    assert "| skcompressae, sparse codes alone, dense recipe |  | 0.780 (32) |  |  |  |  |" in table
     assert "| new_method |  |  |  | 0.800 (100) |  |  |" in table
     full = results.full_table(study)
     assert "| 32 | skcompressae | asymmetric, packed | k=16 | 0.500 | 0.750 | 1 |" in full

@@ -85,7 +85,7 @@ def test_gpu_suite_runs_its_benchmarks(benchmark, tmp_path, monkeypatch):
     assert [row["precision"] for row in training["recall"]] == ["float32", "tf32", "bfloat16"]
     assert training["speedups"]["bfloat16_over_plain_tf32"] > 0
     assert "select_s" in training["stages"]["bfloat16_plain"]
-    assert len(encoding["on_device"]) == 2 + 9
+    assert len(encoding["on_device"]) == 2 + 12
     exact = [row for row in encoding["transform"] if row.get("precision") == "float32" and row["who"] == "ours"]
     assert all(row["equal_supports"] > 0.9 for row in exact)
     assert {row["n_rows"] for row in encoding["small_batches"]} == {1, 16, 256, 1024}

@@ -52,7 +52,7 @@ MODES = {
     "sparse_query128": "sparse, query of 128 nonzeros",
 }
 # Parameters of ours that rows name where they are not the default.
-OTHERS = ("usage_power", "neighborhood_weight", "flattening")
+OTHERS = ("recipe", "usage_power", "neighborhood_weight", "flattening")
 # A mode of ours, and the mode of the paper's recipe that its margin is over.
 MARGINS = (
     ("sparse", "sparse", "sparse"),
@@ -78,6 +78,7 @@ SPEEDS = {
         "transform_activations_float32_s": '`coding="activations"`',
         "transform_least_squares_float32_s": '`coding="least_squares"`',
         "transform_pursuit_float32_s": '`coding="pursuit"` (default)',
+        "transform_refined_pursuit_float32_s": '`coding="refined_pursuit"`',
         "transform_least_squares_bfloat16_s": '`coding="least_squares"`, `precision="bfloat16"`',
         "transform_pursuit_bfloat16_s": '`coding="pursuit"`, `precision="bfloat16"`',
     },
@@ -183,8 +184,10 @@ def budget_table(study: dict[str, Any]) -> str:
     A cell is left out where nothing was measured between the budget before and its own.
     """
     points: dict[str, list[tuple[float, float]]] = {}
-    for (method, _, _, size_bytes), entry in summarize(study).items():
+    for (method, setting, _, size_bytes), entry in summarize(study).items():
         label = FAMILIES.get(method, METHODS.get(method, method))
+        if "recipe=dense" in setting:
+            label += ", dense recipe"
         points.setdefault(label, []).append((entry["recall_at_100"], size_bytes))
     best: dict[str, dict[int, tuple[float, float]]] = {}
     for before, budget in zip((0, *BUDGETS), BUDGETS, strict=False):
@@ -250,7 +253,8 @@ def margins_table(studies: list[dict[str, Any]]) -> str:
             if row["method"] == "paper":
                 paper_of.setdefault(k, {}).setdefault(row["mode"], {})[row["seed"]] = row["recall_at_100"]
             elif row["method"] == "ours":
-                others = (f", {name}={row['params'][name]:g}" for name in OTHERS if name in row["params"])
+                given = {name: row["params"][name] for name in OTHERS if name in row["params"]}
+                others = (f", {name}={v if isinstance(v, str) else format(v, 'g')}" for name, v in given.items())
                 setting = k, "".join(others)
                 ours_of.setdefault(setting, {}).setdefault(row["mode"], {})[row["seed"]] = row["recall_at_100"]
                 dead.setdefault(setting, []).append(row["dead_fraction"])
