@@ -46,7 +46,7 @@ def plan(size_bytes: int, n_components: int, n_features: int) -> tuple[int, int]
 def ours(
     model: CompresSAETransformer, documents: np.ndarray, queries: np.ndarray, true: np.ndarray, plans: Row, rerank: int
 ) -> Row:
-    """Encode and search one budget."""
+    """Encode and search one budget; `plans` are the row's `params`."""
     k, n_residual = plans["k"], plans["residual_bytes"]
     model.set_params(k=k)
     with cpu_stopwatch() as encode_s:
@@ -107,7 +107,7 @@ def run_study(name: str, X: np.ndarray, options: argparse.Namespace) -> dict[str
     budgets = {}
     for size in options.sizes:
         k, n_residual = plan(size, options.n_components, X.shape[1])
-        budgets[size] = {"k": k, "residual_bytes": n_residual, "rerank": options.rerank}
+        budgets[size] = {"k": k, "residual_bytes": n_residual, "rerank": options.rerank, **options.ours}
     rows: list[Row] = []
     content = {
         "data": {"name": name, "sha256": checksum(X), "n_features": X.shape[1], "n_documents": len(documents)},
@@ -137,7 +137,7 @@ def run_study(name: str, X: np.ndarray, options: argparse.Namespace) -> dict[str
                 rows.append({**row, "budget_bytes": size, "seed": seed})
                 print(json.dumps(rows[-1], default=lambda value: value.item()), flush=True)
         content["peak_memory_bytes"] = peak_memory_bytes()
-        write_json(options.out / f"hybrid-{name}.json", content)
+        write_json(options.out / f"{options.prefix}{name}.json", content)
     return content
 
 
@@ -154,6 +154,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-queries", type=int, default=N_QUERIES)
     parser.add_argument("--max-documents", type=int, default=None)
     parser.add_argument("--cache-dir", type=Path, default=DEFAULT_CACHE_DIR)
+    parser.add_argument("--prefix", default="hybrid-", help="of the names of the result files")
     parser.add_argument("--out", type=Path, default=Path("benchmark-results"))
     return parser.parse_args(arguments)
 

@@ -160,6 +160,13 @@ def test_tables_hold_what_the_results_say(docs_module, tmp_path):
         {**measured, "method": "hybrid", "params": {"k": 16}, "size_bytes": 64, "recall_at_100": 0.85},
         {
             **measured,
+            "method": "sparse",
+            "params": {"k": 8, "residual_bytes": 0, "recipe": "dense"},
+            "size_bytes": 16,
+            "recall_at_100": 0.65,
+        },
+        {
+            **measured,
             "method": "new_method",
             "params": {},
             "size_bytes": 64,
@@ -171,7 +178,7 @@ def test_tables_hold_what_the_results_say(docs_module, tmp_path):
     table = results.budget_table(study)
     assert "| skcompressae, sparse codes alone | 0.600 (16) | 0.750 (32) |  |  |  |  |" in table
     assert "| skcompressae, sparse codes and a PQ of the rest |  |  | 0.850 (64) |  |  |  |" in table
-    assert "| skcompressae, sparse codes alone, dense recipe |  | 0.780 (32) |  |  |  |  |" in table
+    assert "| skcompressae, sparse codes alone, dense recipe | 0.650 (16) | 0.780 (32) |  |  |  |  |" in table
     assert "| new_method |  |  |  | 0.800 (100) |  |  |" in table
     full = results.full_table(study)
     assert "| 32 | skcompressae | asymmetric, packed | k=16 | 0.500 | 0.750 | 1 |" in full

@@ -101,7 +101,8 @@ def hybrid_rows(content: Any, measured: list[dict[str, Any]]) -> list[dict[str, 
     for row in content["results"]:
         new = {"cosine": None, "fit_s": None, "encode_s": None, **row, "mode": "asymmetric"}
         if row["method"] == "sparse":
-            params = {"k": row["params"]["k"], "k_fit": k_fit}
+            others = {key: value for key, value in row["params"].items() if key in OTHERS}
+            params = {"k": row["params"]["k"], "k_fit": k_fit, **others}
             new |= {"method": "ours_once", "mode": "asymmetric_dot_4bit", "params": params}
         elif row["method"] == "hybrid":
             new["mode"] = "reranked"
