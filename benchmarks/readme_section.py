@@ -62,7 +62,7 @@ def mean_recall(rows: list[dict[str, Any]], **wanted: Any) -> float | None:
 
 def shown_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Leave out rows of other than the default settings, which say so."""
-    return [row for row in rows if not {"usage_power", "neighborhood_weight", "flattening"} & set(row["params"])]
+    return [row for row in rows if not {"recipe", "usage_power", "neighborhood_weight", "flattening"} & set(row["params"])]
 
 
 def budget_curves() -> dict[str, dict[float, float]]:

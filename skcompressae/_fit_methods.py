@@ -178,8 +178,12 @@ class FitMethodsMixin(TransformMethodsMixin):
         self.validation_steps_ = result.validation_steps
         self._store(result, settings, "fit")
         self._note_start(checkpoint)
-        is_finished = self._scale_by_usage(rows, training) and self._refit_decoder(rows, training)
-        self._note_start(checkpoint)
+        try:
+            is_finished = self._scale_by_usage(rows, training)
+            if is_finished and not result.was_interrupted:  # who ends a fit early does not wait for that
+                is_finished = self._refit_decoder(rows, training)
+        finally:
+            self._note_start(checkpoint)
         self._measure(rows, training, result, random_state)
         if checkpoint is not None and is_finished and not result.was_interrupted:
             checkpoint.remove()

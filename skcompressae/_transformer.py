@@ -46,17 +46,18 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         - "activations": the k entries of largest magnitude as they are, equation 2 of [1]_.
         - "least_squares": the same support, values refitted to reconstruct x best.
         - "pursuit": the k / 2 entries of largest magnitude, and of the others among the ``candidate_factor * k``
-          largest those that explain most of what is left of x, with a share for their magnitude; values refitted.
+          largest those that explain most of what is left of x, with a share for their magnitude; values refitted
           (`docs/recipes.md`).
         - "refined_pursuit": the same, then twice more among the k latents of the code and the k others that correlate
           most with what it leaves of x. Reconstructs best, for three to four times the time; codes of close rows have
           less in common.
 
-        "auto" is "pursuit" in the default recipe. May be changed after fitting.
+        "auto" is "pursuit" in the default recipe, "refined_pursuit" in "dense" and "activations" in "paper". May be
+        changed after fitting.
 
     candidate_factor : float, default=2.0
         Entries per nonzero that a pursuit chooses from at first, at least 1. More reconstruct better, for more time; 1
-        leaves nothing to choose, which is "least_squares".
+        leaves nothing to choose, which makes "pursuit" of it "least_squares".
 
     norm : {"input", "unit", None}, default="input"
         Scale of a code. "input": its reconstruction has the L2 norm of the input row, so that dot products survive.

@@ -22,7 +22,13 @@ PARAMETERS = {
     "device": "cpu",
 }
 # What two ranks differ in, one at a time.
-UNLIKE = {"learning_rate": (0.01, 0.05), "k": (3, 5), "max_iter": (6, 8), "coding": ("pursuit", "least_squares")}
+UNLIKE = {
+    "learning_rate": (0.01, 0.05),
+    "k": (3, 5),
+    "max_iter": (6, 8),
+    "coding": ("pursuit", "least_squares"),
+    "n_refits": (0, 1),
+}
 
 
 def fit_as_rank(rank, directory):

@@ -32,3 +32,11 @@ def test_measured_section_is_what_the_result_files_say(benchmark):
     text = README.read_text(encoding="utf-8")
     written = text.split(readme_section.BEGIN)[1].split(readme_section.END)[0]
     assert written == readme_section.section(readme_section.budget_curves())
+
+
+def test_rows_of_other_settings_are_no_part_of_the_defaults_figures(benchmark):
+    mean_recall = benchmark("readme_section").mean_recall
+    rows = [{"method": "ours", "params": {"k": 16}, "recall_at_100": 0.7}]
+    for name in ("recipe", "usage_power", "neighborhood_weight", "flattening"):
+        rows.append({"method": "ours", "params": {"k": 16, name: 1}, "recall_at_100": 0.9})
+    assert mean_recall(rows, method="ours", k=16) == 0.7

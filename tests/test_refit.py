@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+from cli_cases import interrupt_fits
 from conftest import make_embeddings
 from test_usage_power import small
 
@@ -85,13 +86,24 @@ def test_codes_of_zeros_and_no_rows_change_nothing(problem):
 
 @pytest.mark.parametrize("coding", ["pursuit", "refined_pursuit", "least_squares", "activations"])
 def test_rows_are_reconstructed_better(embeddings, coding):
-    plain, refitted = (small(coding=coding, n_refits=n).fit(embeddings) for n in (0, 2))
+    plain, refitted = (small(coding=coding, n_refits=n, validation_fraction=0).fit(embeddings) for n in (0, 2))
     assert refitted.score(embeddings) > plain.score(embeddings) + 0.002
     np.testing.assert_array_equal(refitted.encoder_weights_, plain.encoder_weights_)
     np.testing.assert_array_equal(refitted.loss_curve_, plain.loss_curve_)
     np.testing.assert_allclose(np.linalg.norm(refitted.components_, axis=1), 1, atol=1e-6)
     # the statistics are those of the codes as they are now
-    np.testing.assert_array_equal(refitted.latent_counts_.sum(), 4 * refitted.n_rows_counted_)
+    codes = refitted.transform(embeddings)
+    np.testing.assert_array_equal(refitted.latent_counts_, np.bincount(codes.indices, minlength=32))
+
+
+@pytest.mark.parametrize(("coding", "norm"), [("activations", "unit"), ("pursuit", None)])
+def test_codes_are_scaled_where_their_scale_is_the_encoders(embeddings, monkeypatch, coding, norm):
+    norms = []
+    monkeypatch.setattr(
+        _fit_methods, "refit_components", lambda *given, norm, **rest: norms.append(norm) or given[3].copy()
+    )
+    small(coding=coding, n_refits=1).fit(embeddings)
+    assert norms == [norm]
 
 
 @pytest.mark.parametrize(
@@ -129,8 +141,9 @@ def test_rows_beyond_the_sample_are_not_encoded(embeddings, monkeypatch):
         "skcompressae._fitting.refitted_decoder",
         lambda *given, **rest: seen.append(given[2].shape) or refitted_decoder(*given, **rest),
     )
-    small(n_refits=1).fit(embeddings)
-    assert seen == [(100, 4)]
+    models = [small(n_refits=1).fit(embeddings) for _ in range(2)]
+    assert seen == [(100, 4)] * 2
+    np.testing.assert_array_equal(models[0].components_, models[1].components_)
 
 
 def test_an_interrupt_keeps_what_is_done_and_the_checkpoint(embeddings, monkeypatch, tmp_path):
@@ -153,6 +166,33 @@ def test_an_interrupt_keeps_what_is_done_and_the_checkpoint(embeddings, monkeypa
     resumed = model.fit(embeddings)
     assert not os.listdir(tmp_path)
     np.testing.assert_array_equal(resumed.components_, small(n_refits=3).fit(embeddings).components_)
+
+
+def test_a_fit_that_is_interrupted_is_not_refitted(embeddings, monkeypatch):
+    interrupt_fits(monkeypatch)
+    monkeypatch.setattr(_fit_methods, "refit_components", lambda *_, **__: pytest.fail("refitted"))
+    with pytest.warns(InterruptedFitWarning, match="fit was interrupted after 3 step"):
+        small(n_refits=2).fit(embeddings)
+
+
+@pytest.mark.filterwarnings("ignore::skcompressae.exceptions.DeadLatentsWarning")
+def test_an_error_keeps_the_checkpoint_of_a_warm_start(embeddings, monkeypatch, tmp_path):
+    parameters = {"n_refits": 2, "checkpoint_interval": 3, "warm_start": True}
+    expected = small(**parameters).fit(embeddings).fit(embeddings)
+    model = small(**parameters).fit(embeddings).set_params(checkpoint_dir=tmp_path)
+    calls = []
+
+    def fails(*given, **rest):
+        calls.append(1)
+        if len(calls) == 2:
+            raise MemoryError
+        return refit_components(*given, **rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_fit_methods, "refit_components", fails)
+        with pytest.raises(MemoryError):
+            model.fit(embeddings)
+    np.testing.assert_array_equal(model.fit(embeddings).components_, expected.components_)
 
 
 def test_a_pickle_without_the_parameter_is_read(embeddings):

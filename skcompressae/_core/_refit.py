@@ -7,7 +7,6 @@ They need products with S only, so no matrix of all pairs of latents is built.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,8 @@ __all__ = ["refitted_decoder"]
 
 # Added to the sums of squared values: as much as a few rows that choose a latent say for it to stay where it is.
 _RIDGE = 0.3
+# Columns that are solved at once: their working memory is small beside the decoder.
+_BLOCK_COLUMNS = 128
 # Steps of the solver. More change next to nothing of the recall (docs/research_notes_sparse.md).
 _N_STEPS = 8
 
@@ -53,70 +54,82 @@ def refitted_decoder(
     -------
     refitted : float32 array of shape (n_components, n_features)
     """
-    codes = _Codes(indices, values, len(decoder), n_threads)
+    codes = _Codes(indices, values, len(decoder), n_threads, leaves_out_mean=keeps_mean)
     mean = decoder[0]
-    if keeps_mean:
-        codes.leave_out_mean()
-    diagonal = codes.squares() + _RIDGE
-    left = np.zeros_like(decoder)
-    for start, stop in codes.blocks():
+    refitted = np.zeros_like(decoder)
+    for number, (start, stop) in enumerate(codes.blocks):
         x = rows(start, stop)
         if keeps_mean:
             x -= (x @ mean)[:, None] * mean
-        codes.add_transposed(start, stop, x - codes.decode(start, stop, decoder), left)
-    refitted = decoder + _solve(codes, left, diagonal[:, None])
+        x -= codes.decode(number, decoder)
+        codes.add_transposed(number, x, refitted)
+    diagonal = codes.squares()[:, None] + np.float32(_RIDGE)
+    for start, stop in row_blocks(decoder.shape[1], _BLOCK_COLUMNS):
+        refitted[:, start:stop] = _solve(codes, refitted[:, start:stop].copy(), diagonal)
+    for start, stop in row_blocks(len(decoder), BATCH_ROWS):
+        refitted[start:stop] += decoder[start:stop]
+        if keeps_mean:
+            refitted[start:stop] -= (refitted[start:stop] @ mean)[:, None] * mean
+        norms = np.linalg.norm(refitted[start:stop], axis=1, keepdims=True)
+        is_usable = norms > np.finfo(np.float32).eps
+        np.divide(refitted[start:stop], norms, out=refitted[start:stop], where=is_usable)
+        np.copyto(refitted[start:stop], decoder[start:stop], where=~is_usable)
     if keeps_mean:
-        refitted -= (refitted @ mean)[:, None] * mean
         refitted[0] = mean
-    norms = np.linalg.norm(refitted, axis=1, keepdims=True)
-    is_usable = norms > np.finfo(np.float32).eps
-    return np.where(is_usable, refitted / np.where(is_usable, norms, 1), decoder)
+    return refitted
 
 
 class _Codes:
     """The products with a matrix of codes, a block of rows at a time."""
 
-    def __init__(self, indices: IndexArray, values: FloatArray, n_components: int, n_threads: int) -> None:
-        self._indices, self._values, self._n_threads = indices, values, n_threads
+    def __init__(
+        self, indices: IndexArray, values: FloatArray, n_components: int, n_threads: int, *, leaves_out_mean: bool
+    ) -> None:
+        self._n_threads = n_threads
         self._n_components = n_components
-
-    def leave_out_mean(self) -> None:
-        self._values = np.where(self._indices == 0, np.float32(0), self._values)
+        self.blocks = list(row_blocks(len(indices), BATCH_ROWS))
+        self._codes: list[Any] = []
+        self._by_latent: list[tuple[IndexArray, IndexArray, FloatArray]] = []
+        for start, stop in self.blocks:
+            kept = values[start:stop]
+            if leaves_out_mean:
+                kept = np.where(indices[start:stop] == 0, np.float32(0), kept)
+            self._codes.append(codes_to_csr(indices[start:stop], kept, n_components))
+            starts, positions = group_by_latent(indices[start:stop], n_components)
+            picks, coefficients = np.empty(kept.size, dtype=np.int32), np.empty(kept.size, dtype=np.float32)
+            picks[positions] = np.arange(stop - start, dtype=np.int32)[:, None]
+            coefficients[positions] = kept
+            self._by_latent.append((starts, picks, coefficients))
 
     def squares(self) -> FloatArray:
         """Return the sum of each latent's squared values."""
-        weights = self._values.reshape(-1).astype(np.float64) ** 2
-        return np.bincount(self._indices.reshape(-1), weights=weights, minlength=self._n_components).astype(np.float32)
+        squares = np.zeros(self._n_components)
+        for codes in self._codes:
+            weights = codes.data.astype(np.float64) ** 2
+            squares += np.bincount(codes.indices, weights=weights, minlength=self._n_components)
+        return squares.astype(np.float32)
 
-    def blocks(self) -> Iterator[tuple[int, int]]:
-        return iter(row_blocks(len(self._indices), BATCH_ROWS))
+    def decode(self, number: int, decoder: FloatArray) -> FloatArray:
+        """Return ``S D`` of the rows of a block."""
+        return decode_csr(self._codes[number], decoder, n_threads=self._n_threads)
 
-    def decode(self, start: int, stop: int, decoder: FloatArray) -> FloatArray:
-        """Return ``S D`` of some rows."""
-        codes = codes_to_csr(self._indices[start:stop], self._values[start:stop], self._n_components)
-        return decode_csr(codes, decoder, n_threads=self._n_threads)
-
-    def add_transposed(self, start: int, stop: int, x: FloatArray, total: FloatArray) -> None:
-        """Add ``S^T x`` of some rows to `total`."""
-        indices = self._indices[start:stop]
-        starts, positions = group_by_latent(indices, self._n_components)
-        picks, coefficients = np.empty(indices.size, dtype=np.int32), np.empty(indices.size, dtype=np.float32)
-        picks[positions] = np.arange(len(indices), dtype=np.int32)[:, None]
-        coefficients[positions] = self._values[start:stop]
+    def add_transposed(self, number: int, x: FloatArray, total: FloatArray) -> None:
+        """Add ``S^T x`` of the rows of a block to `total`."""
+        starts, picks, coefficients = self._by_latent[number]
 
         def add_tiles(first: int, last: int) -> None:
             tile = np.empty((len(x), TILE_COLUMNS), dtype=np.float32)
-            for number in range(first, last):
-                fill_tile(x, number, tile)
-                add_tile_sums(tile, picks, coefficients, starts, number, total)
+            for column in range(first, last):
+                fill_tile(x, column, tile)
+                add_tile_sums(tile, picks, coefficients, starts, column, total)
 
         run_blocks(add_tiles, -(-x.shape[1] // TILE_COLUMNS), 1, self._n_threads)
 
     def normal_product(self, matrix: FloatArray) -> FloatArray:
-        """Return ``S^T S`` times a matrix of shape (n_components, n_features)."""
+        """Return ``S^T S`` times a matrix of n_components rows."""
         total = np.zeros_like(matrix)
-        for start, stop in self.blocks():
-            self.add_transposed(start, stop, self.decode(start, stop, matrix), total)
+        for number in range(len(self.blocks)):
+            self.add_transposed(number, self.decode(number, matrix), total)
         return total
 
 
