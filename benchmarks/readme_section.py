@@ -34,6 +34,8 @@ MODES = {
     "asymmetric_dot": "asymmetric, dot with projections",
 }
 BUDGETS = (16, 32, 64, 128, 256)
+# Parameters of ours that rows name where they are not the default.
+OTHERS = {"recipe", "usage_power", "neighborhood_weight", "flattening"}
 # Okabe and Ito's colours; ours stand out by weight.
 CURVES: dict[str, tuple[str, dict[str, Any]]] = {
     "ours": ("skcompressae (packed; from 64 bytes with a residual code)", {"color": "#0072B2", "marker": "o", "lw": 3}),
@@ -62,7 +64,7 @@ def mean_recall(rows: list[dict[str, Any]], **wanted: Any) -> float | None:
 
 def shown_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Leave out rows of other than the default settings, which say so."""
-    return [row for row in rows if not {"recipe", "usage_power", "neighborhood_weight", "flattening"} & set(row["params"])]
+    return [row for row in rows if not OTHERS & set(row["params"])]
 
 
 def budget_curves() -> dict[str, dict[float, float]]:
