@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +29,28 @@ from skcompressae._torch._training import TrainingState, reads_in_runs
 from skcompressae._torch._weights import Moments, Weights
 from skcompressae.exceptions import ModelFormatError
 
-__all__ = ["CHECKPOINT_NAME", "FitCheckpoint", "SavedFit", "rows_digest"]
+__all__ = ["CHECKPOINT_NAME", "FitCheckpoint", "SavedFit", "kept_until_saved", "rows_digest"]
 
 CHECKPOINT_NAME = "fit.checkpoint"
 _KIND = "skcompressae fit checkpoint"
 _VERSION = 1
 _WEIGHTS = ("encoder_weights", "encoder_bias", "components")
+
+# Checkpoints of fits that are done in a block of `kept_until_saved`; None outside of one.
+_done: ContextVar[list[FitCheckpoint] | None] = ContextVar("skcompressae_done_checkpoints", default=None)
+
+
+@contextmanager
+def kept_until_saved() -> Iterator[None]:
+    """Let fits that are done keep their checkpoints until the block, which saves the models, ends without an error."""
+    done: list[FitCheckpoint] = []
+    token = _done.set(done)
+    try:
+        yield
+    finally:
+        _done.reset(token)
+    for checkpoint in done:
+        checkpoint.remove()
 
 
 def rows_digest(rows: NDArray[Any]) -> str:
@@ -152,8 +170,12 @@ class FitCheckpoint:
             raise ModelFormatError(f"{self.path} is damaged: its header describes no fit ({error!r}).") from error
 
     def remove(self) -> None:
-        """Remove the file: the fit is done."""
-        self.path.unlink(missing_ok=True)
+        """Remove the file: the fit is done; in `kept_until_saved`, when that ends."""
+        done = _done.get()
+        if done is None:
+            self.path.unlink(missing_ok=True)
+        else:
+            done.append(self)
 
     def _check_same_fit(self, saved: Mapping[str, Any]) -> None:
         differences = [

@@ -1,12 +1,17 @@
-"""`fit`: what its exit code says of the training."""
+"""`fit`: what its exit code says of the training, and what is left of it where the model cannot be saved."""
 
+import errno
+import os
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from skcompressae import CompresSAETransformer, _fit_methods
+from skcompressae._checkpoint import CHECKPOINT_NAME
 from skcompressae._cli._main import main
+from skcompressae._torch._cpu_engine import CpuEngine
 from skcompressae.exceptions import InterruptedFitWarning
 
 FIT = ["fit", "x.npy", "new.safetensors", "--n-components", "32", "--k", "4", "--max-iter", "3", "--device", "cpu"]
@@ -41,3 +46,28 @@ def test_the_category_of_a_warning_decides(files, monkeypatch, capsys, category,
     monkeypatch.setattr(CompresSAETransformer, "fit", warned)
     assert main(FIT) == code
     assert f"skcompressae: warning: {text}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(OSError(errno.ENOSPC, "No space left on device"), 1), (KeyboardInterrupt(), 130)]
+)
+def test_a_model_that_could_not_be_saved_is_not_trained_again(files, monkeypatch, error, code):
+    command = [*FIT, "--random-state", "0", "-q"]
+    assert main(command) == 0
+    expected = CompresSAETransformer.load("new.safetensors")
+    Path("new.safetensors").unlink()
+
+    def fail(*_):
+        raise error
+
+    command += ["--checkpoint-dir", "training", "--param", "checkpoint_interval=2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(CompresSAETransformer, "save", fail)
+        assert main(command) == code
+    assert os.listdir("training") == [CHECKPOINT_NAME]
+    monkeypatch.setattr(CpuEngine, "step", lambda *_: pytest.fail("a step was taken twice"))
+    assert main(command) == 0
+    found = CompresSAETransformer.load("new.safetensors")
+    np.testing.assert_array_equal(found.components_, expected.components_)
+    np.testing.assert_array_equal(found.latent_counts_, expected.latent_counts_)
+    assert os.listdir("training") == []

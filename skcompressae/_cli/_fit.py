@@ -39,15 +39,18 @@ def fit(arguments: argparse.Namespace) -> int:
     check_column(arguments.column, arguments.input)
     source = open_rows(arguments.input, arguments.column)
     model = _make_model(arguments)
-    with _whole(source, arguments) as rows, warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("default")
-        _fit(model, rows, source)
-    was_interrupted = False
-    for warning in caught:
-        was_interrupted |= issubclass(warning.category, InterruptedFitWarning)
-        warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
-    output = _free_output(arguments)
-    model.set_params(verbose=0).save(output)
+    from skcompressae._checkpoint import kept_until_saved
+
+    with kept_until_saved():
+        with _whole(source, arguments) as rows, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            _fit(model, rows, source)
+        was_interrupted = False
+        for warning in caught:
+            was_interrupted |= issubclass(warning.category, InterruptedFitWarning)
+            warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
+        output = _free_output(arguments)
+        model.set_params(verbose=0).save(output)
     if output != arguments.output:
         raise CommandError(
             f"the output {arguments.output} appeared meanwhile and is not replaced; the model is saved as {output}"

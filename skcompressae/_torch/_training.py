@@ -197,7 +197,7 @@ def train(
         Called with the state between steps; valid until it returns. Training continued from that state ends with the
         same bits, on the CPU.
     checkpoint_interval : int or None, default=None
-        Steps between those calls; None calls as often as validation is looked at.
+        Steps between those calls, beside the one after the last step; None calls as often as validation is looked at.
     agreed : str, default=""
         What else must be alike on all ranks of `data_parallel`.
 
@@ -281,7 +281,8 @@ def train(
                 break
             if n_iter_no_change is not None and n_without_gain >= n_iter_no_change:
                 break
-            if on_checkpoint is not None and step % checkpoint_interval == 0 and step < schedule.max_iter:
+            is_due = step % checkpoint_interval == 0 or step == schedule.max_iter
+            if on_checkpoint is not None and is_due:
                 settle(0)
                 on_checkpoint(
                     TrainingState(
