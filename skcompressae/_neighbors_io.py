@@ -147,6 +147,8 @@ def _read_arrays(
         raise CodesFormatError(f"{path} has a damaged header: {error!r}") from error
     if layout and size != expected:
         raise CodesFormatError(f"{path} is truncated or damaged: {size} bytes, its header says {expected}")
+    # once: each map holds a descriptor of the file
+    mapped = np.memmap(file, np.uint8, "c", shape=(size,)) if mmap else None
     arrays: dict[str, NDArray[Any]] = {}
     for name, (dtype, shape, offset, checksum) in layout.items():
         if dtype not in _DTYPES or any(not 0 <= n <= size for n in shape):
@@ -161,8 +163,8 @@ def _read_arrays(
         end = offset + length
         if length == 0:
             arrays[name] = np.empty(shape, dtype)
-        elif mmap:
-            arrays[name] = np.memmap(file, dtype, "c", offset, shape).view(np.ndarray)
+        elif mapped is not None:
+            arrays[name] = mapped[offset:end].view(dtype).reshape(shape).view(np.ndarray)
         else:
             file.seek(offset)
             arrays[name] = np.fromfile(file, dtype, prod(shape)).reshape(shape)

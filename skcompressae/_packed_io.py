@@ -159,6 +159,7 @@ class Container:
     def __init__(self, source: str | os.PathLike[str] | bytes | bytearray | memoryview) -> None:
         self._stream: BinaryIO | None = None
         self._buffer = memoryview(b"")
+        self._mapped: Array | None = None
         self.name = "the buffer"
         if isinstance(source, (bytes, bytearray, memoryview)):
             self._buffer = memoryview(source).cast("B")
@@ -260,7 +261,10 @@ class Container:
             return np.zeros(section.shape, section.dtype)
         array: Array
         if mmap and self._stream is not None:
-            array = np.memmap(self._stream, dtype=section.dtype, mode="r", offset=section.offset, shape=section.shape)
+            if self._mapped is None:  # once: each map holds a descriptor of the file
+                self._mapped = np.memmap(self._stream, mode="r")
+            mapped = self._mapped[section.offset : section.offset + section.nbytes]
+            array = mapped.view(section.dtype).reshape(section.shape)
         else:
             data = self._read(section.offset, section.nbytes)
             array = np.frombuffer(data, dtype=section.dtype).reshape(section.shape)

@@ -51,6 +51,24 @@ def test_a_loaded_index_needs_no_compressor_for_asymmetric_queries(saved):
         np.testing.assert_array_equal(loaded.kneighbors(X), index.kneighbors(X))
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no list of descriptors")
+def test_a_mapped_file_takes_one_descriptor(tmp_path):
+    documents = random_codes(np.random.default_rng(24), 40, dtype=np.float32)
+    packed = PackedCodes.pack(documents)
+    CodeNearestNeighbors(4, compressor=fitted_compressor("float32")).fit(documents).save(tmp_path / "index")
+    packed.save(tmp_path / "codes")
+
+    def n_descriptors(path):
+        return sum(os.path.realpath(f"/proc/self/fd/{number}") == str(path) for number in os.listdir("/proc/self/fd"))
+
+    index = CodeNearestNeighbors.load(tmp_path / "index")
+    assert index._chunks[0].store.values.flags.writeable, "copy on write"
+    store = PackedCodes.load(tmp_path / "codes", mmap=True)
+    assert (n_descriptors(tmp_path / "index"), n_descriptors(tmp_path / "codes")) == (1, 1)
+    del index, store
+    assert (n_descriptors(tmp_path / "index"), n_descriptors(tmp_path / "codes")) == (0, 0)
+
+
 def test_saving_replaces_a_file_in_one_step(saved, monkeypatch):
     index, documents, path = saved
     before = path.read_bytes()

@@ -60,6 +60,8 @@ def test_mapped_rows_are_not_read(tmp_path):
     while base is not None and not isinstance(base, np.memmap):
         base = base.base
     assert isinstance(base, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        mapped.rows[0] = 0
 
 
 @pytest.mark.parametrize("mmap", [False, True])
