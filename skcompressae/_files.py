@@ -6,7 +6,7 @@ import errno
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -57,9 +57,9 @@ def atomic_write(path: str | os.PathLike[str], *, replaces: bool = True) -> Iter
     # Not tempfile's: its files are private, and what is saved follows the umask like any other file. The name is cut,
     # so that what is added to it cannot make it too long.
     temporary = target.parent / f"{_temporary_start(target)}{secrets.token_hex(8)}.tmp"
-    with _naming(target):
-        stream = temporary.open("xb")
     try:
+        with _naming(target):
+            stream = temporary.open("xb")
         with stream:
             yield stream
             stream.flush()
@@ -68,12 +68,13 @@ def atomic_write(path: str | os.PathLike[str], *, replaces: bool = True) -> Iter
     except FileAppearedError:
         raise
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # there may be none; the error is what matters
+            temporary.unlink()
         raise
 
 
 def put_in_place(temporary: Path, target: Path, *, replaces: bool) -> None:
-    """Give a whole file its name in one step; the name reaches the disk before the return.
+    """Give a whole file its name in one step; the name reaches the disk before the return, where folders can be synced.
 
     Raises
     ------
@@ -86,11 +87,16 @@ def put_in_place(temporary: Path, target: Path, *, replaces: bool) -> None:
         else:
             _take_free_name(temporary, target)
     if os.name == "posix":
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        with suppress(OSError):  # the file is in place: a folder that may not be read, or not be synced, is no failure
+            _sync_folder(target.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _take_free_name(temporary: Path, target: Path) -> None:
