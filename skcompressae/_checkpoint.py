@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -98,10 +99,15 @@ class FitCheckpoint:
         self.path = Path(folder) / CHECKPOINT_NAME
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path.parent):  # better refused now than at the first checkpoint
+                pass
         except (FileExistsError, NotADirectoryError) as error:
             raise NotADirectoryError(
                 f"checkpoint_dir must be a folder, or where one can be made, got {os.fspath(folder)!r}"
             ) from error
+        except OSError as error:
+            required = f"checkpoint_dir must be a folder in which files can be made ({error.strerror})"
+            raise OSError(error.errno, required, os.fspath(folder)) from error
         remove_leftovers(self.path)
         self._n_features = rows.shape[1]
         self._n_components = int(parameters["n_components"])

@@ -1,16 +1,18 @@
 """Checkpoints of fit: what is cut off goes on to the very same model, and no fit goes on from another one's."""
 
 import dataclasses
+import errno
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from skcompressae import CompresSAETransformer, load_model
+from skcompressae import CompresSAETransformer, _fit_methods, load_model
 from skcompressae._checkpoint import _KIND, _VERSION, CHECKPOINT_NAME, FitCheckpoint
 from skcompressae._files import atomic_write
 from skcompressae._model_format import read_model_file, write_model_file
@@ -254,6 +256,19 @@ def test_a_file_in_the_place_of_the_folder_is_refused(embeddings, tmp_path, belo
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(NotADirectoryError, match=r"^checkpoint_dir must be a folder, .*file"):
         small(checkpoint_dir=tmp_path / "file" / below).fit(embeddings)
+
+
+@pytest.mark.parametrize("refused", ["mkdir", "TemporaryFile"])
+def test_a_folder_that_cannot_be_written_to_is_refused_before_training(embeddings, tmp_path, monkeypatch, refused):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", "some file")
+
+    monkeypatch.setattr(Path if refused == "mkdir" else tempfile, refused, refuse)
+    monkeypatch.setattr(_fit_methods, "train", lambda *_, **__: pytest.fail("training was begun"))
+    with pytest.raises(PermissionError) as caught:
+        small(checkpoint_dir=tmp_path).fit(embeddings)
+    assert caught.value.strerror == ("checkpoint_dir must be a folder in which files can be made (Permission denied)")
+    assert caught.value.filename == str(tmp_path)
 
 
 def test_partial_fit_writes_none(embeddings, tmp_path):
