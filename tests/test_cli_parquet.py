@@ -1,5 +1,10 @@
 """Parquet in and out of the command line: columns that collide, columns of codes, columns of tensors."""
 
+import json
+import os
+import sys
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -105,3 +110,19 @@ def test_a_table_without_embeddings_is_described(files, capsys):
     message = refuses_usage(capsys, "encode", "model.safetensors", "none.parquet", "codes.npz", "-q")
     field = pq.read_schema("none.parquet").field("numbers")
     assert message == f"none.parquet has no column of float lists; it has id: int64, numbers: {field.type}"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are not bytes elsewhere")
+def test_names_that_are_no_text(files, fitted, embeddings, capsys):
+    folder = Path(os.fsdecode(b"b\xff"))
+    folder.mkdir()
+    Path("x.parquet").rename(folder / "x.parquet")
+    for command in (
+        ["encode", "model.safetensors", f"{folder}/x.parquet", f"{folder}/codes.parquet"],
+        ["decode", "model.safetensors", f"{folder}/codes.parquet", f"{folder}/back.parquet"],
+        ["export", f"{folder}/codes.parquet", f"{folder}/codes.npz"],
+        ["info", "--json", f"{folder}/back.parquet"],
+    ):
+        assert main([*command, "-q"]) == 0
+    same_matrix(sp.load_npz(folder / "codes.npz"), fitted.transform(embeddings))
+    assert json.loads(capsys.readouterr().out)[0]["n_rows"] == 400

@@ -38,8 +38,10 @@ def open_parquet(path: str | os.PathLike[str]) -> Any:
     """
     pa = _pyarrow()
     try:
+        # bytes: Arrow writes a text in UTF-8, which a name need not be in
+        source = pa.OSFile(os.fsencode(path))
         return pa.parquet.ParquetFile(
-            path, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
+            source, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
         )
     except (pa.ArrowException, ValueError, OSError) as error:
         if isinstance(error, FileNotFoundError | PermissionError):
@@ -68,9 +70,9 @@ def parquet_batches(file: Any, name: str, columns: list[str], start: int, n_batc
         raise CommandError(f"{name} is damaged: {_first_line(error)}") from error
 
 
-def parquet_writer(path: Path | BinaryIO, schema: Any) -> Any:
+def parquet_writer(stream: BinaryIO, schema: Any) -> Any:
     """Return a writer of a file whose pages carry checksums."""
-    return _pyarrow().parquet.ParquetWriter(path, schema, write_page_checksum=True)
+    return _pyarrow().parquet.ParquetWriter(stream, schema, write_page_checksum=True)
 
 
 def _first_line(error: BaseException) -> str:

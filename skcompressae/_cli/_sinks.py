@@ -82,7 +82,7 @@ def write_codes_parquet(path: Path, spool: Spool, encoder: Any, schema: Any, sou
 
     others = [name for name in schema.names if name not in encoder.code_columns]
     read_codes = _code_reader(spool, encoder.n_components)
-    with parquet_writer(path, schema) as writer:
+    with path.open("xb") as stream, parquet_writer(stream, schema) as writer:
         start = 0
         for n_rows, kept in _groups(spool.n_rows, _GROUP_ROWS, source, others):
             arrays = [*kept, *encoder.code_arrays(read_codes(n_rows), start)]
@@ -140,7 +140,7 @@ def write_rows_parquet(
     schema = pa.schema([*fields, pa.field(column, pa.list_(item, n_features))])
     n_group_rows = max(1, min(_GROUP_ROWS, _GROUP_BYTES // (n_features * 4)))
     rows = spool.reader("rows")
-    with parquet_writer(path, schema) as writer:
+    with path.open("xb") as stream, parquet_writer(stream, schema) as writer:
         for n_rows, kept in _groups(spool.n_rows, n_group_rows, source, others):
             flat = pa.array(rows.read(n_rows * n_features))
             array = pa.FixedSizeListArray.from_arrays(flat, n_features)
