@@ -83,3 +83,14 @@ def test_a_full_stderr_does_not_change_the_exit_code(files, fitted, embeddings):
         exported = subprocess.run([COMMAND, "export", "codes.npz", "codes.skc"], stderr=full, check=False)
         refused = subprocess.run([COMMAND, "info", "nowhere.npz"], stderr=full, check=False)
     assert (exported.returncode, refused.returncode) == (0, 1)
+
+
+def test_a_name_that_stdout_has_no_characters_for_is_escaped(files, monkeypatch):
+    Path("x.npy").rename("\N{GREEK SMALL LETTER XI}.npy")
+    written = io.BytesIO()
+    stdout = io.TextIOWrapper(written, encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert main(["info", "model.safetensors", "\N{GREEK SMALL LETTER XI}.npy"]) == 0
+    lines = written.getvalue().decode("ascii").splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("file")] == ["model.safetensors", r"\u03be.npy"]
+    assert stdout.errors == "strict"

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from skcompressae._cli._errors import CommandError
-from skcompressae._cli._messages import drop_output, say, stand_ins_for_closed_streams
+from skcompressae._cli._messages import drop_output, escapes_on_stdout, say, stand_ins_for_closed_streams
 from skcompressae._cli._models import positive
 from skcompressae._cli._options import COMMANDS
 from skcompressae._version import __version__
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     exit_code : int
     """
-    with stand_ins_for_closed_streams():
+    with stand_ins_for_closed_streams(), escapes_on_stdout():
         return _run(argv)
 
 

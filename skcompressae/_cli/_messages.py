@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TextIO
 
-__all__ = ["drop_output", "say", "stand_ins_for_closed_streams"]
+__all__ = ["drop_output", "escapes_on_stdout", "say", "stand_ins_for_closed_streams"]
 
 
 def say(text: str, *, is_quiet: bool = False) -> None:
@@ -51,3 +51,17 @@ def stand_ins_for_closed_streams() -> Iterator[None]:
             sys.stderr = stack.enter_context(open(os.devnull, "w", errors="backslashreplace"))
             stack.callback(setattr, sys, "stderr", None)
         yield
+
+
+@contextmanager
+def escapes_on_stdout() -> Iterator[None]:
+    """Let stdout write what it has no characters for, such as a file name that is no text, as escapes: stderr does."""
+    stream = sys.stdout
+    if not isinstance(stream, io.TextIOWrapper) or stream.errors != "strict":
+        yield
+        return
+    stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        stream.reconfigure(errors="strict")
