@@ -1,13 +1,17 @@
 """Blocks over threads: every block once, errors surface, the BLAS limit is shared and restored."""
 
+import _weakrefset
+import contextlib
 import gc
+import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_limits
+import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from skcompressae._core import _threads
 from skcompressae._core._threads import (
@@ -17,6 +21,7 @@ from skcompressae._core._threads import (
     run_product_blocks,
     single_threaded_blas,
 )
+from skcompressae._torch import _torch_threads
 from skcompressae.packed import _rows
 
 
@@ -174,3 +179,65 @@ def test_packing_takes_the_threads_that_encoding_takes(fitted, embeddings, monke
     with exactly_n_threads(3):
         assert fitted.transform_packed(rows) == expected
     assert shares == [(n_rows, block_rows, 3)]
+
+
+def interrupted_at(number, module, call):
+    """Call, and interrupt it at the `number`-th moment at which Python looks for signals; tell whether it has so many.
+
+    They are the start of a function and the return of one in C; here those in `module` and in what it is made of.
+    """
+    files = {module.__file__, contextlib.__file__, _weakrefset.__file__}
+    n_left = number
+
+    def profile(frame, event, _):
+        nonlocal n_left
+        if event in ("call", "c_return") and frame.f_code.co_filename in files:
+            n_left -= 1
+            if n_left == 0:
+                raise KeyboardInterrupt
+
+    sys.setprofile(profile)
+    try:
+        call()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.setprofile(None)
+    return n_left <= 0
+
+
+def blas_limits():
+    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+
+def test_no_interrupt_leaves_the_blas_library_at_one_thread():
+    def hold():
+        with single_threaded_blas(), single_threaded_blas():
+            assert set(blas_limits()) <= {1}
+
+    with threadpool_limits(3, user_api="blas"):
+        before, number = blas_limits(), 1
+        while interrupted_at(number, _threads, hold):
+            assert effective_n_threads() == 3
+            assert blas_limits() == before
+            number += 1
+        assert number > 30
+
+
+@pytest.mark.parametrize("enter", [lambda: _torch_threads.torch_threads(1), _torch_threads.hold_torch_threads])
+def test_no_interrupt_leaves_torch_at_one_thread(enter):
+    def hold():
+        with enter(), _torch_threads.torch_threads(1):
+            assert torch.get_num_threads() == 1
+
+    before, number = torch.get_num_threads(), 1
+    torch.set_num_threads(3)
+    try:
+        while interrupted_at(number, _torch_threads, hold):
+            with _torch_threads.hold_torch_threads():
+                assert torch.get_num_threads() == 3
+            assert torch.get_num_threads() == 3
+            number += 1
+        assert number > 20
+    finally:
+        torch.set_num_threads(before)

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from functools import lru_cache
 from threading import Lock
 from typing import Any
+from weakref import WeakSet
 
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
@@ -57,22 +58,49 @@ def effective_n_threads() -> int:
     chosen = _chosen.get()
     if chosen is not None:
         return chosen
-    if _held.limit is not None:
-        return _held.limit
-    limits = [library.num_threads for library in _blas_controller(os.getpid()).lib_controllers]
+    _held.heal()
+    before = _held.before
+    libraries = _blas_controller(os.getpid()).lib_controllers
+    limits = [library.num_threads for library in libraries] if before is None else [limit for _, limit in before]
     if limits:
         return max(1, min(limits))
     return os.cpu_count() or 1
 
 
+class _Holder:
+    """A block that holds the BLAS library at one thread; it goes with the block, however that ends."""
+
+
 class _HeldLimit:
-    """How many calls hold the BLAS library at one thread, and what it was allowed before the first did."""
+    """Which blocks hold the BLAS library at one thread, and what each library was allowed before the first did.
+
+    An interrupt may come between any two lines, so the limits are known before they are changed and forgotten after
+    they are restored, and what it left undone is done by `heal`.
+    """
 
     def __init__(self) -> None:
         self.lock = Lock()
-        self.n_holders = 0
-        self.limit: int | None = None
-        self.limiter: Any = None
+        self.holders: WeakSet[_Holder] = WeakSet()
+        self.before: list[tuple[Any, int]] | None = None
+
+    def hold(self, holder: _Holder) -> None:
+        with self.lock:
+            self.holders.add(holder)
+            if self.before is None:
+                libraries = _blas_controller(os.getpid()).lib_controllers
+                self.before = [(library, library.num_threads) for library in libraries]
+                for library in libraries:
+                    library.set_num_threads(1)
+
+    def heal(self) -> None:
+        """Restore the limits where no block holds them any more."""
+        if self.before is None:
+            return
+        with self.lock:
+            if self.before is not None and not self.holders:
+                for library, limit in self.before:
+                    library.set_num_threads(limit)
+                self.before = None
 
 
 _held = _HeldLimit()
@@ -87,20 +115,14 @@ def single_threaded_blas() -> Iterator[None]:
     The library's threads would otherwise spin for a while after every product, on the very cores that the kernels run
     on (a quarter of the time of `transform` on two cores). The limit is the process's; calls that overlap share it.
     """
-    with _held.lock:
-        if _held.n_holders == 0:
-            limit = effective_n_threads()
-            _held.limiter = _blas_controller(os.getpid()).limit(limits=1)
-            _held.limit = limit
-        _held.n_holders += 1
+    _held.heal()
+    holder = _Holder()
     try:
+        _held.hold(holder)
         yield
     finally:
-        with _held.lock:
-            _held.n_holders -= 1
-            if _held.n_holders == 0:
-                _held.limiter.restore_original_limits()
-                _held.limit = _held.limiter = None
+        _held.holders.discard(holder)
+        _held.heal()
 
 
 @contextmanager

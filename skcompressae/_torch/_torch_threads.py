@@ -10,19 +10,46 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from threading import Lock
+from weakref import WeakSet
 
 import torch
 
 __all__ = ["hold_torch_threads", "torch_threads"]
 
 
+class _Holder:
+    """A product that runs at a number of threads of its own; it goes with the product, however that ends."""
+
+
 class _Held:
-    """How many products run at a number of threads of their own, and what that was before the first."""
+    """Which products run at a number of threads of their own, and what that was before the first.
+
+    An interrupt may come between any two lines, so the number is known before it is changed and forgotten after it is
+    set back, and what it left undone is done by `heal`.
+    """
 
     def __init__(self) -> None:
         self.lock = Lock()
-        self.n_holders = 0
-        self.before = 0
+        self.holders: WeakSet[_Holder] = WeakSet()
+        self.before: int | None = None
+
+    def hold(self, holder: _Holder, n_threads: int) -> None:
+        with self.lock:
+            self.holders.add(holder)
+            if self.before is None:
+                self.before = torch.get_num_threads()
+            torch.set_num_threads(n_threads)
+
+    def set_back(self) -> None:
+        with self.lock:
+            if self.before is not None:
+                torch.set_num_threads(self.before)
+                if not self.holders:
+                    self.before = None
+
+    def heal(self) -> None:
+        if not self.holders:
+            self.set_back()
 
 
 _held = _Held()
@@ -34,20 +61,17 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
 @contextmanager
 def torch_threads(n_threads: int) -> Iterator[None]:
     """Let the calling thread's torch products use so many threads; then set back what was there before any ran."""
-    with _held.lock:
-        if _held.n_holders == 0:
-            _held.before = torch.get_num_threads()
-        _held.n_holders += 1
-        before = _held.before
-        torch.set_num_threads(n_threads)
+    _held.heal()
+    holder = _Holder()
     try:
+        _held.hold(holder, n_threads)
         yield
     finally:
-        with _held.lock:
-            torch.set_num_threads(before)
-            _held.n_holders -= 1
+        _held.holders.discard(holder)
+        _held.set_back()
 
 
 def hold_torch_threads() -> AbstractContextManager[None]:
     """Have threads that multiply meanwhile set back the calling thread's number: their own may be an old one."""
+    _held.heal()
     return torch_threads(torch.get_num_threads())
