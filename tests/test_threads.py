@@ -6,7 +6,7 @@ import gc
 import sys
 import threading
 import weakref
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
@@ -56,6 +56,30 @@ def test_an_error_in_a_block_surfaces():
 
     with pytest.raises(ValueError, match="row 30 is no good"):
         run_blocks(work, 100, 10, 3)
+
+
+def test_no_interrupt_leaves_threads_at_work(monkeypatch):
+    begun, end, n_waits, done = threading.Event(), threading.Event(), [], []
+
+    def work(start, stop):
+        if threading.current_thread() is threading.main_thread():
+            assert begun.wait(10)
+            raise KeyboardInterrupt("the first")
+        begun.set()
+        assert end.wait(10)
+        done.append(start)
+
+    def interrupted(futures):
+        n_waits.append(len(futures))
+        if len(n_waits) < 3:
+            raise KeyboardInterrupt(f"one of wait {len(n_waits)}")
+        end.set()
+        return wait(futures)
+
+    monkeypatch.setattr(_threads, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="one of wait 2"):
+        run_blocks(work, 2, 1, 2)
+    assert (n_waits, len(done)) == ([1, 1, 1], 1)
 
 
 @pytest.fixture

@@ -206,10 +206,23 @@ def run_blocks(work: Callable[[int, int], None], n_rows: int, block_size: int, n
         _hand_over(helpers)
         take_blocks()
     finally:  # also where a block failed or the user interrupted: nothing may go on writing after the return
-        wait([helper.future for helper in helpers if not helper.dismiss()])
+        _dismiss_all(helpers)
     for helper in helpers:
         if not helper.future.cancelled():
             helper.future.result()
+
+
+def _dismiss_all(helpers: list[_Helper]) -> None:
+    """Wait for the helpers that have begun, whatever interrupts that, and take back the others."""
+    interrupt: BaseException | None = None
+    while True:
+        try:
+            wait([helper.future for helper in helpers if not helper.dismiss()])
+            break
+        except BaseException as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
 
 
 def _hand_over(helpers: list[_Helper]) -> None:
