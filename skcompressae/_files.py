@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,7 +29,8 @@ def atomic_write(path: str | os.PathLike[str], *, replaces: bool = True) -> Iter
     Parameters
     ----------
     path : path-like
-        The file to write or replace; a symbolic link is replaced itself. Its folder must exist.
+        The file to write or replace, which keeps its permissions; a symbolic link is replaced itself. Its folder must
+        exist.
     replaces : bool, default=True
         Whether a file of that name that is there when the block ends is replaced.
 
@@ -40,6 +42,8 @@ def atomic_write(path: str | os.PathLike[str], *, replaces: bool = True) -> Iter
     ------
     FileAppearedError
         If there is a file of that name and not `replaces`; the temporary file, which the message names, stays.
+    FileExistsError
+        If there is a device, a pipe or a folder of that name.
 
     Examples
     --------
@@ -54,6 +58,7 @@ def atomic_write(path: str | os.PathLike[str], *, replaces: bool = True) -> Iter
     b'hello'
     """
     target = Path(path)
+    _check_replaceable(target)
     # Not tempfile's: its files are private, and what is saved follows the umask like any other file. The name is cut,
     # so that what is added to it cannot make it too long.
     temporary = target.parent / f"{_temporary_start(target)}{secrets.token_hex(8)}.tmp"
@@ -61,6 +66,7 @@ def atomic_write(path: str | os.PathLike[str], *, replaces: bool = True) -> Iter
         with _naming(target):
             stream = temporary.open("xb")
         with stream:
+            _keep_permissions(temporary, target)  # before it holds anything
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -80,9 +86,13 @@ def put_in_place(temporary: Path, target: Path, *, replaces: bool) -> None:
     ------
     FileAppearedError
         If there is a file of that name and not `replaces`; `temporary` stays.
+    FileExistsError
+        If there is a device, a pipe or a folder of that name.
     """
+    _check_replaceable(target)
     with _naming(target):
         if replaces:
+            _keep_permissions(temporary, target)
             os.replace(temporary, target)
         else:
             _take_free_name(temporary, target)
@@ -97,6 +107,20 @@ def _sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _check_replaceable(target: Path) -> None:
+    if target.exists() and not target.is_file():
+        raise FileExistsError(errno.EEXIST, "is no regular file, and not replaced", str(target))
+
+
+def _keep_permissions(temporary: Path, target: Path) -> None:
+    """Give a file the permissions of the one that it is to replace, as writing into that would."""
+    if os.name == "posix" and target.exists():
+        permissions = target.stat().st_mode & 0o777
+        # only a change: some file systems allow none
+        if stat.S_IMODE(temporary.stat().st_mode) != permissions:
+            temporary.chmod(permissions)
 
 
 def _take_free_name(temporary: Path, target: Path) -> None:

@@ -3,11 +3,13 @@
 import errno
 import os
 import stat
+import sys
 from pathlib import Path
 
 import pytest
+from cli_cases import refuses
 
-from skcompressae._files import atomic_write
+from skcompressae._files import atomic_write, put_in_place
 
 posix = pytest.mark.skipif(os.name != "posix", reason="of POSIX")
 
@@ -49,3 +51,45 @@ def test_an_interrupt_while_the_file_is_opened_leaves_none(tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "name"):
         pass
     assert os.listdir(tmp_path) == []
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o600, 0o664, 0o444])
+def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path, mode):
+    path = tmp_path / "name"
+    path.touch()
+    path.chmod(mode)
+    with atomic_write(path) as stream:
+        assert os.fstat(stream.fileno()).st_mode & 0o777 == mode
+        stream.write(b"x")
+    assert path.stat().st_mode & 0o777 == mode
+    (tmp_path / "other").write_bytes(b"y")
+    put_in_place(tmp_path / "other", path, replaces=True)
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"y", mode)
+
+
+@posix
+def test_what_is_no_regular_file_is_not_replaced(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    (tmp_path / "other").write_bytes(b"y")
+    for name in ("pipe", "link"):
+        with pytest.raises(FileExistsError, match="is no regular file, and not replaced") as caught:
+            atomic_write(tmp_path / name).__enter__()
+        assert caught.value.filename == str(tmp_path / name)
+        with pytest.raises(FileExistsError, match="is no regular file, and not replaced"):
+            put_in_place(tmp_path / "other", tmp_path / name, replaces=True)
+    assert sorted(os.listdir(tmp_path)) == ["link", "other", "pipe"]
+    (tmp_path / "pipe").rename(tmp_path / "codes.npz")
+    message = refuses(capsys, "encode", "model", "x.npy", tmp_path / "codes.npz", "--force")
+    assert message == f"the output {tmp_path / 'codes.npz'} is no regular file"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege")
+def test_a_link_to_a_file_is_replaced_itself(tmp_path):
+    (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    with atomic_write(tmp_path / "link") as stream:
+        stream.write(b"new")
+    assert not (tmp_path / "link").is_symlink()
+    assert ((tmp_path / "file").read_bytes(), (tmp_path / "link").read_bytes()) == (b"old", b"new")

@@ -136,6 +136,8 @@ def check_output(path: str | os.PathLike[str], *, force: bool) -> None:
     target = Path(path)
     if target.is_dir():
         raise CommandError(f"the output {path} is a folder")
+    if target.exists() and not target.is_file():
+        raise CommandError(f"the output {path} is no regular file")
     if target.exists() and not force:
         raise CommandError(f"the output {path} exists; give --force to replace it, or another name")
     if not target.parent.is_dir():
