@@ -11,7 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["FileAppearedError", "atomic_write", "put_in_place", "remove_leftovers"]
+__all__ = ["FULL", "FileAppearedError", "atomic_write", "put_in_place", "remove_leftovers"]
+
+#: What a write says, without naming its file, where a disk, a quota or a limit is exhausted.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class FileAppearedError(FileExistsError):
@@ -73,9 +76,11 @@ def atomic_write(path: str | os.PathLike[str], *, replaces: bool = True) -> Iter
         put_in_place(temporary, target, replaces=replaces)
     except FileAppearedError:
         raise
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):  # there may be none; the error is what matters
             temporary.unlink()
+        if isinstance(error, OSError) and error.errno in FULL and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(target)) from error
         raise
 
 

@@ -93,3 +93,26 @@ def test_a_link_to_a_file_is_replaced_itself(tmp_path):
         stream.write(b"new")
     assert not (tmp_path / "link").is_symlink()
     assert ((tmp_path / "file").read_bytes(), (tmp_path / "link").read_bytes()) == (b"old", b"new")
+
+
+@pytest.mark.parametrize("name", [None, "elsewhere"])
+def test_a_full_disk_is_told_of_the_file_that_was_to_be_written(tmp_path, name):
+    with pytest.raises(OSError, match="No space left on device") as caught, atomic_write(tmp_path / "name"):
+        raise OSError(errno.ENOSPC, "No space left on device", name)
+    assert caught.value.filename == (name or str(tmp_path / "name"))
+    with pytest.raises(OSError, match="Input/output error") as caught, atomic_write(tmp_path / "name"):
+        raise OSError(errno.EIO, "Input/output error")  # of whatever file is read meanwhile
+    assert caught.value.filename is None
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_command_line_tells_which_file_was_too_large_in_one_line(files, fitted, embeddings, monkeypatch, capsys):
+    fitted.transform_packed(embeddings).save("codes.skc")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    command = ["search", "codes.skc", "codes.skc", "found.tsv", "-q", "--save-index"]
+    assert refuses(capsys, *command, "an\nindex") == "an index could not be written: No space left on device"
+    assert refuses(capsys, "info", "no\nfile") == "no file: No such file or directory"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import sys
 import textwrap
 import warnings
@@ -15,6 +14,7 @@ from skcompressae._cli._errors import CommandError
 from skcompressae._cli._messages import drop_output, escapes_on_stdout, say, stand_ins_for_closed_streams
 from skcompressae._cli._models import positive
 from skcompressae._cli._options import COMMANDS
+from skcompressae._files import FULL
 from skcompressae._version import __version__
 
 __all__ = ["main", "make_parser"]
@@ -43,8 +43,6 @@ Ctrl-C; 141 nobody reads the output any more. Errors are one line on stderr, "sk
 # What the API raises about data, models and parameters; anything else is a defect and shows its traceback.
 _REFUSALS = (CommandError, OSError, ValueError, ImportError, MemoryError)
 _INTERRUPTED, _BROKEN_PIPE = 130, 141
-# What a write says, without naming its file, where a disk, a quota or a limit is exhausted.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -132,11 +130,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _one_line(error: BaseException, arguments: argparse.Namespace) -> str:
     text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in FULL:
+        output = error.filename or getattr(arguments, "output", None) or "the output"
+        return " ".join(f"{output} could not be written: {error.strerror}{_resumes(arguments)}".splitlines())
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    if isinstance(error, OSError) and error.errno in _FULL:
-        output = getattr(arguments, "output", None) or "the output"
-        return f"{output} could not be written: {error.strerror}{_resumes(arguments)}"
+        return " ".join(f"{error.filename}: {error.strerror}".splitlines())
     if isinstance(error, MemoryError):
         return f"not enough memory: {text or 'an allocation failed'}"
     return text or type(error).__name__
