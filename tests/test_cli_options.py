@@ -1,8 +1,10 @@
 """Options of the commands arrive, every kind of input goes on where it was left, impossible leftovers are refused."""
 
 import copy
+import errno
 import json
 import os
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -262,6 +264,41 @@ def test_sources_that_end_early(files, small_blocks, monkeypatch, capsys):
     message = refuses(capsys, "encode", "model.safetensors", "x.npy", "codes.npz", "-q")
     assert "gave 300 rows, expected 400; it is damaged" in message
     assert not Path("codes.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "path"),
+    [
+        (zipfile, "ZipFile", "codes.npz"),
+        (_npz._Member, "read", "codes.npz"),
+        (pa, "OSFile", "x.parquet"),
+        (pq.ParquetFile, "iter_batches", "x.parquet"),
+    ],
+)
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO])
+def test_a_machine_that_has_no_more_to_give_is_not_called_damage(
+    files, fitted, monkeypatch, capsys, owner, name, path, code
+):
+    sp.save_npz("codes.npz", fitted.transform(np.load("x.npy")))
+
+    def fail(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(owner, name, fail)
+    command = ["decode"] if path == "codes.npz" else ["encode"]
+    message = refuses(
+        capsys, *command, "model.safetensors", path, "new.npz" if path == "x.parquet" else "new.npy", "-q"
+    )
+    assert message == f"[Errno {code}] {os.strerror(code)}"
+
+
+def test_sizes_that_no_memory_holds(files, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise MemoryError("malloc of size 1 failed")
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", fail)
+    message = refuses(capsys, "encode", "model.safetensors", "x.parquet", "codes.npz", "-q")
+    assert message == "x.parquet is damaged, or too large for the memory: malloc of size 1 failed"
 
 
 @pytest.mark.parametrize(

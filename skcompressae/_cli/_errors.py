@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["CommandError", "UsageError"]
+import errno
+
+__all__ = ["CommandError", "UsageError", "is_of_the_system"]
+
+# Descriptors and memory that are used up, a disk that fails.
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)
 
 
 class CommandError(Exception):
@@ -15,3 +20,10 @@ class UsageError(CommandError):
     """The arguments contradict each other or name what does not exist: exit code 2."""
 
     exit_code = 2
+
+
+def is_of_the_system(error: BaseException) -> bool:
+    """Tell whether what a reader raised says nothing of the file's content, which may be whole."""
+    if isinstance(error, FileNotFoundError | PermissionError):
+        return True
+    return isinstance(error, OSError) and error.errno in _EXHAUSTED

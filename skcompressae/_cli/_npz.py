@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-from skcompressae._cli._errors import CommandError
+from skcompressae._cli._errors import CommandError, is_of_the_system
 from skcompressae._cli._formats import ZIP_ERRORS
 from skcompressae._cli._npy import NpyHeader, read_npy_header
 
@@ -156,15 +156,15 @@ class _translating:
     def __enter__(self) -> zipfile.ZipFile:
         try:
             self._archive = zipfile.ZipFile(self._path)
-        except (FileNotFoundError, PermissionError):
-            raise
         except ZIP_ERRORS as error:
+            if is_of_the_system(error):
+                raise
             raise CommandError(f"{self._name} is damaged: {error}") from error
         return self._archive
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: object) -> None:
         self._archive.close()
-        if isinstance(error, ZIP_ERRORS):
+        if isinstance(error, ZIP_ERRORS) and not is_of_the_system(error):
             raise CommandError(f"{self._name} is damaged: {error}") from error
 
 

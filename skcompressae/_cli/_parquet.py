@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skcompressae._arrow_columns import embedding_rows, import_pyarrow
-from skcompressae._cli._errors import CommandError, UsageError
+from skcompressae._cli._errors import CommandError, UsageError, is_of_the_system
 from skcompressae.exceptions import CodesFormatError
 
 __all__ = ["ParquetCodes", "ParquetRows", "codes_metadata", "open_parquet", "parquet_batches", "parquet_writer"]
@@ -44,7 +44,7 @@ def open_parquet(path: str | os.PathLike[str]) -> Any:
             source, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
         )
     except (pa.ArrowException, ValueError, OSError) as error:
-        if isinstance(error, FileNotFoundError | PermissionError):
+        if is_of_the_system(error):
             raise
         raise CommandError(f"{path} is no readable Parquet file: {_first_line(error)}") from error
 
@@ -66,7 +66,11 @@ def parquet_batches(file: Any, name: str, columns: list[str], start: int, n_batc
                 if n_found != n_rows:
                     raise CommandError(f"{name} has {n_found} rows in row group {group}, expected {n_rows}; damaged")
             first += n_rows
-    except (pa.ArrowException, ValueError, OSError, KeyError, IndexError, OverflowError, MemoryError) as error:
+    except MemoryError as error:  # Arrow believes the sizes that a file tells
+        raise CommandError(f"{name} is damaged, or too large for the memory: {_first_line(error)}") from error
+    except (pa.ArrowException, ValueError, OSError, KeyError, IndexError, OverflowError) as error:
+        if is_of_the_system(error):
+            raise
         raise CommandError(f"{name} is damaged: {_first_line(error)}") from error
 
 
