@@ -49,9 +49,17 @@ def test_the_category_of_a_warning_decides(files, monkeypatch, capsys, category,
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(OSError(errno.ENOSPC, "No space left on device"), 1), (KeyboardInterrupt(), 130)]
+    ("error", "code", "said"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            1,
+            "error: new.safetensors could not be written: No space left on device",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
 )
-def test_a_model_that_could_not_be_saved_is_not_trained_again(files, monkeypatch, error, code):
+def test_a_model_that_could_not_be_saved_is_not_trained_again(files, monkeypatch, capsys, error, code, said):
     command = [*FIT, "--random-state", "0", "-q"]
     assert main(command) == 0
     expected = CompresSAETransformer.load("new.safetensors")
@@ -64,6 +72,8 @@ def test_a_model_that_could_not_be_saved_is_not_trained_again(files, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(CompresSAETransformer, "save", fail)
         assert main(command) == code
+    how = "; the same command goes on from the last checkpoint, if there is one"
+    assert capsys.readouterr().err.endswith(f"skcompressae: {said}{how}\n")
     assert os.listdir("training") == [CHECKPOINT_NAME]
     monkeypatch.setattr(CpuEngine, "step", lambda *_: pytest.fail("a step was taken twice"))
     assert main(command) == 0

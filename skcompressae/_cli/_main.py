@@ -141,7 +141,10 @@ def _one_line(error: BaseException, arguments: argparse.Namespace) -> str:
 
 
 def _resumes(arguments: argparse.Namespace) -> str:
-    return "; the same command goes on from the rows that are finished" if hasattr(arguments, "restart") else ""
+    if hasattr(arguments, "restart"):
+        return "; the same command goes on from the rows that are finished"
+    has_checkpoints = getattr(arguments, "checkpoint_dir", None) is not None
+    return "; the same command goes on from the last checkpoint, if there is one" if has_checkpoints else ""
 
 
 def _show_warnings_in_one_line(is_quiet: bool) -> None:
