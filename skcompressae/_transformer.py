@@ -49,8 +49,8 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
           largest those that explain most of what is left of x, with a share for their magnitude; values refitted
           (`docs/recipes.md`).
         - "refined_pursuit": the same, then twice more among the k latents of the code and the k others that correlate
-          most with what it leaves of x. Reconstructs best, for three to four times the time; codes of close rows have
-          less in common.
+          most with what it leaves of x. Reconstructs best, for three times the time; codes of close rows have less in
+          common.
 
         "auto" is "pursuit" in the default recipe, "refined_pursuit" in "dense" and "activations" in "paper". May be
         changed after fitting.
