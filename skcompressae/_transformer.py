@@ -94,10 +94,10 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         "dense". :meth:`partial_fit` does none.
 
     nested : bool, default=False
-        Train for `k`, `k` / 2, `k` / 4 and `k` / 8 in turn (four, two, one and one of eight steps), so that one model
-        serves them all (``set_params(k=8)``) nearly as well as models fitted at each. Costs a little recall at `k`
-        itself, most of it in code-to-code search (`docs/recipes.md`). The entries of `loss_curve_` then belong to these
-        k in turn.
+        Train for `k`, `k` / 2, `k` / 4 and `k` / 8 in turn (four, two, one and one of eight steps; in the last fifth of
+        a fit `k` and `k` / 2), so that one model serves them all (``set_params(k=8)``) nearly as well as models fitted
+        at each. Costs a little recall at `k` itself, most of it in code-to-code search (`docs/recipes.md`). The entries
+        of `loss_curve_` then belong to these k in turn.
 
     init : {"auto", "data", "kaiming"}, default="auto"
         Start of training: latents seeded with training rows blended with noise and a tied encoder, or the paper's
@@ -118,7 +118,8 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         Rows per optimiser step. More than there are rows means all of them.
 
     max_iter : int or "auto", default="auto"
-        Optimiser steps. :meth:`partial_fit` takes one pass over its block instead.
+        Optimiser steps. "auto" is 2,000 in the default recipe, 2,500 where `nested`. :meth:`partial_fit` takes one pass
+        over its block instead.
 
     early_stopping : bool or "auto", default="auto"
         Stop when the validation loss has not improved for `n_iter_no_change` evaluations and keep the best weights.

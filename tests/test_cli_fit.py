@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from skcompressae import CompresSAETransformer, _fit_methods
+from skcompressae import CompresSAETransformer, _finish_methods
 from skcompressae._checkpoint import CHECKPOINT_NAME
 from skcompressae._cli._main import main
 from skcompressae._torch._cpu_engine import CpuEngine
@@ -19,7 +19,7 @@ FIT = ["fit", "x.npy", "new.safetensors", "--n-components", "32", "--k", "4", "-
 
 @pytest.mark.parametrize(("when", "said"), [(1, "it counted how the latents"), (2, "it measured how the latents")])
 def test_a_fit_that_was_interrupted_after_its_steps_is_told_by_the_exit_code(files, monkeypatch, capsys, when, said):
-    measure, calls = _fit_methods.measure_usage, []
+    measure, calls = _finish_methods.measure_usage, []
 
     def interrupted(*arguments, **options):
         calls.append(arguments)
@@ -27,7 +27,7 @@ def test_a_fit_that_was_interrupted_after_its_steps_is_told_by_the_exit_code(fil
             raise KeyboardInterrupt
         return measure(*arguments, **options)
 
-    monkeypatch.setattr(_fit_methods, "measure_usage", interrupted)
+    monkeypatch.setattr(_finish_methods, "measure_usage", interrupted)
     assert main(FIT) == 130
     assert f"skcompressae: warning: fit was interrupted while {said}" in capsys.readouterr().err
     assert Path("new.safetensors").exists()

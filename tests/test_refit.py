@@ -8,7 +8,7 @@ from cli_cases import interrupt_fits
 from conftest import make_embeddings
 from test_usage_power import small
 
-from skcompressae import CompresSAETransformer, _fit_methods
+from skcompressae import CompresSAETransformer, _finish_methods
 from skcompressae._core import _refit
 from skcompressae._core._refit import refitted_decoder
 from skcompressae._core._rows import unit_rows
@@ -100,7 +100,7 @@ def test_rows_are_reconstructed_better(embeddings, coding):
 def test_codes_are_scaled_where_their_scale_is_the_encoders(embeddings, monkeypatch, coding, norm):
     norms = []
     monkeypatch.setattr(
-        _fit_methods, "refit_components", lambda *given, norm, **rest: norms.append(norm) or given[3].copy()
+        _finish_methods, "refit_components", lambda *given, norm, **rest: norms.append(norm) or given[3].copy()
     )
     small(coding=coding, n_refits=1).fit(embeddings)
     assert norms == [norm]
@@ -112,7 +112,7 @@ def test_codes_are_scaled_where_their_scale_is_the_encoders(embeddings, monkeypa
 def test_what_auto_stands_for(embeddings, monkeypatch, parameters, expected):
     calls = []
     monkeypatch.setattr(
-        _fit_methods, "refit_components", lambda *given, **rest: calls.append(1) or refit_components(*given, **rest)
+        _finish_methods, "refit_components", lambda *given, **rest: calls.append(1) or refit_components(*given, **rest)
     )
     model = small(**parameters).fit(embeddings)
     assert len(calls) == expected
@@ -158,7 +158,7 @@ def test_an_interrupt_keeps_what_is_done_and_the_checkpoint(embeddings, monkeypa
 
     model = small(n_refits=3, checkpoint_dir=tmp_path, checkpoint_interval=3)
     with monkeypatch.context() as patch:
-        patch.setattr(_fit_methods, "refit_components", interrupted)
+        patch.setattr(_finish_methods, "refit_components", interrupted)
         with pytest.warns(InterruptedFitWarning, match=r"fitted the decoder anew; 1 of 3 times \(n_refits\) were done"):
             model.fit(embeddings)
     np.testing.assert_array_equal(model.components_, once.components_)
@@ -170,7 +170,7 @@ def test_an_interrupt_keeps_what_is_done_and_the_checkpoint(embeddings, monkeypa
 
 def test_a_fit_that_is_interrupted_is_not_refitted(embeddings, monkeypatch):
     interrupt_fits(monkeypatch)
-    monkeypatch.setattr(_fit_methods, "refit_components", lambda *_, **__: pytest.fail("refitted"))
+    monkeypatch.setattr(_finish_methods, "refit_components", lambda *_, **__: pytest.fail("refitted"))
     with pytest.warns(InterruptedFitWarning, match="fit was interrupted after 3 step"):
         small(n_refits=2).fit(embeddings)
 
@@ -189,7 +189,7 @@ def test_an_error_keeps_the_checkpoint_of_a_warm_start(embeddings, monkeypatch, 
         return refit_components(*given, **rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_fit_methods, "refit_components", fails)
+        patch.setattr(_finish_methods, "refit_components", fails)
         with pytest.raises(MemoryError):
             model.fit(embeddings)
     np.testing.assert_array_equal(model.fit(embeddings).components_, expected.components_)

@@ -14,7 +14,7 @@ from skcompressae._checkpoint import rows_digest
 from skcompressae._fitting import initial_weights, split_rows
 from skcompressae._recipes import RECIPES
 from skcompressae._torch._cpu_engine import CpuEngine
-from skcompressae._torch._training import Schedule
+from skcompressae._torch._training import Schedule, train
 from skcompressae._torch._weights import StepLosses
 
 ignores_dead = pytest.mark.filterwarnings("ignore::skcompressae.exceptions.DeadLatentsWarning")
@@ -207,3 +207,21 @@ def test_files_of_others_in_the_folder_of_checkpoints_stay(embeddings, tmp_path)
     (tmp_path / ".fit.checkpoint.0123.tmp").write_text("left behind")
     with_checkpoint(checkpoint_dir=tmp_path).fit(embeddings)
     assert {path.name for path in tmp_path.iterdir()} == names
+
+
+@ignores_dead
+def test_a_nested_fit_ends_with_its_two_largest_k(embeddings, monkeypatch):
+    narrows_after = []
+
+    def record(*given, **rest):
+        narrows_after.append(given[4].narrows_after)
+        return train(*given, **rest)
+
+    monkeypatch.setattr(_fit_methods, "train", record)
+    model = small(nested=True, max_iter=20).fit(embeddings)
+    small(max_iter=20).fit(embeddings)
+    model.partial_fit(embeddings)
+    assert narrows_after == [16, None, None]
+    steps = [CompresSAETransformer(nested=nested)._n_planned_steps() for nested in (False, True)]
+    assert steps == [2000, 2500]
+    assert CompresSAETransformer(nested=True, max_iter=9)._n_planned_steps() == 9

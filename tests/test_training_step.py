@@ -333,6 +333,8 @@ def test_nested_training_visits_smaller_k_in_turn():
     assert [step.k for step in steps] == 2 * [8, 4, 8, 2, 8, 4, 8, 1]
     assert [step.n_active for step in steps[:8]] == [30, 16, 30, 8, 30, 16, 30, 4]
     assert replace(settings, k=2).of_step(7).k == 1
+    narrow = replace(settings, narrows_after=6)
+    assert [narrow.of_step(n_steps).k for n_steps in range(16)] == [8, 4, 8, 2, 8, 4, *(5 * [8, 4])]
     assert SETTINGS.of_step(3) is SETTINGS
     rows = make_embeddings(n_rows=300)
     weights = Weights(*kaiming_weights(rows.shape[1], 32, np.random.RandomState(1)))

@@ -371,9 +371,9 @@ def test_batches_of_a_memory_mapped_file_keep_to_batch_size(tmp_path, monkeypatc
 
 
 def test_interrupting_the_usage_statistics_leaves_a_whole_estimator(embeddings, monkeypatch):
-    from skcompressae import _fit_methods
+    from skcompressae import _finish_methods
 
-    measure, calls = _fit_methods.measure_usage, []
+    measure, calls = _finish_methods.measure_usage, []
 
     def interrupted_once(*arguments):
         calls.append(arguments)
@@ -381,7 +381,7 @@ def test_interrupting_the_usage_statistics_leaves_a_whole_estimator(embeddings, 
             raise KeyboardInterrupt
         return measure(*arguments)
 
-    monkeypatch.setattr(_fit_methods, "measure_usage", interrupted_once)
+    monkeypatch.setattr(_finish_methods, "measure_usage", interrupted_once)
     compressor = CompresSAETransformer(n_components=32, k=4, max_iter=20, usage_power=0, random_state=0, device="cpu")
     with pytest.warns(InterruptedFitWarning, match="interrupted while it measured how the latents are used"):
         compressor.fit(embeddings)
@@ -459,7 +459,7 @@ def test_a_fit_that_cannot_be_measured_keeps_its_weights(embeddings, monkeypatch
     def fail(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr("skcompressae._fit_methods.measure_usage", fail)
+    monkeypatch.setattr("skcompressae._finish_methods.measure_usage", fail)
     model = small(usage_power=0)
     with pytest.raises(MemoryError):
         model.fit(embeddings)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import make_embeddings
 
-from skcompressae import CompresSAETransformer, _fit_methods, _fitting, model_hash
+from skcompressae import CompresSAETransformer, _finish_methods, _fitting, model_hash
 from skcompressae._fitting import measure_usage, usage_factors
 from skcompressae._model_format import read_model_file, write_model_file
 from skcompressae._model_io import _KIND, FORMAT_VERSION
@@ -86,7 +86,7 @@ def test_what_auto_is(embeddings, monkeypatch, parameters, expected):
         powers.append(power)
         return usage_factors(counts, power, **rest)
 
-    monkeypatch.setattr(_fit_methods, "usage_factors", record)
+    monkeypatch.setattr(_finish_methods, "usage_factors", record)
     small(**parameters).fit(embeddings)
     assert powers == ([expected] if expected else [])
 
@@ -214,7 +214,7 @@ def test_an_interrupt_while_uses_are_counted_scales_nothing_and_keeps_the_checkp
     plain = small(usage_power=0).fit(embeddings)
     model = small(usage_power=0.5, checkpoint_dir=tmp_path, checkpoint_interval=3)
     with monkeypatch.context() as patch:
-        patch.setattr(_fit_methods, "measure_usage", interrupt_once())
+        patch.setattr(_finish_methods, "measure_usage", interrupt_once())
         with pytest.warns(InterruptedFitWarning, match="counted how the latents are used; the encoder is not scaled"):
             model.fit(embeddings)
     np.testing.assert_array_equal(model.encoder_weights_, plain.encoder_weights_)
@@ -227,7 +227,7 @@ def test_an_interrupt_while_uses_are_counted_scales_nothing_and_keeps_the_checkp
 
 def test_an_interrupt_while_usage_is_measured_leaves_the_encoder_scaled(embeddings, monkeypatch):
     expected = small(usage_power=0.5).fit(embeddings)
-    monkeypatch.setattr(_fit_methods, "measure_usage", interrupt_once(at_call=2))
+    monkeypatch.setattr(_finish_methods, "measure_usage", interrupt_once(at_call=2))
     with pytest.warns(UserWarning, match="the statistics are those of"):
         model = small(usage_power=0.5).fit(embeddings)
     np.testing.assert_array_equal(model.encoder_weights_, expected.encoder_weights_)

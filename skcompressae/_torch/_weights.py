@@ -86,8 +86,10 @@ class StepSettings:
     epsilon: float = 1e-8
     # Latents that no row of a batch uses keep their weights and moments; see `apply_adam`.
     rests_idle: bool = False
-    # Train for k, k/2, k/4 and k/8 in turn, one of them each step: of eight steps four, two, one and one.
+    # Train for k, k/2, k/4 and k/8 in turn, one of them each step: of eight steps four, two, one and one. After so many
+    # steps only for k and k/2, in turn.
     is_nested: bool = False
+    narrows_after: int | None = None
 
     def of_step(self, n_steps: int) -> StepSettings:
         """Return the settings of the step that follows `n_steps` others."""
@@ -95,7 +97,8 @@ class StepSettings:
             return self
         # as often as the number of the step can be halved: as a ruler is marked
         number = n_steps + 1
-        n_halvings = min(_MAX_HALVINGS, (number & -number).bit_length() - 1)
+        is_narrow = self.narrows_after is not None and n_steps >= self.narrows_after
+        n_halvings = min(1 if is_narrow else _MAX_HALVINGS, (number & -number).bit_length() - 1)
         k = max(1, self.k >> n_halvings)
         return replace(self, k=k, n_active=min(4 * k, self.n_active), is_nested=False)
 

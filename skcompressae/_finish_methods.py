@@ -1,0 +1,172 @@
+"""What becomes of trained weights: attributes, an encoder scaled by use, a refitted decoder, statistics of use."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from copy import copy
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skcompressae._fitting import BLOCK_ROWS, MAX_SCALING_ROWS, measure_usage, refit_components, usage_factors
+from skcompressae._model_weights import unscaled_encoder
+from skcompressae._torch._training import TrainingResult
+from skcompressae._torch._weights import StepSettings, Weights
+from skcompressae._transform_methods import TransformMethodsMixin
+from skcompressae.exceptions import DeadLatentsWarning, InterruptedFitWarning
+
+__all__ = ["FinishMethodsMixin"]
+
+logger = logging.getLogger(__name__)
+
+# Share of latents that never fire above which fit warns.
+_DEAD_SHARE_WARNED = 0.1
+
+
+class FinishMethodsMixin(TransformMethodsMixin):
+    """How a `CompresSAETransformer` takes over what training gives."""
+
+    n_components: int
+    usage_power: float | str
+    n_refits: int | str
+
+    def _store(self, result: TrainingResult, settings: StepSettings, method: str) -> None:
+        """Make the trained weights, which `method` made, the fitted ones."""
+        encoder, bias, components = result.weights.arrays
+        self.__dict__.update(  # all at once: other threads may be encoding
+            encoder_weights_=encoder,
+            encoder_bias_=bias,
+            components_=components,
+            encoder_scale_=None,
+            k_=settings.k,
+            has_mean_latent_=settings.keeps_mean_latent,
+            scales_mean_apart_=settings.keeps_mean_latent,
+            # until they are measured, should that fail: of no rows, as those of weights from elsewhere
+            latent_counts_=np.zeros(len(components), dtype=np.int64),
+            n_rows_counted_=0,
+            latent_rms_=np.ones(len(components)),
+            dead_latents_fraction_=np.nan,
+        )
+        if result.was_interrupted:
+            warnings.warn(
+                f"{method} was interrupted after {result.n_iter} step(s); the weights so far are kept.",
+                InterruptedFitWarning,
+                stacklevel=3,
+            )
+
+    def _scale_by_usage(self, rows: NDArray[Any], training: NDArray[np.intp]) -> bool:
+        """Scale encoder rows by a power of their latents' use, so that codes prefer latents that many rows use.
+
+        Returns
+        -------
+        bool
+            False if an interrupt came before that was done.
+        """
+        power = self._resolved("usage_power")
+        if self.usage_power == "auto" and self._resolved("coding") == "activations":
+            power = 0.0  # such codes do without, and dividing it out takes time
+        if power == 0:
+            return True
+        try:
+            # random numbers of its own: with or without this, the fit draws the same
+            usage = measure_usage(
+                rows, training, self._encoder(), self.k_, np.random.RandomState(0), max_rows=MAX_SCALING_ROWS
+            )
+        except KeyboardInterrupt:
+            warnings.warn(
+                "fit was interrupted while it counted how the latents are used; the encoder is not scaled by that "
+                "(usage_power).",
+                InterruptedFitWarning,
+                stacklevel=3,
+            )
+            return False
+        self._scale_encoder(usage_factors(usage.counts, power, keeps_mean_latent=self.has_mean_latent_))
+        return True
+
+    def _refit_decoder(self, rows: NDArray[Any], training: NDArray[np.intp]) -> bool:
+        """Fit the decoder to the codes of training rows, as often as `n_refits` says.
+
+        Returns
+        -------
+        bool
+            False if an interrupt came before that was done.
+        """
+        n_refits = self._resolved("n_refits")
+        norm = "unit" if self._resolved("coding") == "activations" else None  # their scale is the encoder's
+        for n_done in range(n_refits):
+            try:
+                self.components_ = refit_components(
+                    rows,
+                    training,
+                    self._encoder(),
+                    self.components_,
+                    self.k_,
+                    norm=norm,
+                    keeps_mean=self.has_mean_latent_,
+                )
+            except KeyboardInterrupt:
+                warnings.warn(
+                    f"fit was interrupted while it fitted the decoder anew; {n_done} of {n_refits} times (n_refits) "
+                    "were done.",
+                    InterruptedFitWarning,
+                    stacklevel=3,
+                )
+                return False
+        return True
+
+    def _scale_encoder(self, factors: NDArray[np.float32]) -> None:
+        self.__dict__.update(  # all at once: an interrupt between them must not leave one scaled
+            encoder_weights_=self.encoder_weights_ * factors[:, None],
+            encoder_bias_=self.encoder_bias_ * factors,
+            encoder_scale_=factors,
+        )
+
+    def _trained_weights(self) -> Weights:
+        """Return a copy of the weights that training continues from: the encoder without its scale."""
+        encoder, bias = unscaled_encoder(self)
+        return Weights(encoder, bias, self.components_).copy()
+
+    def _measure(
+        self,
+        rows: NDArray[Any],
+        training: NDArray[np.intp],
+        result: TrainingResult,
+        random_state: np.random.RandomState,
+        *,
+        is_partial: bool = False,
+    ) -> None:
+        """Measure how the latents are used, in codes of norm="unit"."""
+        unit = copy(self)
+        unit.norm = "unit"
+        try:
+            usage = measure_usage(rows, training, unit._encoder(), self.k_, random_state)
+        except KeyboardInterrupt:
+            warnings.warn(
+                f"{'partial_fit' if is_partial else 'fit'} was interrupted while it measured how the latents are used; "
+                f"the statistics are those of {BLOCK_ROWS} rows.",
+                InterruptedFitWarning,
+                stacklevel=3,
+            )
+            usage = measure_usage(rows, training[:BLOCK_ROWS], unit._encoder(), self.k_, random_state)
+        self.latent_counts_ = usage.counts
+        self.latent_rms_ = usage.rms
+        self.n_rows_counted_ = usage.n_rows
+        self.dead_latents_fraction_ = usage.dead_fraction
+        logger.info(
+            "trained %d steps: loss %.4f, dead latents %.1f %%",
+            result.n_iter,
+            result.loss_curve[-1] if len(result.loss_curve) else np.nan,
+            100 * self.dead_latents_fraction_,
+        )
+        # A block of partial_fit may be too small to tell a dead latent from a rare one.
+        can_tell = not is_partial or self.k_ * usage.n_rows >= 10 * self.n_components
+        if usage.dead_fraction > _DEAD_SHARE_WARNED and can_tell:
+            warnings.warn(
+                f"{usage.dead_fraction:.0%} of the {self.n_components} latents are in no code of {usage.n_rows} "
+                "training rows. Lower n_components (the data may not need as many), train on more rows, "
+                "or change learning_rate or init.",
+                DeadLatentsWarning,
+                stacklevel=3,
+            )
