@@ -137,7 +137,24 @@ def modes_table() -> list[str]:
             ours, paper = (mean_recall(rows, method=m, mode=mode, k=32) for m in ("ours", "paper"))
             cells.append(f"**{ours:.3f}** ({paper:.3f})")
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    for mode in ("reconstructed", "asymmetric"):
+        found = [dense_recall(name, mode) for name in DATA]
+        lines.append(
+            f'| {MODES[mode]}, `recipe="dense"` | ' + " | ".join(f"**{recall:.3f}**" for recall in found) + " |"
+        )
+    lines += [
+        "",
+        'Figures of `recipe="dense"`, for rows that only dense queries search, are of one seed; encoding takes three '
+        "times as long, and less is found code to code ([recipes](docs/recipes.md#the-dense-recipe)).",
+    ]
     return lines
+
+
+def dense_recall(name: str, mode: str) -> float:
+    """Return recall@100 of the dense recipe at k = 32."""
+    rows = read(f"dense-{name}")["results"]
+    (found,) = (r["recall_at_100"] for r in rows if (r["params"]["k"], r["mode"]) == (32, mode))
+    return float(found)
 
 
 def bytes_table(curves: dict[str, dict[float, float]]) -> list[str]:

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 # Share of the steps of a nested fit after which only k and k / 2 are trained for. Code-to-code search gains by that at
 # these k, and the smaller ones lose next to nothing where there are a quarter more steps.
-_NARROWS_AFTER = 0.8
+_NARROWS_AFTER = 0.85
 _NESTED_STEPS = 1.25
 # Share of the recipe's peak rate that blocks are trained at: with no decay to come, the peak is too coarse.
 _STREAMED_RATE = 0.5

@@ -94,7 +94,7 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         "dense". :meth:`partial_fit` does none.
 
     nested : bool, default=False
-        Train for `k`, `k` / 2, `k` / 4 and `k` / 8 in turn (four, two, one and one of eight steps; in the last fifth of
+        Train for `k`, `k` / 2, `k` / 4 and `k` / 8 in turn (four, two, one and one of eight steps; in the last 15 % of
         a fit `k` and `k` / 2), so that one model serves them all (``set_params(k=8)``) nearly as well as models fitted
         at each. Costs a little recall at `k` itself, most of it in code-to-code search (`docs/recipes.md`). The entries
         of `loss_curve_` then belong to these k in turn.
