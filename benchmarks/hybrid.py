@@ -112,7 +112,10 @@ def run_study(name: str, X: np.ndarray, options: argparse.Namespace) -> dict[str
     content = {
         "data": {"name": name, "sha256": checksum(X), "n_features": X.shape[1], "n_documents": len(documents)},
         "environment": environment(),
-        "options": {key: value for key, value in vars(options).items() if not isinstance(value, Path)},
+        # no paths of the machine: "data" says what was measured
+        "options": {
+            key: value for key, value in vars(options).items() if key != "data" and not isinstance(value, Path)
+        },
         "results": rows,
     }
     for seed in options.seeds:

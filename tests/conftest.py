@@ -154,7 +154,7 @@ def server(benchmark):
     try:
         conninfo = context.__enter__()
     except module.ServerUnavailable as error:
-        pytest.skip(f"no PostgreSQL: {error}")
+        pytest.skip(f"no PostgreSQL with pgvector could be started here: {error}")
     yield conninfo
     context.__exit__(None, None, None)
 

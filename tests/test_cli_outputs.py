@@ -123,7 +123,7 @@ def test_a_fitted_model_is_saved_beside_an_output_that_appeared(files, monkeypat
     np.testing.assert_array_equal(found.components_, CompresSAETransformer.load("new.safetensors").components_)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows makes symbolic links for administrators only")
 def test_a_link_that_leads_nowhere_gives_way(files):
     Path("codes.npz").symlink_to("nowhere.npz")
     assert main(["encode", "model.safetensors", "x.npy", "codes.npz", "-q"]) == 0

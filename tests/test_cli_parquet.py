@@ -112,7 +112,7 @@ def test_a_table_without_embeddings_is_described(files, capsys):
     assert message == f"none.parquet has no column of float lists; it has id: int64, numbers: {field.type}"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="names are not bytes elsewhere")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes file names that are not UTF-8")
 def test_names_that_are_no_text(files, fitted, embeddings, capsys):
     folder = Path(os.fsdecode(b"b\xff"))
     folder.mkdir()

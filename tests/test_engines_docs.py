@@ -32,7 +32,7 @@ def test_the_page_runs(benchmark, tmp_path, monkeypatch):
                 if "scores" in namespace:
                     assert namespace["scores"].shape == (10, 5)
     except module.ServerUnavailable as error:
-        pytest.skip(f"no PostgreSQL: {error}")
+        pytest.skip(f"no PostgreSQL with pgvector could be started here: {error}")
     assert len((tmp_path / "codes.jsonl").read_text().splitlines()) == 4000
 
 
@@ -86,7 +86,7 @@ def test_benchmark_measures_every_engine(benchmark, tmp_path, capsys):
             engines.main([*arguments, "--engines", "qdrant", "milvus"])
             engines.main([*arguments, "--engines", "postgres", "--measure", "recall"])
     except benchmark("_postgres_server").ServerUnavailable as error:
-        pytest.skip(f"no PostgreSQL: {error}")
+        pytest.skip(f"no PostgreSQL with pgvector could be started here: {error}")
     content = json.loads(out.read_text())
     assert set(content["engines"]) == {"qdrant", "postgres", "milvus"}
     rows = {(row["engine"], row["variant"], row["n_nonzero"]): row for row in content["results"]}

@@ -11,7 +11,7 @@ from cli_cases import refuses
 
 from skcompressae._files import atomic_write, put_in_place
 
-posix = pytest.mark.skipif(os.name != "posix", reason="of POSIX")
+posix = pytest.mark.skipif(os.name != "posix", reason="folders are synced, and files have permissions, on POSIX only")
 
 
 @posix
@@ -85,7 +85,7 @@ def test_what_is_no_regular_file_is_not_replaced(tmp_path, capsys):
     assert message == f"the output {tmp_path / 'codes.npz'} is no regular file"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows makes symbolic links for administrators only")
 def test_a_link_to_a_file_is_replaced_itself(tmp_path):
     (tmp_path / "file").write_bytes(b"old")
     (tmp_path / "link").symlink_to(tmp_path / "file")

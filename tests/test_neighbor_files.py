@@ -51,7 +51,7 @@ def test_a_loaded_index_needs_no_compressor_for_asymmetric_queries(saved):
         np.testing.assert_array_equal(loaded.kneighbors(X), index.kneighbors(X))
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no list of descriptors")
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="descriptors are counted in /proc")
 def test_a_mapped_file_takes_one_descriptor(tmp_path):
     documents = random_codes(np.random.default_rng(24), 40, dtype=np.float32)
     packed = PackedCodes.pack(documents)

@@ -146,19 +146,24 @@ def test_rows_beyond_the_sample_are_not_encoded(embeddings, monkeypatch):
     np.testing.assert_array_equal(models[0].components_, models[1].components_)
 
 
-def test_an_interrupt_keeps_what_is_done_and_the_checkpoint(embeddings, monkeypatch, tmp_path):
-    once = small(n_refits=1).fit(embeddings)
+def ends_at_the_second(error):
+    """A refit whose second call raises."""
     calls = []
 
-    def interrupted(*given, **rest):
+    def refit_or_raise(*given, **rest):
         calls.append(1)
         if len(calls) == 2:
-            raise KeyboardInterrupt
+            raise error
         return refit_components(*given, **rest)
 
+    return refit_or_raise
+
+
+def test_an_interrupt_keeps_what_is_done_and_the_checkpoint(embeddings, monkeypatch, tmp_path):
+    once = small(n_refits=1).fit(embeddings)
     model = small(n_refits=3, checkpoint_dir=tmp_path, checkpoint_interval=3)
     with monkeypatch.context() as patch:
-        patch.setattr(_finish_methods, "refit_components", interrupted)
+        patch.setattr(_finish_methods, "refit_components", ends_at_the_second(KeyboardInterrupt))
         with pytest.warns(InterruptedFitWarning, match=r"fitted the decoder anew; 1 of 3 times \(n_refits\) were done"):
             model.fit(embeddings)
     np.testing.assert_array_equal(model.components_, once.components_)
@@ -180,16 +185,8 @@ def test_an_error_keeps_the_checkpoint_of_a_warm_start(embeddings, monkeypatch, 
     parameters = {"n_refits": 2, "checkpoint_interval": 3, "warm_start": True}
     expected = small(**parameters).fit(embeddings).fit(embeddings)
     model = small(**parameters).fit(embeddings).set_params(checkpoint_dir=tmp_path)
-    calls = []
-
-    def fails(*given, **rest):
-        calls.append(1)
-        if len(calls) == 2:
-            raise MemoryError
-        return refit_components(*given, **rest)
-
     with monkeypatch.context() as patch:
-        patch.setattr(_finish_methods, "refit_components", fails)
+        patch.setattr(_finish_methods, "refit_components", ends_at_the_second(MemoryError))
         with pytest.raises(MemoryError):
             model.fit(embeddings)
     np.testing.assert_array_equal(model.fit(embeddings).components_, expected.components_)
