@@ -35,7 +35,7 @@ MODES = {
 }
 BUDGETS = (16, 32, 64, 128, 256)
 # Parameters of ours that rows name where they are not the default.
-OTHERS = {"recipe", "usage_power", "neighborhood_weight", "flattening"}
+OTHERS = ("recipe", "usage_power", "neighborhood_weight", "flattening")
 # Okabe and Ito's colours; ours stand out by weight.
 CURVES: dict[str, tuple[str, dict[str, Any]]] = {
     "ours": ("skcompressae (packed; from 64 bytes with a residual code)", {"color": "#0072B2", "marker": "o", "lw": 3}),
@@ -64,7 +64,7 @@ def mean_recall(rows: list[dict[str, Any]], **wanted: Any) -> float | None:
 
 def shown_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Leave out rows of other than the default settings, which say so."""
-    return [row for row in rows if not OTHERS & set(row["params"])]
+    return [row for row in rows if not set(OTHERS) & set(row["params"])]
 
 
 def budget_curves() -> dict[str, dict[float, float]]:

@@ -33,8 +33,8 @@ __all__ = ["FitMethodsMixin"]
 
 logger = logging.getLogger(__name__)
 
-# Share of the steps of a nested fit after which only k and k / 2 are trained for. Code-to-code search gains by that at
-# these k, and the smaller ones lose next to nothing where there are a quarter more steps.
+# Share of the steps of a nested fit after which only k and k / 2 are trained for, and how many times as many steps it
+# takes. Code-to-code search gains by that at these k, and the smallest loses a little (docs/research_notes_sparse.md).
 _NARROWS_AFTER = 0.85
 _NESTED_STEPS = 1.25
 # Share of the recipe's peak rate that blocks are trained at: with no decay to come, the peak is too coarse.

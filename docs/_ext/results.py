@@ -13,7 +13,7 @@ from files import ROOT, write_if_changed
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from _report import summarize, write_figure
-from readme_section import NAME, budget_curves, draw
+from readme_section import NAME, OTHERS, budget_curves, draw
 
 RESULTS = ROOT / "benchmarks" / "results"
 BUDGETS = (16, 32, 64, 128, 256, 512)
@@ -51,8 +51,6 @@ MODES = {
     "sparse": "sparse",
     "sparse_query128": "sparse, query of 128 nonzeros",
 }
-# Parameters of ours that rows name where they are not the default.
-OTHERS = ("recipe", "usage_power", "neighborhood_weight", "flattening")
 # A mode of ours, and the mode of the paper's recipe that its margin is over.
 MARGINS = (
     ("sparse", "sparse", "sparse"),
