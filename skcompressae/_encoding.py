@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._few_products import FEW_VECTORS, count_few_threads
+from skcompressae._core._few_rows import encode_few
 from skcompressae._core._flattening import AS_FITTED, Flattening
 from skcompressae._core._pursuit import PURSUITS, Inexact, count_candidates, least_squares_codes, pursuit_codes
 from skcompressae._core._refinement import N_REFINEMENTS, merged_candidates, unexplained_rows
@@ -84,8 +87,8 @@ class Encoder:
         self._scales_mean_apart = scales_mean_apart
         self._candidate_factor = candidate_factor
         self._flattening = flattening if coding != "activations" else 0.0
-        self._n_threads = effective_n_threads()
         self._on_device: DeviceEncoder | None = None
+        self._precision = precision
         self._has_exact_products = device.type == "cpu" and precision != "bfloat16"
         self._margin: float | None = None
         self._screened: dict[str, ScreenedActivations] = {}  # by what factors are rounded to
@@ -101,8 +104,6 @@ class Encoder:
                     device=device,
                     scales_mean_apart=False,
                 )
-            self._pre_activations = PreActivations(weights.encoder, precision, divisors)
-            self._block_rows = self._pre_activations.block_rows
         else:
             settings = precision, coding, scales_mean_apart, self._flattening
             self._on_device = kept_device_encoder(given, device, *settings, divisors=divisors)
@@ -111,6 +112,15 @@ class Encoder:
     def n_components(self) -> int:
         """Width of a code."""
         return self._weights.n_components
+
+    @cached_property
+    def _n_threads(self) -> int:
+        """Threads that may be used, asked for by the one that encodes; a single row needs no answer."""
+        return effective_n_threads()
+
+    @cached_property
+    def _pre_activations(self) -> PreActivations:
+        return PreActivations(self._weights.encoder, self._precision, self._divisors)
 
     def encode(
         self, rows: NDArray[Any], k: int, *, norm: str | None, dtype: type[np.floating[Any]]
@@ -147,6 +157,9 @@ class Encoder:
             for where, indices, values, norms in found:
                 _check_scaled(values, norms)
                 yield where, indices, values
+            return
+        if self._is_few(rows, dtype):
+            yield slice(0, len(rows)), *self._encode_few(rows, k, norm)
             return
         for start, stop in row_blocks(len(rows), BLOCK_ROWS):
             _, norms, indices, raw, decoded = self._encode_unit_rows(rows[start:stop], k, norm)
@@ -197,6 +210,40 @@ class Encoder:
     def _n_recomputed(self, k: int) -> int:
         return min(self.n_components, k + _MARGIN)
 
+    def _flattening_for(self, norm: str | None) -> Flattening:
+        if norm is None:
+            return AS_FITTED
+        return Flattening(self._flattening, scales_apart(self._scales_mean_apart, self._coding, norm))
+
+    def _is_few(self, rows: NDArray[Any], dtype: type[np.floating[Any]]) -> bool:
+        """Return whether `_encode_few` encodes these rows, and no second thread would help it."""
+        if len(rows) > FEW_VECTORS or self._coding == "refined_pursuit":
+            return False
+        arrays = [rows, *self._weights.arrays]
+        if self._divisors is not None:
+            arrays.append(self._divisors)
+        if dtype is not np.float32 or not all(a.dtype == np.float32 and a.flags.c_contiguous for a in arrays):
+            return False
+        return count_few_threads(len(rows), self._weights.encoder) == 1 or self._n_threads == 1
+
+    def _encode_few(self, rows: FloatArray, k: int, norm: str | None) -> tuple[IndexArray, FloatArray]:
+        coding, n_candidates = self._coding, self._n_candidates(k)
+        if coding != "activations" and n_candidates == k:  # as in `_fit`
+            coding = "least_squares"
+        codes = encode_few(
+            rows,
+            *self._weights.arrays,
+            k,
+            n_candidates if coding == "pursuit" else self._n_recomputed(k),
+            coding=coding,
+            divisors=self._divisors,
+            flattening=self._flattening_for(norm),
+            norm=norm,
+        )
+        if not codes.is_finite:
+            _check_scaled(codes.values, codes.norms)
+        return codes.indices, codes.values
+
     def _encode_unit_rows(
         self, rows: NDArray[Any], k: int, norm: str | None
     ) -> tuple[FloatArray, NDArray[np.float64], IndexArray, FloatArray, FloatArray]:
@@ -206,10 +253,7 @@ class Encoder:
 
         All rows pass one stage before any passes the next, so that each stage finds its weights in the cache.
         """
-        flattening = AS_FITTED
-        if norm is not None:
-            keeps_mean = scales_apart(self._scales_mean_apart, self._coding, norm)
-            flattening = Flattening(self._flattening, keeps_mean)
+        flattening = self._flattening_for(norm)
         x, norms = self._unit_rows(rows)
         if self._coding == "activations":
             indices, values = self._largest(x, k)
@@ -304,7 +348,8 @@ class Encoder:
             screened = self._screened[rounding]
             needs_all = self._coding == "activations" or (self._coding in PURSUITS and not screened.is_fine)
             if screened.pays:
-                found = screened.largest(x, n, self._block_rows, self._n_threads, computes_all=needs_all)
+                block_rows = self._pre_activations.block_rows
+                found = screened.largest(x, n, block_rows, self._n_threads, computes_all=needs_all)
                 if found is not None:
                     return found
         return None
@@ -327,7 +372,7 @@ class Encoder:
             )
 
         with multiply.hold_torch_threads():
-            run_product_blocks(propose, len(x), self._block_rows, self._n_threads)
+            run_product_blocks(propose, len(x), self._pre_activations.block_rows, self._n_threads)
         return candidates, proposed
 
 

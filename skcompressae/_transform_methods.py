@@ -29,6 +29,8 @@ __all__ = ["TransformMethodsMixin"]
 
 # Rows whose codes teach a value quantiser: as many as ValueQuantizer.fit looks at.
 _QUANTIZER_ROWS = 4096
+# Rows whose finiteness is checked all at once.
+_FEW_ROWS = 32
 _ENCODING_PARAMETERS = (
     "k", "recipe", "coding", "candidate_factor", "norm", "flattening", "precision", "sparse_output", "device",
 )  # fmt: skip
@@ -389,6 +391,8 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         return rows
 
     def _check_finite(self, rows: NDArray[Any]) -> None:
+        if len(rows) <= _FEW_ROWS and np.isfinite(rows).all():  # for one row, a sum's errors and threads take longer
+            return
         bad: list[int] = []
 
         def check(start: int, stop: int) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from skcompressae._core._few_products import _multiply_rows, multiply_few
+from skcompressae._core._few_products import multiply_few, multiply_rows
 from skcompressae._core._search import search, within
 from skcompressae._core._search_kernels import merge_heaps, row_norms, sort_heaps
 from skcompressae._core._search_postings import build_postings, postings_to_rows
@@ -337,7 +337,7 @@ def test_products_of_few_vectors_fill_the_rows_asked_for(first, last, n_vectors,
     expected[:, first:last] = vectors.astype(np.float64) @ rows[first:last].T.astype(np.float64)
     for order in "CF":
         products = np.full((n_vectors, 150), np.nan, dtype, order)
-        _multiply_rows(vectors, rows, first, last, products)
+        multiply_rows(vectors, rows, first, last, products)
         np.testing.assert_allclose(products, expected, rtol=0, atol=3e-5 if dtype == np.float32 else 1e-13)
     products = np.empty((n_vectors, 150), dtype)
     multiply_few(vectors, rows, products, n_threads=2)

@@ -12,26 +12,33 @@ from skcompressae._core._compiling import njit
 from skcompressae._core._gathers import FAST, dot
 from skcompressae._core._threads import run_blocks
 
-__all__ = ["FEW_VECTORS", "multiply_few"]
+__all__ = ["FEW_VECTORS", "count_few_threads", "multiply_few", "multiply_rows"]
 
 # Up to so many vectors this is faster than NumPy's matrix product: 2, 8 and 32 by a (4096, 768) matrix take one core
 # 0.2, 0.6 and 2.8 ms against 1.8, 2.1 and 3.6.
 FEW_VECTORS = 32
 # Rows that stay in the second-level cache while several vectors meet them.
 _BLOCK_ROWS = 64
+# Products that a thread does in the time that waking another takes.
+_PRODUCTS_PER_THREAD = 2 * 2**20
+
+
+def count_few_threads(n_vectors: int, rows: FloatArray) -> int:
+    """Return how many threads are worth waking to multiply a few vectors with all rows."""
+    return max(1, -(-n_vectors // 2) * rows.size // _PRODUCTS_PER_THREAD)  # two vectors meet the rows at once
 
 
 def multiply_few(vectors: FloatArray, rows: FloatArray, products: FloatArray, n_threads: int) -> None:
     """Write ``vectors @ rows.T`` to `products`, each thread multiplying some of the rows; all of one dtype."""
 
     def multiply(start: int, stop: int) -> None:
-        _multiply_rows(vectors, rows, start, stop, products)
+        multiply_rows(vectors, rows, start, stop, products)
 
     run_blocks(multiply, len(rows), max(1, -(-len(rows) // n_threads)), n_threads)
 
 
 @njit(nogil=True, fastmath=FAST)
-def _multiply_rows(vectors: Any, rows: Any, first: int, last: int, products: Any) -> None:
+def multiply_rows(vectors: Any, rows: Any, first: int, last: int, products: Any) -> None:
     """Write ``vectors[q] . rows[i]`` to ``products[q, i]`` for all q and for i in [first, last).
 
     Two vectors meet four rows, far apart, at once; a last vector without a partner meets them twice, which costs

@@ -33,8 +33,11 @@ __all__ = [
     "Inexact",
     "count_candidates",
     "least_squares_codes",
+    "pursue_rows",
     "pursuit_codes",
+    "pursuit_rounds",
     "pursuit_starts",
+    "refit_rows",
 ]
 
 # The codings that pick latents by pursuit.
@@ -64,7 +67,7 @@ def count_candidates(k: int, candidate_factor: float, n_components: int) -> int:
     return min(n_components, max(k, round(min(candidate_factor * k, n_components))))  # the product may be infinite
 
 
-def _pursuit_rounds(k: int) -> tuple[int, int, int]:
+def pursuit_rounds(k: int) -> tuple[int, int, int]:
     """Return how many latents pursuit takes by their activations, and how many it picks in the two rounds after that.
 
     A last round picks what is missing. One latent at a time would gain 0.001 of recall at most; two rounds lose up to
@@ -77,7 +80,7 @@ def _pursuit_rounds(k: int) -> tuple[int, int, int]:
 
 def pursuit_starts(k: int) -> tuple[int, int, int]:
     """Return how many latents are picked when each round starts; as many as all, or as the round before, for none."""
-    n_first, n_next, n_then = _pursuit_rounds(k)
+    n_first, n_next, n_then = pursuit_rounds(k)
     return n_first, n_first + n_next, n_first + n_next + n_then
 
 
@@ -172,7 +175,7 @@ def _substitute(system: Any, width: int, n: int, reciprocals: Any, solution: Any
 
 
 @njit(nogil=True, fastmath=FAST)
-def _refit_rows(
+def refit_rows(
     x: Any, decoder: Any, supports: Any, ridge: Any, flattening: Any, start: int, stop: int, values: Any, norms: Any
 ) -> None:
     k = supports.shape[1]
@@ -271,7 +274,7 @@ def _mark_best(
 
 
 @njit(nogil=True, fastmath=FAST)
-def _pursue_rows(
+def pursue_rows(
     x: Any,
     decoder: Any,
     candidates: Any,
@@ -419,7 +422,7 @@ def least_squares_codes(
     norms = np.empty(len(x), dtype=x.dtype)
     ridge = x.dtype.type(RIDGE)
     run_blocks(
-        lambda start, stop: _refit_rows(x, decoder, supports, ridge, flattening, start, stop, values, norms),
+        lambda start, stop: refit_rows(x, decoder, supports, ridge, flattening, start, stop, values, norms),
         len(x),
         _block_rows(len(x), n_threads),
         n_threads,
@@ -469,11 +472,11 @@ def pursuit_codes(
     values = np.empty((n_rows, k), dtype=x.dtype)
     norms = np.empty(n_rows, dtype=x.dtype)
     ridge = x.dtype.type(RIDGE)
-    rounds = _pursuit_rounds(k)
+    rounds = pursuit_rounds(k)
     if inexact is None:
         inexact = Inexact(np.empty(0, dtype=x.dtype), decoder, np.empty(0, dtype=x.dtype))
     run_blocks(
-        lambda start, stop: _pursue_rows(
+        lambda start, stop: pursue_rows(
             x,
             decoder,
             candidates,

@@ -6,7 +6,6 @@ all zero and has norm 0. Codes travel as pairs of (n_rows, k) arrays and become 
 
 from __future__ import annotations
 
-from copy import copy
 from functools import lru_cache
 from typing import Any
 
@@ -26,9 +25,12 @@ __all__ = [
     "codes_to_csr",
     "decode_csr",
     "decode_norms",
+    "divide_by_norms",
+    "scale_code_rows",
     "scale_codes",
     "scales_apart",
     "unit_rows",
+    "write_decoded_norms",
 ]
 
 # Squared norm, of a unit row, that the latents beside the mean's must decode to before they are stretched alone: a
@@ -39,7 +41,7 @@ _FEW_ROWS = 32
 
 
 @njit(nogil=True, fastmath={"reassoc", "contract", "nsz", "nnan", "ninf"})
-def _unit_rows(x, unit, norms):  # type: ignore[no-untyped-def]
+def divide_by_norms(x, unit, norms):  # type: ignore[no-untyped-def]
     for i in range(x.shape[0]):
         largest = 0.0
         for j in range(x.shape[1]):
@@ -93,12 +95,12 @@ def unit_rows(
     block = np.ascontiguousarray(x)
     unit = np.empty(block.shape, dtype=dtype) if out is None else out
     norms = np.empty(block.shape[0], dtype=np.float64)
-    _unit_rows(block, unit, norms)
+    divide_by_norms(block, unit, norms)
     return unit, norms
 
 
 @njit(nogil=True)
-def _decode_norms(decoder, indices, values, start, stop, norms):  # type: ignore[no-untyped-def]
+def write_decoded_norms(decoder, indices, values, start, stop, norms):  # type: ignore[no-untyped-def]
     x_hat = np.empty(decoder.shape[1], dtype=decoder.dtype)
     scaled = np.empty(values.shape[1], dtype=values.dtype)
     for i in range(start, stop):
@@ -119,7 +121,7 @@ def decode_norms(
     """Compute the L2 norm of each row's reconstruction ``values @ decoder[indices]``, shape (n_rows,)."""
     norms = np.empty(indices.shape[0], dtype=np.float64)
     run_blocks(
-        lambda start, stop: _decode_norms(decoder, indices, values, start, stop, norms),
+        lambda start, stop: write_decoded_norms(decoder, indices, values, start, stop, norms),
         indices.shape[0],
         64,
         n_threads,
@@ -171,7 +173,7 @@ def scales_apart(scales_mean_apart: bool, coding: str, norm: str | None) -> bool
 
 
 @njit(nogil=True)
-def _scale_codes(indices: Any, values: Any, decoded: Any, wanted: Any, keeps_mean: bool, out: Any) -> None:
+def scale_code_rows(indices: Any, values: Any, decoded: Any, wanted: Any, keeps_mean: bool, out: Any) -> None:
     for i in range(values.shape[0]):
         factor = 1.0 / np.float64(decoded[i]) if decoded[i] > 0 else 1.0
         first = 0
@@ -213,7 +215,7 @@ def scale_codes(
         The scaled values.
     keeps_mean : bool
     """
-    _scale_codes(indices, values, decoded, wanted, keeps_mean, out)
+    scale_code_rows(indices, values, decoded, wanted, keeps_mean, out)
 
 
 @lru_cache(maxsize=16)
@@ -249,7 +251,8 @@ def codes_to_csr(
         flat_indices, flat_values = indices[is_stored], values[is_stored]
     flat_indices = flat_indices.astype(index_dtype, copy=False)
     if n_rows <= _FEW_ROWS:  # SciPy's checks would take a tenth of the time that encoding a row does
-        codes = copy(_no_codes(n_rows, n_components, csr_type))
+        codes = object.__new__(csr_type)
+        codes.__dict__.update(_no_codes(n_rows, n_components, csr_type).__dict__)
         codes.data, codes.indices, codes.indptr = flat_values, flat_indices, indptr
     else:
         codes = csr_type((flat_values, flat_indices, indptr), shape=(n_rows, n_components))

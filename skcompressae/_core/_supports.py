@@ -17,7 +17,14 @@ from skcompressae._core._gathers import FAST, dot, dots
 from skcompressae._core._threads import run_blocks
 from skcompressae._core._topk import kth_largest, write_largest
 
-__all__ = ["activation_codes", "candidate_activations", "compute_activations", "rounding_margin", "supports"]
+__all__ = [
+    "activation_codes",
+    "candidate_activations",
+    "compute_activations",
+    "rounding_margin",
+    "supports",
+    "write_activation_codes",
+]
 
 
 @njit(nogil=True, fastmath=FAST)
@@ -33,7 +40,7 @@ def compute_activations(
 
 
 @njit(nogil=True, fastmath=FAST)
-def _activation_codes(  # type: ignore[no-untyped-def]
+def write_activation_codes(  # type: ignore[no-untyped-def]
     x, encoder, bias, divisors, candidates, k, start, stop, indices, values
 ):
     n_candidates = candidates.shape[1]
@@ -79,7 +86,9 @@ def activation_codes(
     values = np.empty((len(x), k), dtype=x.dtype)
     divided = np.empty(0, dtype=x.dtype) if divisors is None else divisors
     run_blocks(
-        lambda start, stop: _activation_codes(x, encoder, bias, divided, candidates, k, start, stop, indices, values),
+        lambda start, stop: write_activation_codes(
+            x, encoder, bias, divided, candidates, k, start, stop, indices, values
+        ),
         len(x),
         64,
         n_threads,

@@ -37,6 +37,7 @@ __all__ = [
     "max_and_count",
     "partition_largest",
     "top_k",
+    "top_k_rows",
     "write_largest",
 ]
 
@@ -256,7 +257,7 @@ def write_largest(
 
 
 @njit(nogil=True)
-def _top_k_rows(
+def top_k_rows(
     pre_activations: Any, bias: Any, has_bias: bool, k: int, start: int, stop: int, indices: Any, values: Any
 ) -> None:
     n_components = pre_activations.shape[1]
@@ -306,7 +307,7 @@ def top_k(
     values = np.empty((n_rows, k), dtype=pre_activations.dtype)
     added = np.ascontiguousarray(() if bias is None else bias, dtype=pre_activations.dtype)  # as vectors are read
     run_blocks(
-        lambda start, stop: _top_k_rows(pre_activations, added, bias is not None, k, start, stop, indices, values),
+        lambda start, stop: top_k_rows(pre_activations, added, bias is not None, k, start, stop, indices, values),
         n_rows,
         block_size,
         n_threads,

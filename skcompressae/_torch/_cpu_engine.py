@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from skcompressae._core._adam import apply_adam
 from skcompressae._core._arrays import FloatArray, IndexArray, WordArray
-from skcompressae._core._few_products import FEW_VECTORS, multiply_few
+from skcompressae._core._few_products import FEW_VECTORS, count_few_threads, multiply_few
 from skcompressae._core._int16_products import MAX_COLUMNS, Int16Encoder
 from skcompressae._core._neighborhood import neighborhood_gradients
 from skcompressae._core._processor import MULTIPLIES_BFLOAT16, MULTIPLIES_INT16
@@ -50,8 +50,6 @@ _BLOCK_BYTES = 8 * 2**20
 _MIN_ROUNDED_ROWS = 64
 # Rows of a batch that a thread copies at a time.
 _COPIED_ROWS = 256
-# Weights that `multiply_few` meets in the time that waking another thread takes.
-_PRODUCTS_PER_THREAD = 2 * 2**20
 
 
 class PreActivations:
@@ -104,9 +102,7 @@ class PreActivations:
             buffer = self._buffers.block = np.empty((n_rows, self.encoder.shape[0]), dtype=self.encoder.dtype)
         block = buffer[:n_rows]
         if self._rounded_encoder is None and n_rows <= FEW_VECTORS:
-            # two rows meet the weights at once
-            n_useful = -(-n_rows // 2) * self.encoder.size // _PRODUCTS_PER_THREAD
-            multiply_few(x, self.encoder, block, min(n_threads, max(1, n_useful)))
+            multiply_few(x, self.encoder, block, min(n_threads, count_few_threads(n_rows, self.encoder)))
         elif self._rounded_encoder is None:
             np.dot(x, self.encoder.T, out=block)
         elif isinstance(self._rounded_encoder, Int16Encoder):

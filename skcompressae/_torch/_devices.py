@@ -15,6 +15,7 @@ __all__ = ["has_float64", "matmul_precision", "own_modes", "resolve_device", "us
 
 # The oldest Triton that the kernels were compiled and interpreted with; it came with torch 2.7.
 _MIN_TRITON = (3, 3)
+_CPU = torch.device("cpu")
 # torch has one setting of float32 products for all threads, and reads it as a product is launched.
 _launching = RLock()
 
@@ -32,12 +33,14 @@ def resolve_device(device: str) -> torch.device:
     ValueError
         If the string is no torch device, or this machine has no such device.
     """
+    if device == "cpu":
+        return _CPU
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         if torch.backends.mps.is_available():
             return torch.device("mps")
-        return torch.device("cpu")
+        return _CPU
     try:
         resolved = torch.device(device)
     except RuntimeError as error:
