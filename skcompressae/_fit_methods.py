@@ -81,8 +81,9 @@ class FitMethodsMixin(FinishMethodsMixin):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Embeddings, float16, float32 or float64, of any scale; other types are converted to float64, whole. All-zero
-            rows are allowed and hardly matter. May be memory-mapped and larger than memory; it is never copied whole.
+            Embeddings, floats of 16, 32 or 64 bits or integers, of any scale. All-zero rows are allowed and hardly
+            matter. May be memory-mapped and larger than memory; it is never copied whole, but for unsigned integers of
+            more than 8 bits and other types, which are converted to float64.
         y : None
             Ignored.
 

@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-__all__ = ["are_plain_codes", "are_plain_rows", "own_dtype_first"]
+__all__ = ["ROW_DTYPES", "are_plain_codes", "are_plain_rows", "code_dtype", "own_dtype_first"]
+
+# What rows are read as they are, block by block; others are converted to the first, whole.
+ROW_DTYPES: list[type] = [np.float64, np.float32, np.float16, np.int8, np.uint8, np.int16, np.int32, np.int64]
+
+
+def code_dtype(rows: np.ndarray[Any, Any]) -> type[np.floating[Any]]:
+    """Return the dtype of codes of rows of one of `ROW_DTYPES`: that of scikit-learn's transformers."""
+    return np.float32 if rows.dtype in (np.float32, np.float16) else np.float64
 
 
 def are_plain_rows(X: Any, dtypes: Sequence[type], n_features: int) -> bool:

@@ -18,7 +18,7 @@ from skcompressae import _encoding
 from skcompressae._compat import csr_type, validate_parameters
 from skcompressae._core._threads import copy_rows, effective_n_threads, row_blocks, run_blocks
 from skcompressae._model_weights import encoder_scale, flattening, scales_mean_apart
-from skcompressae._plain_rows import are_plain_codes, are_plain_rows, own_dtype_first
+from skcompressae._plain_rows import ROW_DTYPES, are_plain_codes, are_plain_rows, code_dtype, own_dtype_first
 from skcompressae._recipes import RECIPES
 from skcompressae._restoring import twin_of
 from skcompressae._torch._devices import resolve_device
@@ -103,7 +103,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         rows = model._check_rows(X, reset=False)
         encoder = model._encoder()
         k = model._effective_k(encoder.n_components)
-        dtype = np.float64 if rows.dtype == np.float64 else np.float32
+        dtype = code_dtype(rows)
         if not model.sparse_output:
             dense = np.zeros((len(rows), encoder.n_components), dtype=dtype)
         indices = np.empty((len(rows) if model.sparse_output else 0, k), dtype=np.int32)
@@ -291,7 +291,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         if n_nonzero is not None:
             check_scalar(n_nonzero, "n_nonzero", Integral, min_val=1)
         rows = model._check_rows(X, reset=False)
-        dtype = np.float64 if rows.dtype == np.float64 else np.float32
+        dtype = code_dtype(rows)
         n_kept = min(n_nonzero or model.components_.shape[0], model.components_.shape[0])
         indices = np.empty((len(rows), n_kept), dtype=np.int32)
         values = np.empty((len(rows), n_kept), dtype=dtype)
@@ -365,15 +365,16 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
 
     def _check_rows(self, X: ArrayLike, *, reset: bool) -> NDArray[Any]:
         """Validate rows without copying them whole: dtype, shape, names at once, finiteness block by block."""
-        dtypes = [np.float64, np.float32, np.float16]
         has_names = hasattr(self, "feature_names_in_")  # then scikit-learn warns of rows without
-        if not reset and not has_names and are_plain_rows(X, dtypes, self.n_features_in_):
+        if not reset and not has_names and are_plain_rows(X, ROW_DTYPES, self.n_features_in_):
             rows = cast("NDArray[Any]", X)
         else:
             if isinstance(X, np.ndarray) and not X.dtype.isnative:  # which would come back as float64
                 X = X.astype(X.dtype.newbyteorder("="))
             try:
-                rows = validate_data(self, X, reset=reset, dtype=own_dtype_first(X, dtypes), ensure_all_finite=False)
+                rows = validate_data(
+                    self, X, reset=reset, dtype=own_dtype_first(X, ROW_DTYPES), ensure_all_finite=False
+                )
             except ValueError as error:
                 if hasattr(X, "__array__") and str(error).startswith("setting an array element with a sequence"):
                     raise ValueError(
@@ -386,7 +387,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
                 f"X has {rows.shape[1]} features, but the weights have {self.encoder_weights_.shape[1]}: another "
                 "thread is fitting the compressor again."
             )
-        if not get_config()["assume_finite"]:  # which other threads would not know of
+        if rows.dtype.kind == "f" and not get_config()["assume_finite"]:  # which other threads would not know of
             self._check_finite(rows)
         return rows
 

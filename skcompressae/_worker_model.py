@@ -8,6 +8,7 @@ import numpy as np
 
 from skcompressae._checks import check_compressor
 from skcompressae._compat import callback_attributes, copy_of_plain_output
+from skcompressae._plain_rows import code_dtype
 from skcompressae._transformer import CompresSAETransformer
 
 __all__ = ["bare_model", "encode_rows"]
@@ -42,8 +43,7 @@ def encode_rows(model: CompresSAETransformer, rows: Any, name: str, *, first_row
     codes : CSR matrix (or array) of shape (n_rows, n_components)
     """
     if len(rows) == 0:
-        dtype = np.float64 if rows.dtype == np.float64 else np.float32
-        return model.transform(np.zeros((1, rows.shape[1]), dtype))[:0]
+        return model.transform(np.zeros((1, rows.shape[1]), code_dtype(rows)))[:0]
     try:
         return model.transform(rows)
     except ValueError:

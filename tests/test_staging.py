@@ -79,10 +79,10 @@ def blocks_of(rows, device, how):
 
 
 @pytest.mark.parametrize("how", ["slices", "picks"])
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int8, np.uint8, np.int64])
 @pytest.mark.parametrize("is_read_only", [True, False])
 def test_rows_arrive_as_unit_rows(device, how, dtype, is_read_only):
-    rows = make_embeddings(n_rows=37, dtype=dtype)
+    rows = np.abs(10 * make_embeddings(n_rows=37)).astype(dtype)
     rows.flags.writeable = not is_read_only
     units, norms = zip(*blocks_of(rows, torch.device(device), how), strict=True)
     expected = unit_rows(rows)

@@ -228,12 +228,17 @@ def test_finite_rows_of_a_sum_beyond_float32_cause_no_warning(embeddings):
 
 @pytest.mark.parametrize(
     ("dtype", "expected"),
-    [(np.float32, np.float32), (np.float64, np.float64), (np.float16, np.float32), (np.int32, np.float64)],
+    [
+        (np.float32, np.float32),
+        (np.float64, np.float64),
+        (np.float16, np.float32),
+        *((dtype, np.float64) for dtype in (np.int8, np.int16, np.int32, np.int64, np.uint16, np.uint64)),
+    ],
 )
 @pytest.mark.parametrize("sparse_output", [True, False])
 def test_dtype_of_codes_follows_the_input(fitted, embeddings, dtype, expected, sparse_output):
     estimator = copy.deepcopy(fitted).set_params(sparse_output=sparse_output)
-    rows = np.round(10 * embeddings).astype(dtype)
+    rows = np.round(embeddings if np.dtype(dtype).kind != "u" else np.abs(embeddings)).astype(dtype)
     codes = estimator.transform(rows)
     assert codes.dtype == expected
     assert estimator.inverse_transform(codes).dtype == expected

@@ -114,9 +114,9 @@ def test_fitted_state_is_consistent(embeddings):
 
 
 def test_float64_float16_and_integer_rows_train_as_float32_ones(embeddings):
-    whole = np.round(8 * embeddings)
+    whole = np.round(2 * embeddings)
     reference = small().fit(whole)
-    for dtype in (np.float64, np.float16, np.int64):
+    for dtype in (np.float64, np.float16, np.int64, np.int32, np.int16, np.int8):
         assert_same_state(reference, small().fit(whole.astype(dtype)))
     assert_same_state(reference, small().fit(np.asfortranarray(whole)))
     assert_same_state(reference, small().fit(whole * 2.0**-70))
@@ -325,12 +325,12 @@ def test_early_stopping_keeps_the_best_weights(embeddings, monkeypatch):
 # Memory-mapped files -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int8])
 def test_memory_mapped_rows_are_never_copied_whole(tmp_path, dtype):
     n_rows, n_features = 40_000_000 // (160 * np.dtype(dtype).itemsize), 160
     path = tmp_path / "rows.npy"
     rows = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(n_rows, n_features))
-    block = make_embeddings(n_rows=2500, n_features=n_features, dtype=dtype)
+    block = np.round(make_embeddings(n_rows=2500, n_features=n_features), 0 if dtype is np.int8 else 4).astype(dtype)
     for start in range(0, n_rows, 2500):
         rows[start : start + 2500] = block
     rows.flush()
@@ -347,7 +347,7 @@ def test_memory_mapped_rows_are_never_copied_whole(tmp_path, dtype):
     finally:
         tracemalloc.stop()
     assert codes.shape == (n_rows, 32)
-    assert codes.dtype == np.float32
+    assert codes.dtype == (np.float64 if dtype is np.int8 else np.float32)
     code_bytes = codes.data.nbytes + codes.indices.nbytes + codes.indptr.nbytes
     assert transform_bytes < 15e6 + 2 * code_bytes
     assert fit_bytes < 30e6

@@ -91,7 +91,7 @@ def unit_rows(
     norms : array of shape (n_rows,), float64
     """
     if x.dtype not in (np.float32, np.float64):
-        x = np.asarray(x, dtype=np.float32 if x.dtype == np.float16 else np.float64)
+        x = np.asarray(x, dtype=np.float32 if x.dtype.itemsize <= 2 else np.float64)
     block = np.ascontiguousarray(x)
     unit = np.empty(block.shape, dtype=dtype) if out is None else out
     norms = np.empty(block.shape[0], dtype=np.float64)
