@@ -37,11 +37,10 @@ class FewCodes(NamedTuple):
 
 
 @njit(nogil=True)
-def _propose(
-    rows: Any, encoder: Any, bias: Any, divisors: Any, unit: Any, norms: Any, candidates: Any, activations: Any
-) -> None:
-    """Divide rows by their norms, and write their candidates and the activations of those."""
+def _propose(rows: Any, encoder: Any, bias: Any, divisors: Any, n_candidates: int, norms: Any) -> Any:
+    """Write the norms of rows; return unit rows, their candidates and the activations of those."""
     n_rows, n_components = rows.shape[0], encoder.shape[0]
+    unit = np.empty(rows.shape, dtype=rows.dtype)
     divide_by_norms(rows, unit, norms)
     products = np.empty((n_rows, n_components), dtype=rows.dtype)
     multiply_rows(unit, encoder, 0, n_components, products)
@@ -49,7 +48,10 @@ def _propose(
         for i in range(n_rows):
             for j in range(n_components):
                 products[i, j] /= divisors[j]
-    top_k_rows(products, bias, True, candidates.shape[1], 0, n_rows, candidates, activations)
+    candidates = np.empty((n_rows, n_candidates), dtype=np.int32)
+    activations = np.empty((n_rows, n_candidates), dtype=rows.dtype)
+    top_k_rows(products, bias, True, n_candidates, 0, n_rows, candidates, activations)
+    return unit, candidates, activations
 
 
 @njit(nogil=True)
@@ -77,10 +79,7 @@ def _pursue_few(
     ridge: Any, flattening: Any, is_scaled: bool, is_of_input: bool, norms: Any, indices: Any, values: Any,
 ) -> bool:  # fmt: skip
     n_rows, k = indices.shape
-    unit = np.empty(rows.shape, dtype=rows.dtype)
-    candidates = np.empty((n_rows, n_candidates), dtype=np.int32)
-    activations = np.empty((n_rows, n_candidates), dtype=rows.dtype)
-    _propose(rows, encoder, bias, divisors, unit, norms, candidates, activations)
+    unit, candidates, activations = _propose(rows, encoder, bias, divisors, n_candidates, norms)
     fitted = np.empty((n_rows, k), dtype=rows.dtype)
     decoded = np.empty(n_rows, dtype=rows.dtype)
     pursue_rows(
@@ -95,10 +94,7 @@ def _choose_few(
     ridge: Any, flattening: Any, is_scaled: bool, is_of_input: bool, norms: Any, indices: Any, values: Any,
 ) -> bool:  # fmt: skip
     n_rows, k = indices.shape
-    unit = np.empty(rows.shape, dtype=rows.dtype)
-    candidates = np.empty((n_rows, n_candidates), dtype=np.int32)
-    activations = np.empty((n_rows, n_candidates), dtype=rows.dtype)
-    _propose(rows, encoder, bias, divisors, unit, norms, candidates, activations)
+    unit, candidates, _ = _propose(rows, encoder, bias, divisors, n_candidates, norms)
     chosen = np.empty((n_rows, k), dtype=rows.dtype)
     write_activation_codes(unit, encoder, bias, divisors, candidates, k, 0, n_rows, indices, chosen)
     decoded = np.empty(n_rows)
