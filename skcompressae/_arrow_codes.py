@@ -36,7 +36,8 @@ def codes_from_arrow(data: Any, *, n_components: int | None = None, code_columns
     data : pyarrow.RecordBatch or pyarrow.Table
         Of :func:`encode_batch`, in any layout, or read from Parquet, as Spark or Dask wrote it.
     n_components : int or None, default=None
-        Width of the codes. None takes it from the schema's metadata; give it where an engine has dropped that.
+        Width of the codes. None takes it from the schema's metadata; give it where an engine has dropped that, or for
+        `code_columns` that other columns were encoded after, as the metadata tells of those.
     code_columns : tuple of str or None, default=None
         Names of the columns of indices and values, or of the one struct column. None takes them from the metadata,
         else ``("indices", "values")``.
@@ -75,17 +76,19 @@ def codes_from_arrow(data: Any, *, n_components: int | None = None, code_columns
     if not isinstance(data, (pa.RecordBatch, pa.Table)):
         raise TypeError(f"data must be a pyarrow.RecordBatch or Table; got {type(data).__name__}.")
     meta = metadata_of(data.schema)
-    width = meta.get("n_components") if n_components is None else n_components
-    if isinstance(width, bool) or not isinstance(width, Integral) or not 1 <= int(width) <= _MAX_COMPONENTS:
-        raise CodesFormatError(
-            "n_components must be a positive int below 2**31 where the schema's metadata does not tell it; got "
-            f"{width!r}."
-        )
     names = tuple(meta.get("columns", ("indices", "values"))) if code_columns is None else tuple(code_columns)
     if missing := [name for name in names if name not in data.schema.names]:
         raise CodesFormatError(
             f"the column(s) {', '.join(map(repr, missing))} are missing; there are "
             f"{', '.join(map(repr, data.schema.names))}. Name the columns of the codes by code_columns."
+        )
+    if list(names) != meta.get("columns", list(names)):
+        meta = {}  # it tells of other columns, which were encoded last
+    width = meta.get("n_components") if n_components is None else n_components
+    if isinstance(width, bool) or not isinstance(width, Integral) or not 1 <= int(width) <= _MAX_COMPONENTS:
+        raise CodesFormatError(
+            "n_components must be a positive int below 2**31 where the schema's metadata does not tell it of these "
+            f"columns; got {width!r}."
         )
     columns: list[Any] = [data.column(name) for name in names]
     if len(columns) == 1:

@@ -231,7 +231,7 @@ class Encoder:
         if coding != "activations" and n_candidates == k:  # as in `_fit`
             coding = "least_squares"
         codes = encode_few(
-            rows,
+            rows if rows.flags.writeable else rows.copy(),  # kernels are compiled anew for arrays that are read-only
             *self._weights.arrays,
             k,
             n_candidates if coding == "pursuit" else self._n_recomputed(k),
@@ -378,6 +378,8 @@ class Encoder:
 
 def _check_scaled(values: FloatArray, norms: NDArray[np.float64]) -> None:
     if not np.isfinite(values).all():
+        if np.isnan(norms).any():  # where scikit-learn was told to assume that there are none
+            raise ValueError("Input X contains NaN or infinity.")
         raise ValueError(
             f"norm='input' scales codes to the rows' L2 norms, but X has a row of norm {norms.max():.3g}, beyond "
             f"{values.dtype.name}. Scale X down, or use norm='unit'."

@@ -330,21 +330,23 @@ class CodeNearestNeighbors(
         array([[0.   , 0.293]])
         """
         check_is_fitted(self)
-        n_neighbors = self._check_n_neighbors(n_neighbors, exclude_self=X is None)
-        queries = self._queries(X)
-        distances = np.empty((queries.n_queries, n_neighbors), queries.dtype)
-        indices = np.empty((queries.n_queries, n_neighbors), np.int64)
-        n_candidates = self._n_candidates(n_neighbors, exclude_self=X is None)
-        for start, stop, batch, norms, exclude, embeddings in queries.batches(self.batch_size, self._n_threads()):
-            scores, rows = self._search(batch, n_candidates, exclude)
-            if self.rerank is not None:
-                found = (embeddings, scores, rows)
-                scores, rows = rerank_candidates(
-                    self._chunks, self._refined, *found, n_neighbors, n_threads=self._n_threads()
-                )
-            indices[start:stop] = rows
-            with np.errstate(over="ignore"):
-                distances[start:stop] = scores_to_distances(self.metric, scores, norms[:, None])
+        with self._as_it_is() as index:
+            n_neighbors = index._check_n_neighbors(n_neighbors, exclude_self=X is None)
+            queries = index._queries(X)
+            distances = np.empty((queries.n_queries, n_neighbors), queries.dtype)
+            indices = np.empty((queries.n_queries, n_neighbors), np.int64)
+            n_candidates = index._n_candidates(n_neighbors, exclude_self=X is None)
+            batches = queries.batches(index.batch_size, index._n_threads())
+            for start, stop, batch, norms, exclude, embeddings in batches:
+                scores, rows = index._search(batch, n_candidates, exclude)
+                if index.rerank is not None:
+                    found = (embeddings, scores, rows)
+                    scores, rows = rerank_candidates(
+                        index._chunks, index._refined, *found, n_neighbors, n_threads=index._n_threads()
+                    )
+                indices[start:stop] = rows
+                with np.errstate(over="ignore"):
+                    distances[start:stop] = scores_to_distances(index.metric, scores, norms[:, None])
         return (distances, indices) if return_distance else indices
 
     def radius_neighbors(
@@ -394,17 +396,20 @@ class CodeNearestNeighbors(
         array([0, 1])
         """
         check_is_fitted(self)
-        radius = self._check_radius(radius)
-        queries = self._queries(X)
-        distances = np.empty(queries.n_queries, object)
-        indices = np.empty(queries.n_queries, object)
-        for start, _, batch, norms, exclude, _ in queries.batches(self.batch_size, self._n_threads()):
-            found = within(self._chunks, batch, score_limits(self.metric, radius, norms), n_threads=self._n_threads())
-            for i, (rows, scores) in enumerate(found):
-                near = scores_to_distances(self.metric, scores, norms[i]).astype(queries.dtype, copy=False)
-                kept = (near <= radius) & (rows != exclude[i])
-                order = np.lexsort((rows[kept], -scores[kept]))
-                distances[start + i], indices[start + i] = near[kept][order], rows[kept][order]
+        with self._as_it_is() as index:
+            radius = index._check_radius(radius)
+            queries = index._queries(X)
+            distances = np.empty(queries.n_queries, object)
+            indices = np.empty(queries.n_queries, object)
+            for start, _, batch, norms, exclude, _ in queries.batches(index.batch_size, index._n_threads()):
+                found = within(
+                    index._chunks, batch, score_limits(index.metric, radius, norms), n_threads=index._n_threads()
+                )
+                for i, (rows, scores) in enumerate(found):
+                    near = scores_to_distances(index.metric, scores, norms[i]).astype(queries.dtype, copy=False)
+                    kept = (near <= radius) & (rows != exclude[i])
+                    order = np.lexsort((rows[kept], -scores[kept]))
+                    distances[start + i], indices[start + i] = near[kept][order], rows[kept][order]
         return (distances, indices) if return_distance else indices
 
     def _n_candidates(self, n_neighbors: int, *, exclude_self: bool) -> int:

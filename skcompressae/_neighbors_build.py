@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,15 @@ from skcompressae._neighbors_queries import is_packed
 from skcompressae._neighbors_rerank import check_residuals, refined_scales
 from skcompressae._restoring import twin_of
 
-__all__ = ["FLOATS", "SEARCH_PARAMETERS", "IndexBuildMixin"]
+__all__ = ["FLOATS", "SEARCH_PARAMETERS", "IndexBuildMixin", "is_components"]
 
 FLOATS = [np.float64, np.float32]
 SEARCH_PARAMETERS = ("n_neighbors", "mode", "metric", "radius", "n_jobs", "device", "batch_size", "rerank")
+
+
+def is_components(compressor: Any) -> bool:
+    """Tell an array of components, or a data frame, which has a `transform` of its own, from a transformer."""
+    return not hasattr(compressor, "transform") or hasattr(compressor, "__array__")
 
 
 class IndexBuildMixin:
@@ -80,7 +86,7 @@ class IndexBuildMixin:
 
     def _compressor_components(self) -> Any:
         """Return the compressor's `components_`, or the array that was given in its place."""
-        if not hasattr(self.compressor, "transform"):
+        if is_components(self.compressor):
             return self.compressor
         if isinstance(self.compressor, Pipeline):
             raise ValueError(
@@ -173,9 +179,17 @@ class IndexBuildMixin:
         refined = self._refined
         if self.rerank is not None and self.components_ is not None:
             refined = [*refined, refined_scales(codes, self.components_, self.metric, self._n_threads())]
-        self._device_index = None
-        self._chunks, self._refined = chunks, refined
-        self.n_samples_fit_ = sum(chunk.store.n_rows for chunk in chunks)
+        n_samples = sum(chunk.store.n_rows for chunk in chunks)
+        # in one step: see `_as_it_is`
+        self.__dict__.update(_device_index=None, _chunks=chunks, _refined=refined, n_samples_fit_=n_samples)
+
+    @contextmanager
+    def _as_it_is(self) -> Iterator[Any]:
+        """Give an index that stays as this one is now, whatever other threads do to it, and keep what that learns."""
+        twin = twin_of(self)
+        yield twin
+        if self._chunks is twin._chunks:
+            self._device_index, self._verified_components = twin._device_index, twin._verified_components
 
     def _extended(self, chunks: list[Chunk], codes: Any) -> list[Chunk]:
         """Return `chunks` with those of `codes` at the end."""

@@ -26,6 +26,7 @@ class NeighborsGraphMixin(TransformerMixin):
     n_samples_fit_: int
     kneighbors: Any
     radius_neighbors: Any
+    _as_it_is: Any
 
     def kneighbors_graph(self, X: Any = None, n_neighbors: int | None = None, mode: str = "connectivity") -> Any:
         """Compute the graph of nearest documents.
@@ -70,11 +71,12 @@ class NeighborsGraphMixin(TransformerMixin):
         array([[1., 1., 0.]])
         """
         _check_graph_mode(mode)
-        distances, indices = self.kneighbors(X, n_neighbors, return_distance=True)
+        with self._as_it_is() as index:
+            distances, indices = index.kneighbors(X, n_neighbors, return_distance=True)
         n_queries, width = indices.shape
         values = distances.ravel() if mode == "distance" else np.ones(indices.size)
         indptr = np.arange(0, n_queries * width + 1, width)
-        return _graph(values, indices.ravel(), indptr, self.n_samples_fit_)
+        return _graph(values, indices.ravel(), indptr, index.n_samples_fit_)
 
     def radius_neighbors_graph(self, X: Any = None, radius: float | None = None, mode: str = "connectivity") -> Any:
         """Compute the graph of documents within a distance.
@@ -116,11 +118,12 @@ class NeighborsGraphMixin(TransformerMixin):
         array([[0.   , 0.293, 0.   ]])
         """
         _check_graph_mode(mode)
-        distances, indices = self.radius_neighbors(X, radius, return_distance=True)
+        with self._as_it_is() as index:
+            distances, indices = index.radius_neighbors(X, radius, return_distance=True)
         indptr = np.concatenate([[0], np.cumsum([len(rows) for rows in indices], dtype=np.int64)])
         columns = np.concatenate([np.empty(0, np.int64), *indices])
         values = np.ones(len(columns)) if mode == "connectivity" else np.concatenate([*distances, []])
-        return _graph(values, columns, indptr, self.n_samples_fit_)
+        return _graph(values, columns, indptr, index.n_samples_fit_)
 
     def transform(self, X: Any) -> Any:
         """Compute the graph of distances to the nearest documents.

@@ -15,7 +15,7 @@ from sklearn.utils.validation import assert_all_finite, validate_data
 from skcompressae._compat import transform_plainly
 from skcompressae._core._rows import canonical_csr
 from skcompressae._core._search_store import Chunk, CodeStore, PostingStore, block_to_csr
-from skcompressae._neighbors_build import FLOATS
+from skcompressae._neighbors_build import FLOATS, is_components
 from skcompressae._neighbors_queries import FittedCodes, Queries, is_packed
 from skcompressae._plain_rows import are_plain_rows
 
@@ -114,7 +114,7 @@ class QueryValidationMixin:
         return hasattr(X, "columns") and hasattr(self.compressor, "feature_names_in_")
 
     def _compress(self, X: Any, dense: NDArray[Any]) -> Any:
-        if not hasattr(self.compressor, "transform"):
+        if is_components(self.compressor):
             raise ValueError(
                 f"mode={self.mode!r} compresses dense queries, but the compressor is an array of components "
                 "without transform; pass the fitted transformer, or codes as queries"

@@ -23,9 +23,10 @@ def restored_on_error(estimator: Any) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        of_callbacks = callback_attributes(estimator)
-        estimator.__dict__.clear()
-        estimator.__dict__.update(before | of_callbacks)
+        kept = before | callback_attributes(estimator)
+        estimator.__dict__.update(kept)  # first: other threads that use it meanwhile find all that there was
+        for name in set(estimator.__dict__) - set(kept):
+            estimator.__dict__.pop(name, None)
         raise
 
 

@@ -376,7 +376,8 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
                     self, X, reset=reset, dtype=own_dtype_first(X, ROW_DTYPES), ensure_all_finite=False
                 )
             except ValueError as error:
-                if hasattr(X, "__array__") and str(error).startswith("setting an array element with a sequence"):
+                of_lists = "setting an array element with a sequence", "X does not contain any features"
+                if hasattr(X, "__array__") and not isinstance(X, np.ndarray) and str(error).startswith(of_lists):
                     raise ValueError(
                         "X must have one column a feature, got a column of lists; stack them, "
                         "as in np.stack(df['embedding'].to_numpy())."
@@ -453,11 +454,13 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         return int(min(self.k, n_components))
 
     def _weights(self) -> Weights:
-        return Weights(self.encoder_weights_, self.encoder_bias_, self.components_)
+        """Return the weights as kernels read them, whatever arrays a user has set: they take them for float32."""
+        return Weights(*map(_as_float32, (self.encoder_weights_, self.encoder_bias_, self.components_)))
 
     def _encoder_divisors(self) -> NDArray[np.float32] | None:
         """Return what pre-activations are divided by: the encoder's scale, where they are the values of a code."""
-        return encoder_scale(self) if self._resolved("coding") == "activations" else None
+        scale = encoder_scale(self) if self._resolved("coding") == "activations" else None
+        return None if scale is None else _as_float32(scale)
 
     def _encoder(self, device: Any = None) -> _encoding.Encoder:
         return _encoding.Encoder(
@@ -470,3 +473,9 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
             flattening=flattening(self),
             divisors=self._encoder_divisors(),
         )
+
+
+def _as_float32(array: NDArray[Any]) -> NDArray[np.float32]:
+    """Return the array itself, if it is a C-contiguous one of float32, as devices keep what they know again."""
+    is_fit = array.dtype == np.float32 and array.flags.c_contiguous
+    return array if is_fit else np.ascontiguousarray(array, dtype=np.float32)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
+from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_scalar
@@ -38,6 +40,8 @@ __all__ = [
 MODES = ("asymmetric", "reconstructed", "sparse")
 # Rows taken at once where a metric needs float64 copies of its input: 4096 x 768 float64 is 24 MiB.
 _ROW_BLOCK = 4096
+# Rows whose lengths differ by less are of one length.
+_SAME_LENGTH = 1.01
 # The arrays that make up each sparse format.
 _SPARSE_PARTS = {
     "csr": ("data", "indices", "indptr"),
@@ -306,6 +310,7 @@ class RetrievalRecallScorer:
         """
         documents, queries = split_queries(X, self.n_queries, self.n_neighbors, self.random_state)
         compressor, documents, queries = enter_compressor(estimator, documents, queries)
+        warn_of_lost_lengths(compressor, documents, self.metric)
         true = exact_neighbors(documents, queries, self.n_neighbors, metric=self.metric)
         compressor = of_moderate_codes(compressor, self.metric)
         codes = transform_plainly(compressor, documents)
@@ -333,12 +338,32 @@ def enter_compressor(estimator: Any, *inputs: Any) -> tuple[Any, ...]:
         compressor = estimator.steps[-1][1]
         if len(estimator.steps) > 1:
             inputs = tuple(estimator[:-1].transform(rows) for rows in inputs)
+    if isinstance(compressor, FrozenEstimator):  # whose parameters cannot be set, not even those of a copy
+        compressor = compressor.estimator
     if not hasattr(compressor, "transform_query"):
         raise TypeError(
             "estimator must be a CompresSAETransformer or a Pipeline that ends in one, "
             f"got {type(compressor).__name__}."
         )
     return (compressor, *inputs)
+
+
+def warn_of_lost_lengths(compressor: Any, documents: Any, metric: str) -> None:
+    """Warn where the true neighbours go by lengths of rows of which codes of the compressor's norm know nothing."""
+    norm = getattr(compressor, "norm", "input")
+    if metric != "dot" or norm == "input":
+        return
+    rows = np.asarray(documents)
+    lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
+    lengths = lengths[lengths > 0]
+    if lengths.size and lengths.max() > _SAME_LENGTH * lengths.min():
+        warnings.warn(
+            f"metric='dot' takes true neighbours by inner products of the rows as they are, and codes of norm={norm!r} "
+            f"keep nothing of the rows' lengths, of which the largest is {lengths.max() / lengths.min():.3g} times the "
+            "smallest: recall will mostly tell of that. Scale the rows to unit length first, or use norm='input'.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def of_moderate_codes(compressor: Any, metric: str) -> Any:

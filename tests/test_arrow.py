@@ -292,7 +292,7 @@ def test_codes_without_their_metadata(fitted, embeddings):
     with pytest.raises(CodesFormatError, match=r"column\(s\) 'code' are missing"):
         codes_from_arrow(encoded, code_columns=("code",))
     with pytest.raises(CodesFormatError, match="'name' must be a struct of 'indices' and 'values'"):
-        codes_from_arrow(encoded, code_columns=("name",))
+        codes_from_arrow(encoded, code_columns=("name",), n_components=48)
     for text in (b"{", b"[]1", b'{"version": 2}', b"[1]", b'{"version": 1, "columns": 3}'):
         with pytest.raises(CodesFormatError, match=r"metadata|version"):
             codes_from_arrow(encoded.replace_schema_metadata({b"skcompressae.codes": text}))
@@ -380,3 +380,15 @@ def test_columns_of_other_engines(fitted, embeddings):
     table = pa.Table.from_batches([encoded])
     wide = table.cast(pa.schema([("indices", pa.large_list(pa.int64())), ("values", pa.large_list(pa.float32()))]))
     same_matrix(codes_from_arrow(wide, n_components=48), expected)
+
+
+def test_columns_encoded_before_others_are_not_read_by_the_metadata_of_those(fitted, embeddings):
+    smaller = CompresSAETransformer(n_components=32, k=3, max_iter=2, random_state=0, device="cpu").fit(embeddings)
+    batch = batch_of(embeddings[:5]).append_column("body", column_of(embeddings[:5]))
+    names = ("ti", "tv")
+    once = encode_batch(smaller, batch, "body", code_columns=names)
+    twice = encode_batch(fitted, once)
+    same_matrix(codes_from_arrow(twice), fitted.transform(embeddings[:5]))
+    with pytest.raises(CodesFormatError, match="does not tell it of these columns"):
+        codes_from_arrow(twice, code_columns=names)
+    same_matrix(codes_from_arrow(twice, code_columns=names, n_components=32), smaller.transform(embeddings[:5]))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_usage_power import small
 
-from skcompressae import CodeNearestNeighbors, _encoding, _transform_methods
+from skcompressae import CodeNearestNeighbors, _encoding, _fit_methods, _neighbors_queries, _transform_methods
 from skcompressae._core._search_store import Chunk
 
 
@@ -79,3 +79,46 @@ def test_an_index_that_could_not_be_built_again_is_what_it_was(embeddings):
     with pytest.raises(ValueError, match="minimum of 1"):
         index.fit(codes[:0])
     assert index.__dict__ == before
+
+
+@pytest.mark.parametrize("mode", ["sparse", "asymmetric"])
+def test_a_search_answers_from_the_index_that_it_began_with(embeddings, monkeypatch, mode):
+    model = small().fit(embeddings)
+    codes = model.transform(embeddings)
+    index = CodeNearestNeighbors(60, radius=0.5, compressor=model, mode=mode, batch_size=16).fit(codes)
+    queries = codes[:48] if mode == "sparse" else embeddings[:48]
+    searches = (
+        lambda: index.kneighbors(queries)[1],
+        lambda: [list(rows) for rows in index.radius_neighbors(queries)[1]],
+        lambda: index.kneighbors_graph(queries).toarray(),
+    )
+    for search in searches:
+        expected = search()
+        with monkeypatch.context() as patch:
+            changing(patch, _neighbors_queries, "_moderate_rows", lambda: index.fit(codes[-60:]))
+            found = search()
+        assert index.n_samples_fit_ == 60
+        np.testing.assert_array_equal(np.array(found, object), np.array(expected, object))
+        index.fit(codes)
+
+
+def test_a_fitted_model_is_one_for_others_while_a_fit_of_it_fails(embeddings, monkeypatch):
+    """As an interrupt may come between any two lines, so may another thread's call."""
+    model = small().fit(embeddings)
+    seen = []
+
+    class Watched(dict):
+        def update(self, *given):
+            seen.append("components_" in model.__dict__)
+            super().update(*given)
+
+    def fails(*_, **__):
+        model.__dict__ = Watched(model.__dict__)
+        model.left_by_the_fit = True
+        raise ValueError("no such rows")
+
+    monkeypatch.setattr(_fit_methods.FitMethodsMixin, "_check_rows", fails)
+    with pytest.raises(ValueError, match="no such rows"):
+        model.fit(embeddings)
+    assert seen == [True]
+    assert not hasattr(model, "left_by_the_fit")

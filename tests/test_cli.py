@@ -148,7 +148,8 @@ def test_an_interrupted_fit_saves_what_it_has(files, monkeypatch, capsys):
     assert 0 < CompresSAETransformer.load("new.safetensors").n_iter_ < 10
 
 
-def test_an_interrupted_fit_with_checkpoints_goes_on_by_the_same_command(files, monkeypatch, capsys):
+@pytest.mark.parametrize("how", [["--checkpoint-dir", "checkpoints"], ["--param", "checkpoint_dir=checkpoints"]])
+def test_an_interrupted_fit_with_checkpoints_goes_on_by_the_same_command(files, monkeypatch, capsys, how):
     from skcompressae._checkpoint import FitCheckpoint
 
     save = FitCheckpoint.save
@@ -158,7 +159,7 @@ def test_an_interrupted_fit_with_checkpoints_goes_on_by_the_same_command(files, 
         raise KeyboardInterrupt
 
     options = ["--n-components", "32", "--k", "4", "--device", "cpu", "--max-iter", "20", "--random-state", "0", "-q"]
-    command = ["fit", "x.parquet", "new.safetensors", *options, "--checkpoint-dir", "checkpoints"]
+    command = ["fit", "x.parquet", "new.safetensors", *options, *how]
     with monkeypatch.context() as patch:
         patch.setattr(FitCheckpoint, "save", save_and_interrupt)
         assert main(command) == 130

@@ -328,3 +328,10 @@ def test_options_of_codes_are_refused_for_models(files, capsys):
     for name, value in (("value-bits", 6), ("n-components", 7)):
         message = refuses_usage(capsys, "export", "model.safetensors", "new.safetensors", "-q", f"--{name}", value)
         assert message == f"--{name} is for codes; model.safetensors holds a model"
+
+
+def test_evaluate_refuses_seeds_that_are_none_and_two_kinds_of_k(files, capsys):
+    command = ["evaluate", "model.safetensors", "x.npy", "-n", "3"]
+    assert refuses_usage(capsys, *command, "--seed", "-1") == "--seed must be from 0 to 2**32 - 1; got -1"
+    message = refuses_usage(capsys, *command, "--k", "3", "--nonzeros", "4")
+    assert message == "--k is the middle of what is measured where --nonzeros does not name it; give one of the two"

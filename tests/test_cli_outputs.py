@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from cli_cases import refuses
+from cli_cases import refuses, refuses_usage
 
 from skcompressae import CompresSAETransformer, _files
 from skcompressae._cli import _encode, _export, _search
@@ -129,3 +129,49 @@ def test_a_link_that_leads_nowhere_gives_way(files):
     assert main(["encode", "model.safetensors", "x.npy", "codes.npz", "-q"]) == 0
     assert not Path("codes.npz").is_symlink()
     assert sp.load_npz("codes.npz").shape == (400, 48)
+
+
+@pytest.mark.parametrize(
+    ("command", "output"),
+    [
+        (["encode", "model.safetensors", "x.parquet", "./x.parquet"], "./x.parquet"),
+        (["decode", "model.safetensors", "codes.parquet", "codes.parquet"], "codes.parquet"),
+        (["fit", "x.npy", "x.npy"], "x.npy"),
+        (["export", "model.safetensors", "link.safetensors", "--k", "3"], "link.safetensors"),
+        (["search", "codes.npz", "x.npy", "--model", "model.safetensors", "--save-index", "model.safetensors"],
+         "model.safetensors"),
+        (["search", "codes.npz", "codes.npz", "codes.npz"], "codes.npz"),
+        (["evaluate", "model.safetensors", "x.npy", "--json", "x.npy"], "x.npy"),
+    ],
+)  # fmt: skip
+def test_no_input_is_written_over(files, fitted, embeddings, capsys, command, output):
+    sp.save_npz("codes.npz", fitted.transform(embeddings[:40]))
+    assert main(["encode", "model.safetensors", "x.npy", "codes.parquet", "-q"]) == 0
+    Path("link.safetensors").hardlink_to("model.safetensors")
+    before = {path: path.read_bytes() for path in files.iterdir()}
+    message = refuses_usage(capsys, *command, "--force")
+    assert message == f"the output {output} is an input of this command; give another name"
+    assert {path: path.read_bytes() for path in files.iterdir()} == before
+
+
+def test_two_outputs_are_two_files(files, fitted, embeddings, capsys):
+    sp.save_npz("codes.npz", fitted.transform(embeddings[:40]))
+    command = ["search", "codes.npz", "codes.npz", "found.tsv", "--save-index", "./found.tsv"]
+    message = "two outputs of this command would be the file ./found.tsv; give another name to one"
+    assert refuses_usage(capsys, *command) == message
+    assert not Path("found.tsv").exists()
+
+
+def test_values_that_the_output_cannot_hold_are_named_and_leave_nothing(files, embeddings, capsys):
+    factors = np.where(np.arange(len(embeddings)) < 7, 1, 1e200)
+    np.save("long.npy", embeddings * factors[:, None])
+    message = refuses(capsys, "encode", "model.safetensors", "long.npy", "codes.parquet")
+    assert message == (
+        "long.npy, row 7: the values of its code are beyond float32, which the output holds; give --norm unit, or an "
+        "output that ends in .npz"
+    )
+    message = refuses(capsys, "encode", "model.safetensors", "long.npy", "codes.skc")
+    assert message == "long.npy: codes contain NaN, infinity or a value beyond float32; give --norm unit"
+    for output in ("codes.parquet", "codes.skc"):
+        assert main(["encode", "model.safetensors", "long.npy", output, "--norm", "unit", "-q"]) == 0
+    assert not list(files.glob("*.partial"))

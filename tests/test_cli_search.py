@@ -2,8 +2,11 @@
 
 from copy import deepcopy
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import scipy.sparse as sp
 from cli_cases import refuses, refuses_usage
 
 from skcompressae import CodeNearestNeighbors, CompresSAETransformer, model_hash
@@ -152,3 +155,43 @@ def test_devices_of_a_search(indexes, capsys):
     assert "mps" not in capsys.readouterr().out
     assert main(["encode", "--help"]) == 0
     assert "--device DEVICE       auto, cpu, cuda, cuda:1, mps" in capsys.readouterr().out
+
+
+def test_distances_are_kept_as_they_are_found(files, fitted, embeddings, capsys):
+    codes = fitted.transform(embeddings[:40].astype(np.float64)) * 1e24
+    sp.save_npz("long.npz", codes)
+    for output in ("found.npz", "found.parquet"):
+        assert main(["search", "long.npz", "long.npz", output, "-n", "2", "--metric", "dot", "-q"]) == 0
+    distances = np.load("found.npz")["distances"]
+    assert np.isfinite(distances).all()
+    assert (distances < -1e40).all()
+    np.testing.assert_array_equal(np.stack(pq.read_table("found.parquet")["distances"].to_numpy()), distances)
+
+
+def test_codes_of_doubles_are_exported_as_such(files, capsys):
+    columns = {"indices": pa.array([[1, 3]], pa.list_(pa.int32())), "values": pa.array([[1e200, 1e-60]])}
+    for name, table in (
+        ("lists", pa.table(columns)),
+        (
+            "struct",
+            pa.table(
+                {
+                    "code": pa.StructArray.from_arrays(
+                        [column.combine_chunks() for column in pa.table(columns).columns], ["indices", "values"]
+                    )
+                }
+            ),
+        ),
+    ):
+        pq.write_table(table, f"{name}.parquet")
+    assert main(["export", "lists.parquet", "codes.npz", "--n-components", "5", "-q"]) == 0
+    np.testing.assert_array_equal(sp.load_npz("codes.npz").toarray(), [[0, 1e200, 0, 1e-60, 0]])
+
+
+def test_arguments_that_cannot_be_are_told_before_any_work(tables, capsys):
+    assert main(["export", "own.parquet", "codes.skc", "-q"]) == 0
+    model = ["--model", "model.safetensors"]
+    message = refuses_usage(capsys, "search", "codes.skc", "x.parquet", *model, "--rerank", "20")
+    assert message == "--rerank needs packed codes with residual codes"
+    message = refuses_usage(capsys, "search", "codes.skc", "own.parquet", *model, "--mode", "asymmetric")
+    assert message == "--mode asymmetric compares embeddings with codes, and own.parquet holds codes"

@@ -1,5 +1,7 @@
 """Which rows quantizers learn from, blocks of queries and of cosines, and finiteness that is taken for granted."""
 
+import copy
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -92,3 +94,26 @@ def test_activations_of_an_encoder_of_any_scale_are_scaled(embeddings, factor):
     np.testing.assert_array_equal(codes.indices, expected[0].indices)
     np.testing.assert_allclose(codes.data, expected[0].data, rtol=1e-4)
     assert model.score(embeddings) == pytest.approx(expected[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["encoder_weights_", "encoder_bias_", "components_"])
+@pytest.mark.parametrize("change", [np.float64, np.float16, np.asfortranarray])
+@pytest.mark.parametrize("n_rows", [1, 300])
+def test_weights_that_a_user_sets_may_be_of_another_dtype_or_layout(fitted, embeddings, name, change, n_rows):
+    """Kernels take them for rows of float32: where rows are screened, those of others gave wrong codes."""
+    model, expected = copy.deepcopy(fitted), copy.deepcopy(fitted)
+    weights = getattr(model, name).astype(np.float16).astype(np.float32)
+    setattr(expected, name, weights)
+    setattr(model, name, change(weights))
+    for coding in ("pursuit", "activations"):
+        codes = [each.set_params(coding=coding).transform(embeddings[:n_rows]) for each in (model, expected)]
+        assert (codes[0] != codes[1]).nnz == 0
+
+
+@pytest.mark.parametrize("n_rows", [5, 300])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_row_that_was_wrongly_assumed_finite_is_named_so(fitted, embeddings, n_rows, value):
+    rows = embeddings[:n_rows].copy()
+    rows[3, 3] = value
+    with config_context(assume_finite=True), pytest.raises(ValueError, match="Input X contains NaN or infinity"):
+        fitted.transform(rows)

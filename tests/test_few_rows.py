@@ -8,7 +8,7 @@ from test_usage_power import small
 from threadpoolctl import threadpool_limits
 
 from skcompressae import CompresSAETransformer, _encoding
-from skcompressae._core import _few_products
+from skcompressae._core import _few_products, _few_rows
 
 CODINGS = "pursuit", "least_squares", "activations"
 
@@ -104,3 +104,13 @@ def test_rows_whose_sum_is_not_finite_are_encoded(embeddings):
     model = CompresSAETransformer(n_components=48, k=3, max_iter=3, norm="unit", random_state=0).fit(embeddings)
     rows = np.full((2, 24), 3e38, np.float32)
     assert model.transform(rows).nnz == 6
+
+
+@pytest.mark.parametrize("kernel", [_few_rows._pursue_few, _few_rows._choose_few])
+def test_kernels_are_not_compiled_anew_for_rows_that_are_read_only(fitted, embeddings, kernel):
+    model = deepcopy(fitted).set_params(coding="pursuit" if kernel is _few_rows._pursue_few else "least_squares")
+    expected = model.transform(embeddings[:2])
+    compiled = len(kernel.signatures)
+    rows = np.frombuffer(embeddings[:2].tobytes(), np.float32).reshape(2, -1)
+    np.testing.assert_array_equal(model.transform(rows).data, expected.data)
+    assert len(kernel.signatures) == compiled > 0

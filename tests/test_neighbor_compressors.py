@@ -167,3 +167,13 @@ def test_graphs_obey_the_sparse_interface_setting(fitted, embeddings):
         assert (type(matrix), type(array)) == (csr_matrix, csr_array)
         assert matrix.indices.dtype == array.indices.dtype == np.int32
         np.testing.assert_array_equal(array.toarray(), matrix.toarray())
+
+
+def test_components_may_come_in_a_data_frame(fitted, embeddings):
+    pandas = pytest.importorskip("pandas")
+    codes = fitted.transform(embeddings)
+    frame = pandas.DataFrame(fitted.components_)
+    index, expected = (CodeNearestNeighbors(3, compressor=each).fit(codes) for each in (frame, fitted))
+    np.testing.assert_array_equal(index.kneighbors(embeddings[:5])[1], expected.kneighbors(embeddings[:5])[1])
+    with pytest.raises(ValueError, match="an array of components without transform"):
+        index.set_params(mode="reconstructed").fit(codes).kneighbors(embeddings[:5])

@@ -81,3 +81,10 @@ def test_the_first_row_that_is_not_finite_is_named(model, value, words):
     rows[[BLOCK_ROWS + 5, BLOCK_ROWS + 8, 2 * BLOCK_ROWS]] = value
     with pytest.raises(ValueError, match=rf"^Input X contains {words}, first in row {BLOCK_ROWS + 5}\.$"):
         model.transform(rows)
+
+
+def test_a_series_of_arrays_is_told_to_be_stacked(fitted, embeddings):
+    polars = pytest.importorskip("polars")
+    series = polars.Series(embeddings[:3].tolist(), dtype=polars.Array(polars.Float32, 24))
+    with pytest.raises(ValueError, match=r"one column a feature, got a column of lists; stack them"):
+        fitted.transform(series)

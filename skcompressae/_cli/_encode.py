@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +75,8 @@ def encode(arguments: argparse.Namespace) -> None:
         n_block_rows = block_rows_for(source.n_features, source.dtype)
         with progress_bar(source.n_rows, "encode", n_done=spool.n_rows, is_quiet=arguments.quiet) as bar:
             for block in source.blocks(spool.n_rows, n_block_rows):
-                _append_codes(spool, _encoded(model, block, source, spool.n_rows), quantizer, arguments.threads)
+                codes = _encoded(model, block, source, spool.n_rows)
+                _append_codes(spool, codes, quantizer, source, arguments.threads)
                 bar.update(len(block))
         shape = (spool.n_rows, int(model.components_.shape[0]))
         if shape[0] != source.n_rows:
@@ -123,16 +126,34 @@ def _encoded(model: Any, block: NDArray[Any], source: RowSource, rows: NDArray[n
         raise
 
 
-def _append_codes(spool: Spool, codes: Any, quantizer: Any, n_threads: int | None) -> None:
+def _append_codes(spool: Spool, codes: Any, quantizer: Any, source: RowSource, n_threads: int | None) -> None:
     if quantizer is None:
+        is_beyond = np.abs(codes.data) > np.finfo(spool.dtype("values")).max
+        if is_beyond.any():
+            row = spool.n_rows + int(np.searchsorted(codes.indptr, np.argmax(is_beyond), side="right")) - 1
+            raise CommandError(
+                f"{source.name}, row {row}: the values of its code are beyond float32, which the output holds; "
+                "give --norm unit, or an output that ends in .npz"
+            )
         arrays = {"lengths": np.diff(codes.indptr), "indices": codes.indices, "values": codes.data}
         spool.append(codes.shape[0], arrays)
         return
     from skcompressae.packed import PackedCodes
 
     k = spool.state["k"]
-    packed = PackedCodes.pack(codes, k=k, quantizer=quantizer, n_threads=n_threads or 1)
+    with _naming(source, spool.n_rows):
+        packed = PackedCodes.pack(codes, k=k, quantizer=quantizer, n_threads=n_threads or 1)
     spool.append(codes.shape[0], {"rows": packed.rows, "scales": packed._scales})
+
+
+@contextmanager
+def _naming(source: RowSource, first_row: int | None) -> Iterator[None]:
+    """Raise errors of values that cannot be packed in the name of the file, with a remedy."""
+    try:
+        yield
+    except ValueError as error:
+        which = "" if first_row is None else f", counted from row {first_row}"
+        raise CommandError(f"{source.name}: {str(error).rstrip('.')}{which}; give --norm unit") from error
 
 
 def _quantizer(spool: Spool, model: Any, source: RowSource, value_bits: int) -> Any:
@@ -143,7 +164,8 @@ def _quantizer(spool: Spool, model: Any, source: RowSource, value_bits: int) -> 
         rows = np.unique(np.linspace(0, source.n_rows - 1, _QUANTIZER_ROWS).astype(np.intp))
         k = min(model.k, int(model.components_.shape[0]))
         codes = _encoded(model, source.take(rows), source, rows)
-        learned = ValueQuantizer.fit(codes, value_bits=value_bits, k=k)
+        with _naming(source, None):
+            learned = ValueQuantizer.fit(codes, value_bits=value_bits, k=k)
         spool.state.update(k=k, kind=learned.kind, levels=learned.levels.astype(np.float64).tolist())
         spool.commit()
     levels = np.array(spool.state["levels"], dtype=np.float32)

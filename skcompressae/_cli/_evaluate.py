@@ -29,6 +29,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
         if output is not None:
             output_kind(output, kinds)
             check_output(output, force=arguments.force)
+    if not 0 <= arguments.seed < 2**32:
+        raise UsageError(f"--seed must be from 0 to 2**32 - 1; got {arguments.seed}")
+    if arguments.k is not None and arguments.nonzeros:
+        raise UsageError("--k is the middle of what is measured where --nonzeros does not name it; give one of the two")
     check_column(arguments.column, arguments.input, *([arguments.queries] if arguments.queries else []))
     source = open_rows(arguments.input, arguments.column)
     model = read_model(arguments.model, arguments)

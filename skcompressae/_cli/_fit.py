@@ -35,10 +35,11 @@ _NOTE = "fit.output"
 def fit(arguments: argparse.Namespace) -> int:
     """Run ``skcompressae fit``; return 130 where Ctrl-C ended it early, with the weights so far saved."""
     output_kind(arguments.output, ("model",))
+    model = _make_model(arguments)
+    arguments.checkpoint_dir = model.checkpoint_dir  # it may have come by --param
     check_output(arguments.output, force=arguments.force or _was_left(arguments))
     check_column(arguments.column, arguments.input)
     source = open_rows(arguments.input, arguments.column)
-    model = _make_model(arguments)
     from skcompressae._checkpoint import kept_until_saved
 
     with kept_until_saved():

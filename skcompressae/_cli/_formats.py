@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import struct
 import zipfile
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from skcompressae._cli._errors import CommandError, UsageError
 
-__all__ = ["ZIP_ERRORS", "check_output", "kind_of", "output_kind"]
+__all__ = ["ZIP_ERRORS", "check_apart", "check_output", "kind_of", "output_kind"]
 
 # What `zipfile` raises on a damaged archive. OSError: a damaged directory sends it to places before the start of the
 # file; NotImplementedError: a damaged field names a method of compression that there is not.
@@ -47,6 +48,8 @@ _SUFFIXES = {
     ".svg": "svg",
     ".pdf": "pdf",
 }
+# Arguments of the commands that name files.
+_READ, _WRITTEN = ("model", "input", "codes", "queries"), ("output", "save_index", "json", "picture")
 # What pickles of the protocols in use begin with.
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
@@ -123,6 +126,32 @@ def output_kind(path: str | os.PathLike[str], allowed: tuple[str, ...]) -> str:
 
         require_matplotlib(f"a {suffix} picture")
     return kind
+
+
+def check_apart(arguments: argparse.Namespace) -> None:
+    """Refuse a command that would write over one of its own inputs, or two of its outputs to one file.
+
+    Raises
+    ------
+    UsageError
+        If two of the files are one, by whatever names.
+    """
+    inputs, outputs = (
+        [path for name in names if isinstance(path := getattr(arguments, name, None), str)]
+        for names in (_READ, _WRITTEN)
+    )
+    for n, output in enumerate(outputs):
+        if any(_is_same(output, path) for path in inputs):
+            raise UsageError(f"the output {output} is an input of this command; give another name")
+        if any(_is_same(output, path) for path in outputs[:n]):
+            raise UsageError(f"two outputs of this command would be the file {output}; give another name to one")
+
+
+def _is_same(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:  # one of them is not there
+        return Path(one).resolve() == Path(other).resolve()
 
 
 def check_output(path: str | os.PathLike[str], *, force: bool) -> None:

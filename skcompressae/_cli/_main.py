@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from skcompressae._cli._errors import CommandError
+from skcompressae._cli._formats import check_apart
 from skcompressae._cli._messages import drop_output, escapes_on_stdout, say, stand_ins_for_closed_streams
 from skcompressae._cli._models import positive
 from skcompressae._cli._options import COMMANDS
@@ -102,6 +103,7 @@ def _run(argv: Sequence[str] | None) -> int:
             _show_warnings_in_one_line(arguments.quiet)
             if arguments.threads:
                 _limit_threads(arguments.threads, stack)
+            check_apart(arguments)
             exit_code = arguments.run(arguments)
             sys.stdout.flush()
         return int(exit_code or 0)

@@ -196,6 +196,13 @@ class ParquetRows:
         return np.concatenate(found)
 
 
+def _dtype_of_values(kind: Any) -> np.dtype[Any]:
+    """Return the dtype of codes in lists of this type, or in a struct of such: float64 of doubles, else float32."""
+    place = getattr(kind, "get_field_index", lambda _: -1)("values")
+    values = kind.field(place).type if place >= 0 else kind
+    return np.dtype(np.float64 if str(getattr(values, "value_type", None)) == "double" else np.float32)
+
+
 class ParquetCodes:
     """Codes in the columns that `skcompressae.arrow` or `PackedCodes.to_arrow` writes, or in columns like these.
 
@@ -238,6 +245,7 @@ class ParquetCodes:
         groups = range(self.file.num_row_groups)
         if self.n_rows < 1 or sum(self.file.metadata.row_group(group).num_rows for group in groups) != self.n_rows:
             raise CommandError(f"{self.name} has no rows, or another number of them than its row groups")
+        self.dtype = _dtype_of_values(schema.field(self.columns[-1]).type)
         self._from_arrow = codes_from_arrow
 
     def blocks(self, start: int, n_block_rows: int) -> Iterator[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,8 @@ def search(arguments: argparse.Namespace) -> None:
         raise UsageError(f"{queries.name} holds embeddings; name the model that compresses them with --model")
     if isinstance(queries, RowSource) and model is not None:
         check_width(queries, model.n_features_in_, f"the model {arguments.model}")
+    if not isinstance(queries, RowSource) and arguments.mode == "asymmetric":
+        raise UsageError(f"--mode asymmetric compares embeddings with codes, and {queries.name} holds codes")
     if isinstance(queries, ParquetCodes) and model is not None:
         matching_model(model, queries.meta, queries.name)
     source = None if is_index else open_codes(arguments.codes, None if model is None else len(model.components_))
@@ -160,10 +163,11 @@ def _make_index(source: CodeSource, arguments: argparse.Namespace, model: Any) -
         n_jobs=arguments.threads or -1,
         device=arguments.device or "cpu",
     )
+    has_residual = isinstance(source, PackedSource) and source.store.residual_codes is not None
+    if arguments.rerank is not None and not has_residual:
+        raise UsageError("--rerank needs packed codes with residual codes")
     if isinstance(source, PackedSource):
         return index.fit(source.store)
-    if arguments.rerank is not None:
-        raise UsageError("--rerank needs packed codes with residual codes")
     with progress_bar(source.n_rows, "index", n_done=0, is_quiet=arguments.quiet) as bar:
         for block in source.blocks(0, _BLOCK_ROWS):
             index.partial_fit(block)
@@ -216,17 +220,19 @@ def _write_parquet(found: Iterator[Found], arguments: argparse.Namespace) -> Non
     import pyarrow as pa
 
     n_neighbors = arguments.n_neighbors
+    first = next(found)
+    distance = pa.from_numpy_dtype(first[0].dtype)
     fields = [pa.field("query", pa.int64())]
     fields += [pa.field("documents", pa.list_(pa.int64(), n_neighbors))]
-    fields += [pa.field("distances", pa.list_(pa.float32(), n_neighbors))]
+    fields += [pa.field("distances", pa.list_(distance, n_neighbors))]
     schema = pa.schema(fields)
     with (
         atomic_write(arguments.output, replaces=arguments.force) as stream,
         parquet_writer(stream, schema) as writer,
     ):
-        for start, (distances, indices) in _numbered(found):
+        for start, (distances, indices) in _numbered(chain([first], found)):
             numbers = pa.array(np.arange(start, start + len(indices)))
             documents = pa.FixedSizeListArray.from_arrays(pa.array(indices.reshape(-1)), n_neighbors)
-            flat = pa.array(distances.astype(np.float32, copy=False).reshape(-1))
+            flat = pa.array(distances.reshape(-1))
             columns = [numbers, documents, pa.FixedSizeListArray.from_arrays(flat, n_neighbors)]
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))

@@ -40,7 +40,8 @@ MIN_STRETCHED = 3e-5
 _FEW_ROWS = 32
 
 
-@njit(nogil=True, fastmath={"reassoc", "contract", "nsz", "nnan", "ninf"})
+# Of numpy's error model: where finiteness is taken for granted, one row that is not must not end the call.
+@njit(nogil=True, fastmath={"reassoc", "contract", "nsz", "nnan", "ninf"}, error_model="numpy")
 def divide_by_norms(x, unit, norms):  # type: ignore[no-untyped-def]
     for i in range(x.shape[0]):
         largest = 0.0

@@ -21,6 +21,7 @@ from skcompressae.metrics import (
     of_moderate_codes,
     search_codes,
     split_queries,
+    warn_of_lost_lengths,
 )
 
 __all__ = ["measure_tradeoff"]
@@ -59,6 +60,7 @@ def measure_tradeoff(
         documents, queries = split_queries(X, None, n_neighbors, random_state)
     compressor, documents, queries = enter_compressor(estimator, documents, queries)
     documents_array, queries_array = np.asarray(documents), np.asarray(queries)
+    warn_of_lost_lengths(compressor, documents_array, metric)
     true = exact_neighbors(documents_array, queries_array, n_neighbors, metric=metric)
     names = _check_reference(reference, documents_array.shape[0])
 

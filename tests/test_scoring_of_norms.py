@@ -1,0 +1,44 @@
+"""What is measured by dot products of codes that know nothing of lengths, and of frozen compressors."""
+
+import warnings
+from copy import deepcopy
+
+import numpy as np
+import pytest
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import normalize
+
+from skcompressae import CompressionTradeoffDisplay
+from skcompressae.metrics import RetrievalRecallScorer
+
+MESSAGE = "codes of norm={}.* keep nothing of the rows' lengths, of which the largest is .* times the smallest"
+
+
+@pytest.mark.parametrize("norm", [None, "unit"])
+def test_lengths_that_codes_have_lost_are_told(fitted, embeddings, norm):
+    model = deepcopy(fitted).set_params(norm=norm)
+    with pytest.warns(UserWarning, match=MESSAGE.format(repr(norm))):
+        RetrievalRecallScorer(metric="dot")(model, embeddings)
+    with pytest.warns(UserWarning, match=MESSAGE.format(repr(norm))):
+        CompressionTradeoffDisplay.from_estimator(model, embeddings, metric="dot", n_neighbors=5, k=6)
+
+
+def test_nothing_is_told_where_lengths_do_not_matter(fitted, embeddings):
+    projecting = deepcopy(fitted).set_params(norm=None)
+    unit = normalize(embeddings)
+    unit[3] = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = RetrievalRecallScorer(metric="dot")(projecting, unit)
+        RetrievalRecallScorer(metric="dot")(fitted, embeddings)
+        RetrievalRecallScorer()(projecting, embeddings)
+    assert found > 0.5
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot"])
+@pytest.mark.parametrize("wrapped", [FrozenEstimator, lambda model: make_pipeline(FrozenEstimator(model))])
+def test_frozen_compressors_are_scored_as_they_are(fitted, embeddings, metric, wrapped):
+    scorer = RetrievalRecallScorer(metric=metric)
+    assert scorer(wrapped(fitted), embeddings) == scorer(fitted, embeddings)
+    assert np.isfinite(scorer(fitted, embeddings))
