@@ -25,7 +25,7 @@ from skcompressae._model_weights import (
 from skcompressae._version import __version__
 from skcompressae.exceptions import ModelFormatError
 
-__all__ = ["FORMAT_VERSION", "ModelFileMixin", "library_versions", "plain_parameter"]
+__all__ = ["FORMAT_VERSION", "RESOLVED_PARAMETERS", "ModelFileMixin", "library_versions", "plain_parameter"]
 
 # A change of what the header or an array means raises this, keeps a reader for the old version, and adds a golden file
 # to tests/data. A new parameter or a new optional entry does not: readers take what is absent at its default.
@@ -33,6 +33,8 @@ FORMAT_VERSION = 1
 _KIND = "skcompressae model"
 # Where and when checkpoints are written is a matter of the machine that fits, not of the model.
 _UNSAVED_PARAMETERS = ("checkpoint_dir", "checkpoint_interval")
+# What "auto" means may change with a version; the codes of a saved model may not. So files hold what it stands for.
+RESOLVED_PARAMETERS = ("coding", "flattening")
 _CURVES = {
     "loss_curve": ("loss_curve_", "float64"),
     "validation_loss_curve": ("validation_loss_curve_", "float64"),
@@ -81,9 +83,9 @@ class ModelFileMixin:
         """Write the fitted model to one file, which :meth:`load` reads without executing anything in it.
 
         The file is in the safetensors format and replaced in one step: whatever happens, `path` is the old file or the
-        new one. It holds parameters (for `coding` what "auto" stands for), weights, names of features, statistics of
-        latent use and loss curves. It does not hold a `random_state` that is a RandomState instance (None takes its
-        place), `checkpoint_dir` and `checkpoint_interval`, callbacks, nor what :meth:`set_output` set.
+        new one. It holds parameters (for `coding` and `flattening` what "auto" stands for), weights, names of features,
+        statistics of latent use and loss curves. It does not hold a `random_state` that is a RandomState instance (None
+        takes its place), `checkpoint_dir` and `checkpoint_interval`, callbacks, nor what :meth:`set_output` set.
 
         Parameters
         ----------
@@ -145,8 +147,7 @@ class ModelFileMixin:
             for name, value in model.get_params(deep=False).items()
             if name not in _UNSAVED_PARAMETERS
         }
-        # What "auto" means may change with a version; the codes of a saved model may not.
-        for name in ("coding", "flattening"):
+        for name in RESOLVED_PARAMETERS:
             parameters[name] = plain_parameter(name, model._resolved(name))
         header = {
             "class": type(model).__name__,

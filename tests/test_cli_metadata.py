@@ -149,6 +149,16 @@ def test_the_size_of_a_parquet_file_is_not_that_of_its_codes(files, capsys):
     assert f"400 codes, {size:.1f} bytes a row with the kept columns" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("changed", [{}, {"recipe": "dense"}, {"flattening": 0.1, "norm": "unit"}])
+def test_info_lists_the_parameters_that_were_changed_only(changed, embeddings, tmp_path, capsys):
+    path = str(tmp_path / "model.safetensors")
+    given = {"n_components": 16, "k": 3, "max_iter": 5, "random_state": 0, **changed}
+    CompresSAETransformer(**given).fit(embeddings).save(path)
+    assert main(["info", "--json", path]) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert record["changed_parameters"] == given
+
+
 def test_evaluate_says_where_its_number_of_neighbours_comes_from(files, embeddings, capsys):
     np.save("few.npy", embeddings[:10])
     message = refuses(capsys, "evaluate", "model.safetensors", "few.npy", "-q", code=2)

@@ -136,12 +136,15 @@ def _index(path: str) -> dict[str, Any]:
 
 
 def _model(path: str) -> dict[str, Any]:
+    from skcompressae._model_io import RESOLVED_PARAMETERS
+    from skcompressae._recipes import RECIPES
     from skcompressae.persistence import load_model, model_hash
 
     model = load_model(path)
-    parameters = {
-        name: value for name, value in model.get_params().items() if value != type(model)().get_params()[name]
-    }
+    unchanged = type(model)().get_params()
+    for name in RESOLVED_PARAMETERS:  # of which files hold what the recipe makes of "auto"
+        unchanged[name] = getattr(RECIPES[model.recipe], name)
+    parameters = {name: value for name, value in model.get_params().items() if value != unchanged[name]}
     return {
         "kind": "model",
         "n_components": len(model.components_),
