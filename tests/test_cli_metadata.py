@@ -147,6 +147,12 @@ def test_the_size_of_a_parquet_file_is_not_that_of_its_codes(files, capsys):
     assert main(["encode", "model.safetensors", "x.parquet", "codes.parquet"]) == 0
     size = Path("codes.parquet").stat().st_size / 400
     assert f"400 codes, {size:.1f} bytes a row with the kept columns" in capsys.readouterr().err
+    pq.write_table(pq.read_table("x.parquet", columns=["vector"]), "vectors.parquet")
+    # none are kept
+    for source, *options in (["x.parquet", "--drop-columns", "--layout", "struct"], ["x.npy"], ["vectors.parquet"]):
+        assert main(["encode", "model.safetensors", source, "codes.parquet", "--force", *options]) == 0
+        size = Path("codes.parquet").stat().st_size / 400
+        assert f"400 codes, {size:.1f} bytes each\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("changed", [{}, {"recipe": "dense"}, {"flattening": 0.1, "norm": "unit"}])

@@ -91,7 +91,8 @@ def encode(arguments: argparse.Namespace) -> None:
     finally:
         spool.close()
     size = Path(arguments.output).stat().st_size
-    what = "a row with the kept columns" if kind == "parquet" else "each"
+    keeps_columns = plan is not None and set(plan[1].names) > set(plan[0].code_columns)
+    what = "a row with the kept columns" if keeps_columns else "each"
     say(f"{arguments.output}: {shape[0]} codes, {size / shape[0]:.1f} bytes {what}", is_quiet=arguments.quiet)
 
 
