@@ -30,12 +30,13 @@ Compress embeddings into sparse codes, and search the codes.
 _EPILOG = """\
 Files are recognised by their content when they are read, and by their suffix when they are written:
 
-  .npy          embeddings, a matrix of floats, one row each
+  .npy          embeddings, a matrix of floats or integers, one row each
   .parquet      embeddings, a column of lists of floats; or codes, columns "indices" and "values"
   .npz          codes, a CSR matrix of scipy.sparse.save_npz
-  .skc .ska     codes, packed into about two bytes a nonzero (searchable) or archived (smallest)
+  .skc .ska     codes, packed into about two bytes a nonzero or archived (smallest; unpacked to be searched)
   .safetensors  a model
-  .onnx         the encoder of a model, for onnxruntime
+  .onnx         the encoder of a model, for onnxruntime (written only)
+  .pt           a checkpoint of the paper's reference implementation, read and written by export
 
 Exit codes: 0 done; 1 the data, a model or a file is not as it must be; 2 the arguments are not; 130 interrupted by
 Ctrl-C; 141 nobody reads the output any more. Errors are one line on stderr, "skcompressae: error: ...".

@@ -281,7 +281,7 @@ COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], Run]]] =
         skcompressae export codes.npz codes.skc --value-bits 6
         skcompressae export codes.skc codes.parquet
         skcompressae export codes.skc codes.ska
-            The archive is smaller where there are many rows, lossless, and not searchable.
+            The archive is lossless, smaller where there are many rows, and unpacked into memory to be searched.
         skcompressae export model.safetensors smaller.safetensors --k 16
         skcompressae export model.safetensors encoder.onnx --norm unit
             The encoder as an ONNX model, for onnxruntime and other engines.
