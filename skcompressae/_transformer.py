@@ -36,9 +36,9 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
     recipe : {"default", "dense", "paper"}, default="default"
         What the parameters left at "auto" become. "dense" is for rows that are searched by dense queries, or compared
         as reconstructions, only: as "default", but for a refined pursuit and a decoder refitted to its codes, which
-        find more of the neighbours there, and fewer where codes are compared with codes (`docs/recipes.md`). "paper" is
-        the recipe of [1]_: random untied start, constant learning rate, batches of 100,000 rows, 500 steps, the
-        encoder's own activations as values.
+        find more of the neighbours there, and fewer where codes are compared with codes (:doc:`recipes </recipes>`).
+        "paper" is the recipe of [1]_: random untied start, constant learning rate, batches of 100,000 rows, 500 steps,
+        the encoder's own activations as values.
 
     coding : {"auto", "pursuit", "refined_pursuit", "least_squares", "activations"}, default="auto"
         How a code is made from the encoder's pre-activations ``p = W x / ||x|| + b``.
@@ -47,7 +47,7 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         - "least_squares": the same support, values refitted to reconstruct x best.
         - "pursuit": the k / 2 entries of largest magnitude, and of the others among the ``candidate_factor * k``
           largest those that explain most of what is left of x, with a share for their magnitude; values refitted
-          (`docs/recipes.md`).
+          (:doc:`recipes </recipes>`).
         - "refined_pursuit": the same, then twice more among the k latents of the code and the k others that correlate
           most with what it leaves of x. Reconstructs best, for three times the time; codes of close rows have less in
           common.
@@ -63,63 +63,66 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         Scale of a code. "input": its reconstruction has the L2 norm of the input row, so that dot products survive.
         "unit": its reconstruction has norm 1. None: values as they come for the row divided by its norm. Scaling leaves
         the mean's latent, if there is one (`scales_mean_apart_`) and values are fitted, at the row's own share of the
-        mean, and stretches the others: rows stay as near to the mean as they are (`docs/recipes.md`).
+        mean, and stretches the others: rows stay as near to the mean as they are (:doc:`recipes </recipes>`).
 
     flattening : float or "auto", default="auto"
         How far fitted values of a scaled code are drawn together: to the power of 1 - `flattening` r, r the norm of
         what least squares leaves of the row divided by its norm. Not in the paper: close rows agree on small values
         more than least squares says, so recall rises, code to code and of dense queries, while little is lost of the
-        reconstruction (`docs/recipes.md`). In [0, 1); 0 leaves values as they are fitted. "auto" is 0.2 in the default
-        recipe. Without effect on activations and where `norm` is None.
+        reconstruction (:doc:`recipes </recipes>`). In [0, 1); 0 leaves values as they are fitted. "auto" is 0.2 in the
+        default recipe, 0 in "paper". Without effect on activations and where `norm` is None.
 
     loss_weights : tuple of two floats, default=(1.0, 0.125)
         Weights of the cosine distance of the reconstruction with k and with 4k latents (equation 4 of [1]_).
 
     neighborhood_weight : float or "auto", default="auto"
         Weight, in units of the mean cosine distance, of a training term that is not in the paper: it makes cosines of
-        codes rank rows as cosines of rows do (`docs/recipes.md`), for better recall of code-to-code search. 0 leaves
-        it out, as the paper's recipe does. "auto" is 1 in the default recipe, sqrt(32 / `k`) for `k` below
-        32: short codes gain most by it.
+        codes rank rows as cosines of rows do (:doc:`recipes </recipes>`), for better recall of code-to-code search. 0
+        leaves it out, as the paper's recipe does. "auto" is 1 in the default recipe, sqrt(32 / `k`) for `k` below 32:
+        short codes gain most by it.
 
     usage_power : float or "auto", default="auto"
         Power of a latent's use by which :meth:`fit` scales its encoder row in the end, so that codes prefer latents
-        which many rows use and close rows agree on (`docs/recipes.md`). Not in the paper: 0 leaves it out, as the
-        paper's recipe does. "auto" is 0.15 in the default recipe, but 0 for ``coding="activations"``, which does
+        which many rows use and close rows agree on (:doc:`recipes </recipes>`). Not in the paper: 0 leaves it out, as
+        the paper's recipe does. "auto" is 0.15 in the default recipe, but 0 for ``coding="activations"``, which does
         without; up to 0.3 favours code-to-code search. :meth:`partial_fit` keeps the scale that there is.
 
     n_refits : int or "auto", default="auto"
         How often :meth:`fit` fits the decoder anew in the end, by least squares to the codes of training rows (at most
         65,536), a pass of the method of optimal directions [2]_ with a ridge. Not in the paper: rows are reconstructed
-        better, and codes of close rows have less in common (`docs/recipes.md`). "auto" is 0 in the default recipe, 3 in
-        "dense". :meth:`partial_fit` does none.
+        better, and codes of close rows have less in common (:doc:`recipes </recipes>`). "auto" is 0 in the default
+        recipe, 3 in "dense". :meth:`partial_fit` does none.
 
     nested : bool, default=False
         Train for `k`, `k` / 2, `k` / 4 and `k` / 8 in turn (four, two, one and one of eight steps; in the last 15 % of
         a fit `k` and `k` / 2), so that one model serves them all (``set_params(k=8)``) nearly as well as models fitted
-        at each. Costs a little recall at `k` itself, most of it in code-to-code search (`docs/recipes.md`). The entries
-        of `loss_curve_` then belong to these k in turn.
+        at each. Costs a little recall at `k` itself, most of it in code-to-code search (:doc:`recipes </recipes>`). The
+        entries of `loss_curve_` then belong to these k in turn.
 
     init : {"auto", "data", "kaiming"}, default="auto"
-        Start of training: latents seeded with training rows blended with noise and a tied encoder, or the paper's
-        random untied weights.
+        Start of training: "data", latents seeded with training rows blended with noise and a tied encoder, or
+        "kaiming", the paper's random untied weights. "auto" is "data" in the default recipe, "kaiming" in "paper".
 
     learning_rate : float or "auto", default="auto"
         Peak learning rate of Adam. In the default recipe "auto" is 0.006, times the square root of u / 96 where a batch
         uses a latent less than 96 times on average, u = `batch_size` * min(4 `k`, `n_components`) / `n_components`; and
-        half of that in :meth:`partial_fit`, which does not decay it.
+        half of that in :meth:`partial_fit`, which does not decay it. It is 0.001 in "paper".
 
     learning_rate_schedule : {"auto", "cosine", "linear", "constant"}, default="auto"
-        Decay of the learning rate over `max_iter` steps, after a linear warm-up.
+        Decay of the learning rate over `max_iter` steps, after a linear warm-up. "auto" is "cosine" in the default
+        recipe, "constant" in "paper".
 
     warmup_fraction : float or "auto", default="auto"
-        Share of the steps over which the learning rate rises to its peak.
+        Share of the steps over which the learning rate rises to its peak. "auto" is 0.05 in the default recipe, 0 in
+        "paper".
 
     batch_size : int or "auto", default="auto"
-        Rows per optimiser step. More than there are rows means all of them.
+        Rows per optimiser step. More than there are rows means all of them. "auto" is 1,024 in the default recipe, a
+        sixteenth of the rows (but at least 64) where these are fewer than 16,384, and 100,000 in "paper".
 
     max_iter : int or "auto", default="auto"
-        Optimiser steps. "auto" is 2,000 in the default recipe, 2,500 where `nested`. :meth:`partial_fit` takes one pass
-        over its block instead.
+        Optimiser steps. "auto" is 2,000 in the default recipe, 500 in "paper", and a quarter more where `nested`.
+        :meth:`partial_fit` takes one pass over its block instead.
 
     early_stopping : bool or "auto", default="auto"
         Stop when the validation loss has not improved for `n_iter_no_change` evaluations and keep the best weights.
