@@ -223,7 +223,7 @@ def search_lines() -> list[str]:
         f"Search, ms per query for the top {settings['top']} of {n_docs:,} codes (k = {settings['k']}, "
         f"{settings['n_components']:,} latents; originals of {settings['n_features']} dimensions; one thread):",
         "",
-        "| | bytes a document | "
+        "| | bytes a document in the index | "
         + " | ".join(f"batch of {batch:,}" if batch > 1 else "one query" for batch in batches)
         + " |",
         "|---|" + "---:|" * (1 + len(batches)),
