@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skcompressae._core._random_states import plain_random_state
 from skcompressae._core._threads import row_blocks
 from skcompressae._files import remove_leftovers
 from skcompressae._fitting import BLOCK_ROWS
@@ -150,8 +151,8 @@ class FitCheckpoint:
             "n_without_gain": state.n_without_gain,
             "batch_size": state.batch_size,
             "has_mean_latent": has_mean_latent,
-            "split_start": _plain_random_state(split_start),
-            "epoch_start": _plain_random_state(state.epoch_start),
+            "split_start": plain_random_state(split_start),
+            "epoch_start": plain_random_state(state.epoch_start),
             "epoch_position": state.epoch_position,
         }
         write_model_file(self.path, _KIND, _VERSION, header, arrays)
@@ -245,12 +246,3 @@ def _named(prefix: str, arrays: tuple[NDArray[Any], ...]) -> dict[str, NDArray[A
 def _describe(rows: Mapping[str, Any]) -> str:
     mapped = " memory-mapped" if rows["memory_mapped"] else ""
     return f"of shape {tuple(rows['shape'])}, {np.dtype(rows['dtype']).name}{mapped},"
-
-
-def _plain_random_state(state: Any) -> Any:
-    """Return the state of a random number generator, of whatever kind, as JSON can hold it exactly."""
-    if isinstance(state, dict):
-        return {name: _plain_random_state(value) for name, value in state.items()}
-    if isinstance(state, np.ndarray):
-        return state.tolist()
-    return state.item() if isinstance(state, np.generic) else state

@@ -15,6 +15,7 @@ from skcompressae._core._pursuit import pursuit_codes
 from skcompressae._core._rows import unit_rows
 from skcompressae._encoding import Encoder
 from skcompressae._torch import _device_encoder, _devices, _pursuit, _row_ops
+from skcompressae._torch._codes import encode_batch
 from skcompressae._torch._device_encoder import DeviceEncoder, drop_kept_encoders, kept_device_encoder
 from skcompressae._torch._pursuit import GramTable, pursuit_codes_torch
 from skcompressae._torch._row_ops import decoded_norms, gathered_dots, unit_rows_torch
@@ -327,3 +328,24 @@ def test_gathers_are_cut_into_bounded_blocks(device, monkeypatch):
     decoded = np.einsum("ia,iaj->ij", values, matrix[picks])
     np.testing.assert_allclose(norms.cpu(), np.linalg.norm(decoded, axis=1), rtol=1e-4)
     np.testing.assert_allclose(overlaps.cpu(), np.einsum("ij,ij->i", decoded, x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e20, 1e30])
+@pytest.mark.parametrize("norm", ["input", "unit"])
+def test_encoders_of_any_scale(weights, scale, norm):
+    """Squares of their activations leave float32."""
+    scaled = Weights(weights.encoder * np.float32(scale), weights.bias * np.float32(scale), weights.decoder)
+    rows = make_embeddings(n_rows=40)
+    found, expected = (
+        make_encoder(scaled, "activations", device).encode(rows, 5, norm=norm, dtype=np.float32)
+        for device in ("cpu", None)
+    )
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-5)
+    cosines = [make_encoder(scaled, "activations", device).cosines(rows, 5, norm=norm) for device in ("cpu", None)]
+    np.testing.assert_allclose(cosines[0], cosines[1], atol=1e-6)
+    given = (torch.from_numpy(array) for array in (rows, *scaled.arrays))
+    _, values = encode_batch(
+        *given, 5, coding="activations", candidate_factor=None, norm=norm, flattening=0.0, keeps_mean=False
+    )
+    np.testing.assert_allclose(values, expected[1], rtol=1e-5)

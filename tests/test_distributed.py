@@ -49,6 +49,11 @@ def fit_as_rank(rank, directory):
             CompresSAETransformer(**PARAMETERS, init="kaiming", random_state=0).fit(X[:: 1 - 2 * rank])
         with pytest.raises(ValueError, match="the same parameters"):
             CompresSAETransformer(**PARAMETERS | {"batch_size": 20 + rank}, random_state=0).partial_fit(X)
+        drawn_from = np.random.RandomState(np.random.PCG64(0))
+        model_of_numbers = CompresSAETransformer(**PARAMETERS, random_state=drawn_from).partial_fit(X)
+        drawn_from.random_sample(rank)
+        with pytest.raises(ValueError, match="int random_state"):
+            model_of_numbers.partial_fit(X)
         with pytest.raises(ValueError, match=r"a row for every rank; got 1 row\(s\) for 2 ranks"):
             CompresSAETransformer(**PARAMETERS, random_state=0).set_params(batch_size=1).fit(X)
         _training._make_engine = TorchEngine  # as on GPUs

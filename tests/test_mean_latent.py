@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from skcompressae import CompresSAETransformer, load_model, model_hash, save_model
+from skcompressae._core._adam import apply_adam
 from skcompressae._core._pursuit import RIDGE
-from skcompressae._core._rows import scale_codes
+from skcompressae._core._rows import scale_codes, unit_rows
 from skcompressae._torch._codes import encode_batch, scale_factors
+from skcompressae._torch._weights import Moments, Weights
 from skcompressae.metrics import mean_cosine_similarity
 
 
@@ -187,3 +189,25 @@ def test_files_remember_how_codes_were_scaled(fitted, rows, tmp_path):
     old = load_model(Path(__file__).parent / "data" / "model_v1.safetensors")
     assert old.has_mean_latent_
     assert not old.scales_mean_apart_
+
+
+@pytest.mark.parametrize("n_features", [33, 256])
+def test_threads_do_not_meet_a_mean_that_is_half_written(n_features):
+    """Its row is of norm 1 but for rounding; normalised again, other threads would read old numbers and new ones."""
+    random_state = np.random.RandomState(0)
+    decoder, _ = unit_rows(random_state.standard_normal((4096, n_features)))
+    decoder[0] *= 1 + 1e-6
+    encoder, bias = random_state.standard_normal((4096, n_features)), random_state.standard_normal(4096)
+    start = Weights(encoder.astype(np.float32), bias.astype(np.float32), decoder)
+    gradients = [random_state.standard_normal(array.shape).astype(np.float32) for array in start.arrays]
+    rates = np.array([0.01, 0.9, 0.99, 1.0, 1e-8], np.float32)
+    found = []
+    for n_threads in (1, 2):
+        weights = start.copy()
+        moments = Moments.zeros_like(weights)
+        given = weights.arrays, tuple(gradient.copy() for gradient in gradients), moments.arrays, rates
+        apply_adam(*given, keeps_mean_latent=True, n_threads=n_threads)
+        np.testing.assert_array_equal(weights.decoder[0], start.decoder[0])
+        found.append(weights)
+    for one, other in zip(*(weights.arrays for weights in found), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -82,7 +82,7 @@ def _apply_adam_rows(
             _take_out(row, mean_direction)
             _take_out(encoder_row, mean_direction)
         norm = np.sqrt(dot(row, row))
-        if norm > 0:
+        if norm > 0 and not is_mean:  # which other threads read, and would meet half written
             for j in range(row.shape[0]):
                 row[j] /= norm
 

@@ -271,8 +271,10 @@ def _values(
 
 
 def _decoded(values: torch.Tensor, atoms: torch.Tensor) -> torch.Tensor:
-    """Return the norms, (n_rows, 1), of what values decode to."""
-    return (values[:, None, :] @ atoms)[:, 0].norm(dim=1, keepdim=True)
+    """Return the norms, (n_rows, 1), of what values decode to, whose squares may leave float32."""
+    scale = values.detach().abs().amax(dim=1, keepdim=True)
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return ((values / scale)[:, None, :] @ atoms)[:, 0].norm(dim=1, keepdim=True) * scale
 
 
 def _unit_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -73,6 +73,15 @@ def decoded_norms(
 
     Both float32, of shape (n_rows,); `values` and `picks` of shape (n_rows, n_picks), `x` (n_rows, n_features).
     """
+    scale = values.abs().amax(dim=1)  # squares of activations of an encoder of any scale may leave float32
+    scale = torch.where(scale > 0, scale, 1.0)
+    norms, overlaps = _decoded_norms(x, values / scale[:, None], matrix, picks)
+    return norms * scale, overlaps * scale
+
+
+def _decoded_norms(
+    x: torch.Tensor, values: torch.Tensor, matrix: torch.Tensor, picks: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     if _devices.uses_triton(values):
         from skcompressae._torch._triton_rows import decoded_norms_triton
 

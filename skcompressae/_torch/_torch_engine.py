@@ -93,7 +93,7 @@ class DeviceLosses:
 
 def _take_out(rows: torch.Tensor, direction: torch.Tensor) -> None:
     """Subtract from rows, in place, their components along a unit vector."""
-    rows -= torch.outer(rows @ direction, direction)
+    rows.addcmul_((rows @ direction)[:, None], direction, value=-1)
 
 
 class TorchEngine:
@@ -133,6 +133,8 @@ class TorchEngine:
             self._parameters = [torch.from_numpy(array).to(device, copy=True) for array in weights.arrays]
             self._moments = [torch.from_numpy(array).to(device, copy=True) for array in moments.arrays]
             self._gradients = [torch.zeros_like(parameter) for parameter in self._parameters]
+            # An update makes no other array of this size, as memory that ends amid it would leave it half done.
+            self._scratch = torch.empty_like(self._parameters[0])
         self._n_steps = moments.n_steps
         self._products = Products(settings.precision, device)
         self._block_rows = max(256, _BLOCK_BYTES // (self._products.dtype.itemsize * weights.n_components))
@@ -231,9 +233,10 @@ class TorchEngine:
         for parameter, gradient, moments in zip(self._parameters, self._gradients, self._moments, strict=True):
             moves = is_used.reshape(-1, *[1] * (gradient.ndim - 1))
             moments[0].lerp_(gradient, (1 - settings.beta1) * moves)
-            moments[1].lerp_(gradient * gradient, (1 - settings.beta2) * moves)
-            denominator = moments[1].sqrt().mul_(rates[1]).add_(settings.epsilon)
-            parameter.sub_((moments[0] / denominator).mul_(rates[0] * moves))
+            scratch = self._scratch.view(-1)[: gradient.numel()].view(gradient.shape)
+            moments[1].lerp_(torch.mul(gradient, gradient, out=scratch), (1 - settings.beta2) * moves)
+            denominator = torch.sqrt(moments[1], out=scratch).mul_(rates[1]).add_(settings.epsilon)
+            parameter.sub_(torch.div(moments[0], denominator, out=scratch).mul_(rates[0] * moves))
         if settings.keeps_mean_latent:
             decoder[0] = mean_direction
             for parameter in (self._parameters[0], decoder):

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from skcompressae._core._random_states import plain_random_state
 from skcompressae._torch._cpu_engine import CpuEngine
 from skcompressae._torch._device_encoder import drop_kept_encoders
 from skcompressae._torch._ranks import Ranks, current_ranks
@@ -30,6 +31,7 @@ _MIN_RUN_BYTES = 2**30
 # Steps that may be queued on a device before the loss of the first is asked for: enough that the device never waits for
 # the host, few enough that an interrupt is soon heeded and little memory is held.
 _STEPS_AHEAD = 4
+_DIVERGED = "Training diverged: weights are no longer finite. Lower learning_rate."
 # Validation is looked at this many times over the planned steps.
 _N_EVALUATIONS = 50
 
@@ -144,6 +146,15 @@ class _BatchSampler:
         self.position += len(picks)
         return self._row_indices[picks]
 
+    def give_back(self, n_rows: int) -> None:
+        """Let the last rows that were drawn be drawn again."""
+        self.position -= n_rows
+
+    @property
+    def has_remainder(self) -> bool:
+        """Whether the epoch has rows left that are to be drawn in it."""
+        return self._keeps_remainder and self.position < len(self._order)
+
     def _begin_epoch(self) -> None:
         self.epoch_start = self._random_state.get_state(legacy=False)
         self._order, self.position = self._shuffle(), 0
@@ -209,14 +220,14 @@ def train(
         settings = replace(settings, batch_size=state.batch_size)
     ranks = current_ranks(device)
     if ranks is not None:
+        drawn = plain_random_state(random_state.get_state(legacy=False))
         ranks.check_alike(
-            f"{agreed} {settings} {schedule} {n_iter_no_change} {keeps_remainder} {state.moments.n_steps}",
+            f"{agreed} {settings} {schedule} {n_iter_no_change} {keeps_remainder} {state.moments.n_steps} {drawn}",
             rows,
             *state.weights.arrays,
             *state.moments.arrays,
             training_indices,
             validation_indices,
-            random_state.get_state(legacy=False)["state"]["key"],
         )
         if ranks.rank > 0:
             on_checkpoint = None
@@ -236,8 +247,15 @@ def train(
     def settle(n_left: int) -> None:
         """Move the losses of all steps but the last few to the curve, waiting for the device where it is behind."""
         while len(queued) > n_left:
-            loss_curve.append(queued[0].loss(settings.loss_weights))
+            loss = queued[0].loss(settings.loss_weights)
+            loss_curve.append(loss)
             queued.popleft()
+            check_loss(loss)
+
+    def check_loss(loss: float) -> None:
+        """Raise where training has diverged, before weights that are still finite are taken for its result."""
+        if not math.isfinite(loss) and not was_interrupted:
+            raise ValueError(_DIVERGED)
 
     def shrinking(work: Callable[[], Losses]) -> Losses:
         """Do the work; out of device memory, drop kept encoders, or else halve the batch, and try again."""
@@ -262,14 +280,18 @@ def train(
             engine = _make_engine(rows, *kept, settings, device)
 
     try:
-        for step in range(state.n_steps + 1, schedule.max_iter + 1):
+        step = state.n_steps
+        while step < schedule.max_iter or sampler.has_remainder:
+            step += 1
             batch, rate = sampler.draw(settings.batch_size), schedule(step)
             # The lambda runs before the loop goes on; it reads `settings` anew after each halving.
             losses = shrinking(lambda: engine.step(batch[: settings.batch_size], rate))  # noqa: B023
+            sampler.give_back(max(0, len(batch) - settings.batch_size))  # what a batch that was halved leaves
             queued.append(losses)
             settle(_STEPS_AHEAD)
             if len(validation_indices) and (step % evaluate_every == 0 or step == schedule.max_iter):
                 loss = shrinking(lambda: engine.losses(validation_indices)).loss(settings.loss_weights)
+                check_loss(loss)
                 validation_curve.append(loss)
                 validation_steps.append(step)
                 if loss < best_loss:
@@ -306,7 +328,7 @@ def train(
     if best_weights is not None and n_without_gain > 0 and not was_interrupted:
         final = best_weights
     if not all(np.isfinite(array).all() for array in final.arrays):  # the last step is looked at by none after it
-        raise ValueError("Training diverged: weights are no longer finite. Lower learning_rate.")
+        raise ValueError(_DIVERGED)
     return TrainingResult(
         weights=final,
         moments=engine.current_moments(),
