@@ -39,6 +39,7 @@ OTHERS = ("recipe", "usage_power", "neighborhood_weight", "flattening")
 # Okabe and Ito's colours; ours stand out by weight.
 CURVES: dict[str, tuple[str, dict[str, Any]]] = {
     "ours": ("skcompressae (packed; from 64 bytes with a residual code)", {"color": "#0072B2", "marker": "o", "lw": 3}),
+    "dense": ('the same, recipe="dense"', {"color": "#56B4E9", "marker": "o", "lw": 2}),
     "opq": ("OPQ", {"color": "#D55E00", "marker": "D"}),
     "pq": ("PQ", {"color": "#E69F00", "marker": "s"}),
     "rabitq": ("RaBitQ", {"color": "#CC79A7", "marker": "v"}),
@@ -71,9 +72,10 @@ def budget_curves() -> dict[str, dict[float, float]]:
     """Return recall@100 by bytes per vector of every method of the picture."""
     hybrid, quality = read(f"hybrid-{NAME}")["results"], read(f"quality-{NAME}")["results"]
     curves: dict[str, dict[float, float]] = {name: {} for name in CURVES}
-    for row in hybrid:
-        name = "ours" if row["method"] in ("sparse", "hybrid") else row["method"]
-        curves[name][row["budget_bytes"]] = row["recall_at_100"]
+    for ours, rows in (("ours", hybrid), ("dense", read(f"hybrid-dense-{NAME}")["results"])):
+        for row in rows:
+            name = ours if row["method"] in ("sparse", "hybrid") else row["method"]
+            curves[name][row["budget_bytes"]] = row["recall_at_100"]
     for row in quality:
         if row["method"] == "pca_int8":
             curves["pca_int8"][row["size_bytes"]] = row["recall_at_100"]
@@ -167,9 +169,10 @@ def bytes_table(curves: dict[str, dict[float, float]]) -> list[str]:
         "| | " + " | ".join(f"{budget} B" for budget in BUDGETS) + " |",
         "|---|" + "---:|" * len(BUDGETS),
     ]
-    for name in ("ours", "pq", "opq", "rabitq", "pca_int8"):
+    for name in ("ours", "dense", "pq", "opq", "rabitq", "pca_int8"):
         cells = [f"{curves[name][b]:.3f}" if b in curves[name] else "not run" for b in BUDGETS]
-        lines.append(f"| {'**skcompressae**' if name == 'ours' else CURVES[name][0]} | " + " | ".join(cells) + " |")
+        label = {"ours": "**skcompressae**", "dense": '**skcompressae**, `recipe="dense"`'}.get(name, CURVES[name][0])
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return lines
 
 
