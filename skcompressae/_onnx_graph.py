@@ -61,6 +61,7 @@ def encoder_model(onnx: Any, weights: Mapping[str, NDArray[np.float32]], setting
     n_components, n_features = weights["components"].shape
     graph = GraphBuilder(onnx)
     n_rows, rows = _at_least_one_row(graph)
+    rows, mark = _finite_rows(graph, rows)
     unit, norms = _unit_rows(graph, rows)
     encoder, bias = (graph.weight(name, weights[name]) for name in ("encoder_weights", "encoder_bias"))
     pre_activations = graph.add("Gemm", unit, encoder, bias, transB=1)
@@ -88,7 +89,7 @@ def encoder_model(onnx: Any, weights: Mapping[str, NDArray[np.float32]], setting
     factors = None if decoded_norms is None else _to_unit_norm(graph, decoded_norms)
     if factors is not None and decoded_norms is not None and settings["keeps_mean"]:
         factors = _stretched(graph, indices, values, decoded_norms, factors)
-    scales = _scales(graph, norms, factors, is_input=norm == "input")
+    scales = graph.add("Mul", mark, _scales(graph, norms, factors, is_input=norm == "input"))
     found = graph.add("Cast", indices, to=onnx.TensorProto.INT32), graph.add("Mul", values, scales)
     for array, name in zip(found, OUTPUTS, strict=True):
         graph.add("Slice", array, graph.constant([0]), n_rows, graph.constant([0]), output=name)
@@ -112,6 +113,18 @@ def _at_least_one_row(graph: GraphBuilder) -> tuple[str, str]:
     n_missing = graph.add("Cast", graph.add("Equal", n_rows, zero), to=graph.onnx.TensorProto.INT64)
     pads = graph.add("Concat", graph.constant([0, 0]), n_missing, zero, axis=0)
     return n_rows, graph.add("Pad", INPUT, pads)
+
+
+def _finite_rows(graph: GraphBuilder, rows: str) -> tuple[str, str]:
+    """Return rows with 0 for NaN and infinity, and factors, shape (n_rows, 1): NaN for rows that had any, else 1.
+
+    Scores that are NaN have no largest: no index would be picked, or one out of range, which ends the whole batch.
+    """
+    zero, one, nan = (graph.constant(number, np.float32) for number in (0, 1, np.nan))
+    is_finite = graph.add("Less", graph.add("Abs", rows), graph.constant(np.inf, np.float32))
+    smallest = graph.add("ReduceMin", graph.add("Where", is_finite, one, zero), graph.constant([1]))
+    mark = graph.add("Where", graph.add("Equal", smallest, one), one, nan)
+    return graph.add("Where", is_finite, rows, zero), mark
 
 
 def _unit_rows(graph: GraphBuilder, rows: str) -> tuple[str, str]:

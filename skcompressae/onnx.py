@@ -63,8 +63,8 @@ def to_onnx(model: CompresSAETransformer, path: str | os.PathLike[str]) -> None:
     their activations are equal to rounding. Where a code has more latents than it takes to reconstruct a row exactly
     (`k` near or above n_features), its values are not determined well, and only what they decode to agrees.
 
-    It checks nothing: rows with NaN or infinity give meaningless codes, and rows whose norm is beyond float32 infinite
-    ones with ``norm="input"``.
+    It refuses nothing: all values of a row with NaN or infinity are NaN, at indices that mean nothing, and the rows
+    beside it are encoded all the same. Rows whose norm is beyond float32 have infinite values with ``norm="input"``.
 
     The metadata entry "skcompressae" of the file is a JSON object with ``format``, ``format_version``,
     ``n_components``, ``n_features``, ``k``, ``coding``, ``candidate_factor``, ``norm``, ``flattening`` (0 where values

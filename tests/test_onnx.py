@@ -180,6 +180,28 @@ def test_codes_of_every_latent_decode_alike(tmp_path, coding):
     np.testing.assert_allclose(np.linalg.norm(decoded, axis=1), np.linalg.norm(rows, axis=1), rtol=1e-4)
 
 
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("coding", CODINGS)
+def test_rows_that_are_not_finite_spoil_no_others(tmp_path, coding, norm):
+    model = make_model(12, 30, k=4, coding=coding, norm=norm)
+    rows = np.random.RandomState(3).standard_normal((7, 12)).astype(np.float32)
+    is_good = np.array([True, False, True, False, True, False, False])
+    rows[1] = np.nan
+    rows[[3, 5, 6], [0, 11, 4]] = np.nan, np.inf, -np.inf
+    session = export(model, tmp_path)
+    indices, values = run(session, rows)
+    evaluator = reference.ReferenceEvaluator(onnx.load(tmp_path / "encoder.onnx"))
+    alone = run(session, rows[is_good])
+    np.testing.assert_array_equal(indices[is_good], alone[0])
+    np.testing.assert_allclose(values[is_good], alone[1], rtol=0, atol=1e-5)
+    found = evaluator.run(["indices", "values"], {"embeddings": rows})
+    for places, numbers in ((indices, values), found):
+        assert np.isnan(numbers[~is_good]).all()
+        assert np.isfinite(numbers[is_good]).all()
+        assert ((places >= 0) & (places < 30)).all()
+        assert (np.diff(places, axis=1) > 0).all()
+
+
 def test_twins_among_the_latents_share_a_value(tmp_path):
     model = make_model(8, 10, k=4, coding="least_squares", norm=None)
     for weights in (model.components_, model.encoder_weights_, model.encoder_bias_[:, None]):
