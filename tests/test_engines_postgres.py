@@ -133,6 +133,23 @@ def test_connections_with_cursors_of_their_own(server, connection, kind):
             )
 
 
+def test_a_database_without_an_encoding(server):
+    """Its texts arrive as bytes."""
+    with psycopg.connect(server, autocommit=True) as admin:
+        admin.execute("DROP DATABASE IF EXISTS bytes")
+        admin.execute("CREATE DATABASE bytes ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
+    with psycopg.connect(server, dbname="bytes") as other:
+        assert other.execute("SELECT 'text'").fetchone() == (b"text",)
+        index = PostgresIndex(other, 3)
+        index.add(np.eye(3))
+        index.create_hnsw()
+        for ef_search in (None, 10):
+            found = PostgresIndex(other, 3).search(np.eye(3), n_neighbors=1, ef_search=ef_search)[1]
+            np.testing.assert_array_equal(found, [[0], [1], [2]])
+        with pytest.raises(ValueError, match=r"must have the columns .*; got .*'code': 'sparsevec\(3\)'"):
+            PostgresIndex(other, 4)
+
+
 def test_an_index_of_other_rows_or_columns_does_not_serve(connection):
     connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
     connection.execute("CREATE TABLE items (id bigint PRIMARY KEY, other sparsevec(3), code sparsevec(3))")

@@ -307,13 +307,12 @@ class PostgresIndex:
                         width=self._sql.Literal(self.n_components),
                     )
                 )
-            types = dict(
-                self._execute(
-                    "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute "
-                    "WHERE attrelid = to_regclass(%s) AND attname IN ('id', 'code')",
-                    [name],
-                ).fetchall()
-            )
+            columns = self._execute(
+                "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute "
+                "WHERE attrelid = to_regclass(%s) AND attname IN ('id', 'code')",
+                [name],
+            ).fetchall()
+            types = {_as_text(column): _as_text(kind) for column, kind in columns}
             expected = {"id": "bigint", "code": f"sparsevec({self.n_components})"}
             if types != expected:
                 raise ValueError(f"table {name} must have the columns {expected}; got {types}.")
@@ -356,6 +355,11 @@ class PostgresIndex:
         """Return the first value of the first row, or None."""
         row = self._execute(self._format(template), arguments or None).fetchone()
         return None if row is None else row[0]
+
+
+def _as_text(value: str | bytes) -> str:
+    """Decode a text of the server, which psycopg leaves as bytes where the database has no encoding (SQL_ASCII)."""
+    return value if isinstance(value, str) else value.decode(errors="replace")
 
 
 def _check_nonzeros(codes: csr_matrix, name: str) -> csr_matrix:
