@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,32 @@ from skcompressae._model_format import check_format_version
 from skcompressae._state_dicts import DAMAGED_STATE_ERRORS, state_array
 from skcompressae.exceptions import ModelFormatError
 
-__all__ = ["FORMAT_VERSION", "KIND", "MODULE_SETTINGS", "MODULE_WEIGHTS", "read_folder"]
+__all__ = ["FORMAT_VERSION", "HEADER", "MODULE_SETTINGS", "MODULE_WEIGHTS", "read_folder", "write_folder"]
 
 # Of config.json and the weights beside it. A change of what they mean raises it and keeps a reader for the old one.
 FORMAT_VERSION = 1
-KIND = "skcompressae sparse encoder module"
+_KIND = "skcompressae sparse encoder module"
+HEADER = {"format": _KIND, "format_version": FORMAT_VERSION}
 MODULE_WEIGHTS = ("encoder_weights", "encoder_bias", "components")
 MODULE_SETTINGS = ("k", "coding", "candidate_factor", "norm", "flattening", "keeps_mean")
+
+
+def write_folder(module: Any, folder: str, *, safe_serialization: bool) -> None:
+    """Write what `read_folder` reads, by way of sentence-transformers, and remove the weights of an earlier save.
+
+    Parameters
+    ----------
+    module : Module
+        Of the package, with the methods `save_config` and `save_torch_weights`.
+    folder : str
+        It exists.
+    safe_serialization : bool
+        Whether weights are written as safetensors rather than as a torch state dict.
+    """
+    module.save_config(folder)
+    module.save_torch_weights(folder, safe_serialization=safe_serialization)
+    # The two have different names, and the reader takes the safetensors where it finds both.
+    Path(folder, "pytorch_model.bin" if safe_serialization else "model.safetensors").unlink(missing_ok=True)
 
 
 def read_folder(
@@ -52,7 +72,7 @@ def read_folder(
         config = module_type.load_config(model_name_or_path, **place)
     except (ValueError, RecursionError) as error:
         raise ModelFormatError(f"{name} is damaged: its config.json cannot be read ({error}).") from error
-    if not isinstance(config, dict) or config.get("format") != KIND:
+    if not isinstance(config, dict) or config.get("format") != _KIND:
         found = (
             f"the format in its config.json is {config.get('format')!r}"
             if isinstance(config, dict)

@@ -12,7 +12,7 @@ from sklearn.utils import check_scalar
 
 from skcompressae._checks import check_compressor
 from skcompressae._model_weights import check_finite, code_settings, coding_weights, settings_digest
-from skcompressae._module_folders import FORMAT_VERSION, KIND, MODULE_SETTINGS, MODULE_WEIGHTS, read_folder
+from skcompressae._module_folders import HEADER, MODULE_SETTINGS, MODULE_WEIGHTS, read_folder, write_folder
 from skcompressae._torch._codes import encode_batch
 from skcompressae._transformer import CompresSAETransformer
 from skcompressae.exceptions import ModelFormatError
@@ -355,8 +355,7 @@ class CompresSAEModule(Module):
         """
         n_components, n_features = self.components.shape
         return {
-            "format": KIND,
-            "format_version": FORMAT_VERSION,
+            **HEADER,
             "n_components": n_components,
             "n_features": n_features,
             **{name: getattr(self, name) for name in MODULE_SETTINGS},
@@ -376,7 +375,8 @@ class CompresSAEModule(Module):
         *args : tuple
             Not used.
         safe_serialization : bool, default=True
-            False writes the weights as a torch state dict instead.
+            False writes the weights as a torch state dict, ``pytorch_model.bin``, instead. The file of the other
+            kind that an earlier save left is removed.
         **kwargs : dict
             Not used.
 
@@ -400,8 +400,7 @@ class CompresSAEModule(Module):
         ...     sorted(path.name for path in Path(folder).iterdir())
         ['config.json', 'model.safetensors']
         """
-        self.save_config(output_path)
-        self.save_torch_weights(output_path, safe_serialization=safe_serialization)
+        write_folder(self, output_path, safe_serialization=safe_serialization)
 
     @classmethod
     def load(

@@ -238,6 +238,18 @@ def test_a_module_comes_back_from_its_folder(fitted, tmp_path, safe_serializatio
     torch.testing.assert_close(codes_of(again, rows), codes_of(module, rows), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("safe_serialization", [True, False])
+def test_a_later_save_leaves_nothing_of_an_earlier_one(fitted, tmp_path, safe_serialization):
+    earlier = copy.copy(fitted)
+    earlier.encoder_bias_ = fitted.encoder_bias_ + 1
+    CompresSAEModule.from_compressor(earlier).save(str(tmp_path), safe_serialization=not safe_serialization)
+    module = CompresSAEModule.from_compressor(fitted)
+    module.save(str(tmp_path), safe_serialization=safe_serialization)
+    weights = "model.safetensors" if safe_serialization else "pytorch_model.bin"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", weights]
+    assert CompresSAEModule.load(str(tmp_path), local_files_only=True).model_hash == module.model_hash
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
