@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from numbers import Integral
+from pathlib import PurePath
 from typing import Any
 
 from sklearn.utils import check_scalar
@@ -173,7 +175,7 @@ def encode_parquet(
     column : str, default="embedding"
         The embedding column.
     mode : {"error", "overwrite", "append", "ignore"}, default="error"
-        What to do where `target` exists, as in ``DataFrameWriter.mode``.
+        What to do where `target` exists, as in ``DataFrameWriter.mode``. "overwrite" removes it before a row is read.
     **options
         Further parameters of :func:`encode_dataframe`.
 
@@ -181,8 +183,11 @@ def encode_parquet(
     ------
     pyspark.errors.PySparkException
         If Spark cannot read, encode or write.
-    TypeError, KeyError, ValueError
+    TypeError, KeyError
         As in :func:`encode_dataframe`.
+    ValueError
+        As there, and, before anything is touched, if `mode` is "overwrite" and `target` is `source`, holds it or lies
+        in it.
 
     See Also
     --------
@@ -194,7 +199,35 @@ def encode_parquet(
     >>> from skcompressae.spark import encode_parquet
     >>> encode_parquet(compressor, spark, "s3a://lake/embeddings", "s3a://lake/codes")  # doctest: +SKIP
     """
-    encode_dataframe(model, spark.read.parquet(str(source)), column, **options).write.mode(mode).parquet(str(target))
+    codes = encode_dataframe(model, spark.read.parquet(str(source)), column, **options)
+    if str(mode).lower() == "overwrite":  # Spark takes it in any case
+        _check_apart(spark, str(source), str(target))
+    codes.write.mode(mode).parquet(str(target))
+
+
+def _check_apart(spark: Any, source: str, target: str) -> None:
+    """Refuse to overwrite what is still to be read, as Spark removes the target first."""
+    hadoop = spark.sparkContext._jvm.org.apache.hadoop.fs
+    configuration = spark._jsparkSession.sessionState().newHadoopConf()
+
+    def place(qualified: Any) -> tuple[str, str | None, PurePath]:
+        uri = qualified.toUri()
+        path = os.path.realpath(uri.getPath()) if uri.getScheme() == "file" else uri.getPath()
+        return uri.getScheme(), uri.getAuthority(), PurePath(path)
+
+    def system_of(path: Any) -> Any:
+        return path.getFileSystem(configuration)
+
+    written = hadoop.Path(target)
+    *where_to, folder = place(system_of(written).makeQualified(written))
+    pattern = hadoop.Path(source)
+    for status in system_of(pattern).globStatus(pattern) or ():
+        *where_from, read = place(status.getPath())
+        if where_from == where_to and (read.is_relative_to(folder) or folder.is_relative_to(read)):
+            raise ValueError(
+                'target must neither be nor hold nor lie in the source with mode="overwrite", which removes the target '
+                f"before a row is read; got source {source!r} and target {target!r}. Write to another folder."
+            )
 
 
 def _import_spark() -> Any:

@@ -96,6 +96,39 @@ def test_parquet_to_parquet(spark, source, fitted, embeddings, tmp_path):
         encode_parquet(fitted, spark, source, target)
 
 
+@pytest.mark.parametrize(
+    ("read", "written"),
+    [
+        ("data", "data"),
+        ("data", "file:{}/link/"),
+        ("file:{}/data/part=1", "data"),
+        ("data/part=*", "data/part=1"),
+        ("data/part=1/rows.parquet", "."),
+        ("data", "data/part=1/codes"),
+    ],
+)
+def test_the_source_is_never_overwritten(spark, fitted, embeddings, tmp_path, monkeypatch, read, written):
+    file = tmp_path / "data" / "part=1" / "rows.parquet"
+    file.parent.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    pq.write_table(pa.table({"id": range(400), "embedding": list(embeddings)}), file)
+    before = file.read_bytes()
+    read, written = (
+        path.format(tmp_path) if path.startswith("file:") else str(tmp_path / path) for path in (read, written)
+    )
+    with pytest.raises(ValueError, match='target must neither be nor hold nor lie in the source with mode="overwrite"'):
+        encode_parquet(fitted, spark, read, written, mode="Overwrite")
+    assert [path for path in (tmp_path / "data").rglob("*") if path.is_file()] == [file]
+    assert file.read_bytes() == before
+
+
+def test_a_neighbour_of_the_source_may_be_overwritten(spark, source, fitted, embeddings):
+    target = f"{source}-codes"
+    for _ in range(2):
+        encode_parquet(fitted, spark, source, target, mode="overwrite")
+    assert_same(read_codes(target), fitted.transform(embeddings))
+
+
 def test_a_killed_worker_loses_nothing(spark, source, fitted, embeddings, tmp_path):
     model = copy.copy(fitted)
     model.__class__ = Mortal
