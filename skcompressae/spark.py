@@ -207,27 +207,34 @@ def encode_parquet(
 
 def _check_apart(spark: Any, source: str, target: str) -> None:
     """Refuse to overwrite what is still to be read, as Spark removes the target first."""
-    hadoop = spark.sparkContext._jvm.org.apache.hadoop.fs
+    if hasattr(spark, "_jsparkSession"):
+        folders, written = _places(spark, source), _places(spark, target, is_pattern=False)
+    else:  # of Spark Connect, whose client sees no file systems: the paths as they are written must do
+        folders, written = [(PurePath(source),)], [(PurePath(target),)]
+    for *where_to, folder in written:
+        for *where_from, read in folders:
+            if where_from == where_to and (read.is_relative_to(folder) or folder.is_relative_to(read)):
+                raise ValueError(
+                    'target must neither be nor hold nor lie in the source with mode="overwrite", which removes the '
+                    f"target before a row is read; got source {source!r} and target {target!r}. Write to another "
+                    "folder."
+                )
+
+
+def _places(spark: Any, path: str, *, is_pattern: bool = True) -> list[tuple[Any, ...]]:
+    """Return the scheme, authority and path of all that a path stands for, as Hadoop qualifies them."""
     configuration = spark._jsparkSession.sessionState().newHadoopConf()
-
-    def place(qualified: Any) -> tuple[str, str | None, PurePath]:
+    given = spark.sparkContext._jvm.org.apache.hadoop.fs.Path(path)
+    system = given.getFileSystem(configuration)
+    found = (
+        [status.getPath() for status in system.globStatus(given) or ()] if is_pattern else [system.makeQualified(given)]
+    )
+    places = []
+    for qualified in found:
         uri = qualified.toUri()
-        path = os.path.realpath(uri.getPath()) if uri.getScheme() == "file" else uri.getPath()
-        return uri.getScheme(), uri.getAuthority(), PurePath(path)
-
-    def system_of(path: Any) -> Any:
-        return path.getFileSystem(configuration)
-
-    written = hadoop.Path(target)
-    *where_to, folder = place(system_of(written).makeQualified(written))
-    pattern = hadoop.Path(source)
-    for status in system_of(pattern).globStatus(pattern) or ():
-        *where_from, read = place(status.getPath())
-        if where_from == where_to and (read.is_relative_to(folder) or folder.is_relative_to(read)):
-            raise ValueError(
-                'target must neither be nor hold nor lie in the source with mode="overwrite", which removes the target '
-                f"before a row is read; got source {source!r} and target {target!r}. Write to another folder."
-            )
+        local = os.path.realpath(uri.getPath()) if uri.getScheme() == "file" else uri.getPath()
+        places.append((uri.getScheme(), uri.getAuthority(), PurePath(local)))
+    return places
 
 
 def _import_spark() -> Any:

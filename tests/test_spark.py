@@ -4,6 +4,7 @@ import copy
 import os
 import signal
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ sql = pytest.importorskip("pyspark.sql")
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
-from skcompressae.spark import encode_dataframe, encode_parquet  # noqa: E402
+from skcompressae.spark import _check_apart, encode_dataframe, encode_parquet  # noqa: E402
 
 pytestmark = [
     # of pyspark's own check of the pandas version; no pandas is involved here
@@ -127,6 +128,14 @@ def test_a_neighbour_of_the_source_may_be_overwritten(spark, source, fitted, emb
     for _ in range(2):
         encode_parquet(fitted, spark, source, target, mode="overwrite")
     assert_same(read_codes(target), fitted.transform(embeddings))
+
+
+@pytest.mark.parametrize("target", ["s3a://lake/rows", "s3a://lake/rows/", "s3a://lake", "s3a://lake/rows/codes"])
+def test_a_session_without_file_systems_compares_paths_as_they_are_written(target):
+    session = types.SimpleNamespace()  # of Spark Connect
+    with pytest.raises(ValueError, match="target must neither be nor hold nor lie in the source"):
+        _check_apart(session, "s3a://lake/rows", target)
+    _check_apart(session, "s3a://lake/rows", "s3a://lake/rows-codes")
 
 
 def test_a_killed_worker_loses_nothing(spark, source, fitted, embeddings, tmp_path):
