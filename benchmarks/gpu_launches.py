@@ -21,6 +21,7 @@ from _common import environment, write_json
 from _gpu import describe, queued_seconds
 
 from skcompressae._torch import _triton_pursuit, _triton_rows, _triton_selection, _triton_step
+from skcompressae._torch._devices import resolve_device
 from skcompressae._torch._pursuit import GramTable
 
 Settings = dict[str, int]
@@ -88,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
-    device = torch.device(options.device)
+    device = resolve_device(options.device)
     found: dict[str, list[dict[str, Any]]] = {}
     result = {
         "environment": environment(),

@@ -28,9 +28,9 @@ from skcompressae._torch._search import DeviceIndex
 
 
 def make_codes(n_rows: int, options: argparse.Namespace, device: torch.device, seed: int) -> csr_matrix:
-    """Draw codes; the popularity of latents does not depend on `seed`."""
-    popularity = options.skew * torch.from_numpy(np.random.default_rng(0).standard_normal(options.n_components))
-    popularity = popularity.float().to(device)
+    """Draw codes; the popularity of latents depends on `options.seed` only."""
+    popularity = np.random.default_rng(options.seed).standard_normal(options.n_components)
+    popularity = (options.skew * torch.from_numpy(popularity)).float().to(device)
     generator = torch.Generator(device).manual_seed(seed)
     parts = []
     for start in range(0, n_rows, 50_000):
@@ -81,11 +81,12 @@ def device_stages(index: DeviceIndex, targets: torch.Tensor, options: argparse.N
 
 def search_rows(n_documents: int, options: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
     """Time all searches of so many documents."""
-    decoder = np.random.default_rng(1).standard_normal((options.n_components, options.n_features), dtype=np.float32)
+    shape = options.n_components, options.n_features
+    decoder = np.random.default_rng(options.seed + 1).standard_normal(shape, dtype=np.float32)
     decoder /= np.linalg.norm(decoder, axis=1, keepdims=True)
     on_device = torch.from_numpy(decoder).to(device)
-    codes = make_codes(n_documents, options, device, 2)
-    dense = decode(make_codes(max(options.batches), options, device, 3), on_device).cpu().numpy()
+    codes = make_codes(n_documents, options, device, options.seed + 2)
+    dense = decode(make_codes(max(options.batches), options, device, options.seed + 3), on_device).cpu().numpy()
     originals = decode(codes, on_device)
     found: list[dict[str, Any]] = []
 
@@ -132,6 +133,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--top", type=int, default=100)
     parser.add_argument("--skew", type=float, default=1.2)
     parser.add_argument("--n-repeats", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     device = resolve_device(options.device)

@@ -91,7 +91,14 @@ def test_gpu_suite_runs_its_benchmarks(benchmark, tmp_path, monkeypatch):
     assert {row["n_rows"] for row in encoding["small_batches"]} == {1, 16, 256, 1024}
     assert "correlations_and_refit" in encoding["stages_s_per_million_rows"]["plain"]
     assert {row["who"] for row in search["rows"]} == {"dense float32", "dense tf32", "codes cpu"}
+    assert [part["settings"]["seed"] for part in (training, encoding, search)] == [0, 0, 0]
     assert json.loads((tmp_path / "suite.json").read_text())["parts"]["gpu_encoding"]["ended"] == 0
+
+
+def test_gpu_launches_says_that_there_is_no_such_device(benchmark):
+    pytest.importorskip("triton")
+    with pytest.raises(ValueError, match=r"device='cuda:99' was asked for, but torch sees \d+ CUDA device"):
+        benchmark("gpu_launches").main(["--device", "cuda:99"])
 
 
 def test_gpu_suite_stops_what_runs_too_long(benchmark, tmp_path):
