@@ -195,6 +195,13 @@ def test_tables_hold_what_the_results_say(docs_module, tmp_path):
     assert results.budget_table(studies[0]) == table
 
 
+def test_results_of_a_modified_tree_are_named():
+    text = (DOCS / "measured.md").read_text(encoding="utf-8")
+    for path in (ROOT / "benchmarks" / "results").glob("*.json"):
+        is_modified = '"is_modified": true' in path.read_text(encoding="utf-8")
+        assert (f"`{path.name}`" in text) == is_modified, path.name
+
+
 def test_margins_are_over_the_paper_at_equal_k_and_mean_over_seeds(docs_module):
     results = docs_module("results")
     modes = ("sparse", "sparse_query128", "reconstructed", "asymmetric", "asymmetric_dot")
