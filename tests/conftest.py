@@ -179,3 +179,10 @@ def assert_goes_with_its_last_reference(holder):
         assert gone() is None
     finally:
         gc.enable()
+
+
+def tick_labels(axis):
+    """Return the labels of the ticks in view of a matplotlib axis."""
+    axis.axes.figure.canvas.draw()
+    low, high = sorted(axis.get_view_interval())
+    return [t.get_text() for t, at in zip(axis.get_ticklabels(), axis.get_ticklocs(), strict=True) if low <= at <= high]

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import tick_labels
 from scipy import sparse
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.exceptions import NotFittedError
@@ -87,12 +88,6 @@ def make_results():
                 }
             )
     return results
-
-
-def tick_labels(axis):
-    axis.axes.figure.canvas.draw()
-    low, high = sorted(axis.get_view_interval())
-    return [t.get_text() for t, at in zip(axis.get_ticklabels(), axis.get_ticklocs(), strict=True) if low <= at <= high]
 
 
 # --- trade-off ---

@@ -14,7 +14,9 @@ __all__ = [
     "format_plain",
     "label_points",
     "make_axes",
+    "marker_of_one",
     "require_matplotlib",
+    "set_integer_ticks",
     "set_plain_log_scale",
 ]
 
@@ -44,10 +46,23 @@ def make_axes(ax: Any, caller: str, figsize: tuple[float, float]) -> Any:
     return plt.subplots(figsize=figsize, layout="constrained")[1]
 
 
+def marker_of_one(values: Any) -> dict[str, str]:
+    """Return the style that shows the line through an array of values also where it is a single point."""
+    return {"marker": "o"} if values.size == 1 else {}
+
+
 def format_plain(value: float) -> str:
     """Write a number without exponent and without trailing zeros: 0.001, 12.5, 4,096."""
     text = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.6f}".rstrip("0").rstrip(".")
     return text or "0"
+
+
+def set_integer_ticks(ax: Any) -> None:
+    """Put the ticks of the x axis at integers, a single one where only one is in view, with plain labels."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
 def set_plain_log_scale(ax: Any, which: str, base: int, suffix: str = "") -> None:

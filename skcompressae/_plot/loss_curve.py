@@ -11,7 +11,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import check_scalar
 from sklearn.utils.validation import check_is_fitted
 
-from skcompressae._plot._axes import COLORS, make_axes
+from skcompressae._plot._axes import COLORS, make_axes, marker_of_one, set_integer_ticks
 
 __all__ = ["LossCurveDisplay"]
 
@@ -197,15 +197,19 @@ class LossCurveDisplay:
             "color": COLORS[0],
             "linewidth": 0.8 if is_smoothed else 1.8,
             "alpha": 0.3 if is_smoothed else 1.0,
+            **marker_of_one(self.training_loss),
         }
         name = "training, each step" if is_smoothed else "training"
         self.lines_ = ax.plot(steps, self.training_loss, **{**style, "label": name, **kwargs})
+        if n_steps == 1:
+            ax.update_datalim([(0, 0), (2, 0)], updatey=False)  # or the view is narrower than a step
         if is_smoothed:
             sums = np.cumsum(np.concatenate([[0.0], self.training_loss]))
             # drawn at the middle of its window, or it would lag behind the loss
             means = (sums[length:] - sums[:-length]) / length
-            style = {"color": COLORS[0], "linewidth": 1.8, "label": f"training, mean of {length:,} steps"}
-            self.lines_ += ax.plot(steps[length - 1 :] - (length - 1) / 2, means, **{**style, **kwargs})
+            style = {"color": COLORS[0], "linewidth": 1.8, **marker_of_one(means)}
+            name = f"training, mean of {length:,} steps"
+            self.lines_ += ax.plot(steps[length - 1 :] - (length - 1) / 2, means, **{**style, "label": name, **kwargs})
         if self.validation_loss.size:
             style = {
                 "color": COLORS[1],
@@ -216,10 +220,7 @@ class LossCurveDisplay:
             }
             self.lines_ += ax.plot(self.validation_steps, self.validation_loss, **{**style, **kwargs})
         ax.set_yscale(yscale)
-        from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        set_integer_ticks(ax)
         ax.set(xlabel="Optimiser step", ylabel="Loss")
         ax.grid(alpha=0.3)
         ax.legend(loc="best")

@@ -232,7 +232,8 @@ class CompressionTradeoffDisplay:
         """Draw a curve for each series.
 
         One curve a series, in the order of their first points; references are dashed, with open markers. Colours and
-        markers tell curves apart also in print and for colour-blind readers.
+        markers tell curves apart also in print and for colour-blind readers. On axes that hold lines they go on
+        after those.
 
         Parameters
         ----------
@@ -285,7 +286,7 @@ class CompressionTradeoffDisplay:
         for point in self.results:
             series.setdefault(point["series"], []).append(point)
         self.lines_, labels = [], []
-        for at, (name, points) in enumerate(series.items()):
+        for at, (name, points) in enumerate(series.items(), start=len(ax.lines)):
             points = sorted(points, key=lambda point: point[x])
             is_reference = any(point.get("is_reference", False) for point in points)
             style = {
@@ -303,7 +304,7 @@ class CompressionTradeoffDisplay:
         ax.margins(x=0.08, y=0.08)
         ax.set_xscale("log")
         ax.autoscale_view()
-        ax.set_ylim(top=min(ax.get_ylim()[1], 1.02))
+        ax.set_ylim(top=min(ax.get_ylim()[1], 1.02), auto=None)  # the next curves on these axes may need more
         set_plain_log_scale(ax, "x", 2, "\N{MULTIPLICATION SIGN}" if x == "compression_factor" else "")
         n_neighbors = {point.get("n_neighbors") for point in self.results}
         rank = f"@{n_neighbors.pop()}" if len(n_neighbors) == 1 and None not in n_neighbors else ""

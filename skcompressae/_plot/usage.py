@@ -10,7 +10,15 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from skcompressae._compat import transform_plainly
-from skcompressae._plot._axes import COLORS, format_plain, make_axes, require_matplotlib, set_plain_log_scale
+from skcompressae._plot._axes import (
+    COLORS,
+    format_plain,
+    make_axes,
+    marker_of_one,
+    require_matplotlib,
+    set_integer_ticks,
+    set_plain_log_scale,
+)
 from skcompressae.metrics import enter_compressor
 
 __all__ = ["LatentUsageDisplay"]
@@ -131,7 +139,8 @@ class LatentUsageDisplay:
         """Draw the sorted usage of the latents.
 
         Latents stand in the order of their usage, so that a steep curve shows that few latents do most of the work.
-        Dead latents, which a logarithmic axis cannot show, are a shaded band.
+        Dead latents, which a logarithmic axis cannot show, are a shaded band. On axes that hold lines, the limits take
+        these in too; give `color` and `label` to tell displays apart.
 
         Parameters
         ----------
@@ -167,9 +176,9 @@ class LatentUsageDisplay:
         ax = make_axes(ax, f"{type(self).__name__}.plot", (7.0, 4.2))
         percent = 100 * np.sort(self.usage)[::-1]
         n_latents, n_alive = percent.size, int(np.count_nonzero(percent))
-        n_dead = n_latents - n_alive
-        style = {"color": COLORS[0], "linewidth": 2.0, "label": "latents, most used first", **kwargs}
-        (self.line_,) = ax.plot(np.arange(1, n_alive + 1), percent[:n_alive], **style)
+        n_dead, alive = n_latents - n_alive, percent[:n_alive]
+        style = {"color": COLORS[0], "linewidth": 2.0, "label": "latents, most used first", **marker_of_one(alive)}
+        (self.line_,) = ax.plot(np.arange(1, n_alive + 1), alive, **{**style, **kwargs})
         if n_alive:
             ax.axhline(
                 percent.mean(),
@@ -178,23 +187,30 @@ class LatentUsageDisplay:
                 linewidth=1.2,
                 label=f"mean usage, {percent.mean():.2g} %",
             )
-            low, high = percent[:n_alive].min(), percent.max()
-            ax.set_yscale("log")
-            ax.set_ylim(low / 1.6, high * 1.6)
-            set_plain_log_scale(ax, "y", 10, " %")
         dead = f"dead: {format_plain(round(100 * self.dead_fraction_, 2))} % ({n_dead:,} of {n_latents:,})"
         if n_dead:
             ax.axvspan(n_alive + 0.5, n_latents + 0.5, color=COLORS[1], alpha=0.25, linewidth=0, label=dead)
         else:
             ax.plot([], [], linestyle="none", label=dead)
-        ax.set_xlim(0.5, n_latents + 0.5)
-        from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        ax.update_datalim([(0.5, 0), (n_latents + 0.5, 0)], updatey=False)
+        _show_all(ax)
+        set_plain_log_scale(ax, "y", 10, " %")
+        set_integer_ticks(ax)
         ax.set(xlabel="Latents, sorted by usage", ylabel="Rows in which the latent fires")
         ax.grid(alpha=0.3)
         # the curve falls, so this corner is free
         ax.legend(loc="upper right")
         self.ax_, self.figure_ = ax, ax.figure
         return self
+
+
+def _show_all(ax: Any) -> None:
+    """Set limits around all that the axes, and those that share an axis with them, hold; the y axis is logarithmic."""
+    boxes = [each.dataLim for each in ax.get_shared_x_axes().get_siblings(ax)]
+    ax.set_xlim(min(box.x0 for box in boxes), max(box.x1 for box in boxes))
+    boxes = [each.dataLim for each in ax.get_shared_y_axes().get_siblings(ax)]
+    low, high = min(box.minposy for box in boxes), max(box.y1 for box in boxes)
+    if low > high:  # there is nothing but dead latents
+        low, high = 1.0, 100.0
+    ax.set_yscale("log")
+    ax.set_ylim(low / 1.6, high * 1.6)
