@@ -81,7 +81,8 @@ class LossCurveDisplay:
     def from_estimator(cls, estimator: Any, *, ax: Any = None, **kwargs: Any) -> LossCurveDisplay:
         """Draw the loss curves of a fitted compressor.
 
-        The validation loss is that of the rows held out by `validation_fraction`; after `partial_fit` there is none.
+        The validation loss is that of the rows that `fit` held out by `validation_fraction`. `partial_fit` adds none: a
+        model that it started has none.
 
         Parameters
         ----------
