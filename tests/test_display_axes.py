@@ -1,4 +1,4 @@
-"""Displays on axes that hold others and of a single point."""
+"""Displays on axes that hold others, of a single point, and of models whose k is above the number of latents."""
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -117,3 +117,18 @@ def test_loss_of_a_single_step_is_a_marker(yscale):
 def test_loss_over_a_window_of_all_steps_is_a_marker():
     _, mean = LossCurveDisplay(training_loss=[3.0, 2.0, 1.0]).plot(window=3).lines_
     assert (mean.get_marker(), mean.get_xydata().tolist()) == ("o", [[2.0, 2.0]])
+
+
+def test_tradeoff_reads_a_polars_data_frame():
+    records = [{**point, "label": label} for point, label in zip(points("a", (3, 0.5), (10, 0.4)), "xy", strict=True)]
+    table = pytest.importorskip("polars").DataFrame(records)
+    assert CompressionTradeoffDisplay.from_results(table).results == records
+
+
+def test_tradeoff_measures_k_above_the_number_of_latents_once(fitted, embeddings):
+    n_latents = len(fitted.components_)
+    with pytest.warns(UserWarning, match=rf"Using k={n_latents}"):
+        display = CompressionTradeoffDisplay.from_estimator(
+            fitted, embeddings, k=(2, n_latents + 1, n_latents, n_latents + 9), modes="sparse", reference=None
+        )
+    assert [point["label"] for point in display.results] == ["k=2", f"k={n_latents}"]

@@ -81,15 +81,20 @@ def measure_tradeoff(
             }
         )
 
-    sizes = []
+    sizes: list[float] = []
+    measured: set[int] = set()
     for value in ks:
         model = _of_sparse_codes(compressor).set_params(k=value)
         codes = model.transform(documents)
+        n_kept = min(int(value), codes.shape[1])
+        if n_kept in measured:
+            continue
+        measured.add(n_kept)
         with np.errstate(over="ignore"):  # the search says where values are too large
             sizes.append(bytes_per_vector(codes.astype(np.float32)))  # beside float32 vectors
         for mode in mode_names:
             found = search_codes(model, codes, queries, mode, n_neighbors, metric)
-            add(_MODE_NAMES[mode], f"k={value}", sizes[-1], found, False)
+            add(_MODE_NAMES[mode], f"k={n_kept}", sizes[-1], found, False)
     rows = _reference_rows(documents_array, metric)
     for name in names:
         rule = "dot" if name == "pca" else metric

@@ -32,7 +32,8 @@ class CompressionTradeoffDisplay:
         One dict per point, with the keys `series` (str, the curve it belongs to), `compression_factor`
         (float) and `recall` (float from 0 to 1). Optional keys: `label` (str, written beside the point),
         `bytes_per_vector` (float), `n_neighbors` (int, the n of recall@n) and `is_reference` (bool, drawn
-        dashed).
+        dashed). As everywhere in matplotlib, text between two "$" is mathematics unless a backslash
+        escapes them, and a series whose name begins with "_" is left out of the legend.
 
     Attributes
     ----------
@@ -95,7 +96,7 @@ class CompressionTradeoffDisplay:
         X_queries : array-like of shape (n_queries, n_features) or None, default=None
             Queries. None takes a fifth of the rows of `X`, at most 1,000, out of the documents.
         k : int or iterable of int, default=(8, 16, 32)
-            Numbers of nonzeros to measure.
+            Numbers of nonzeros to measure. Those above the number of latents are that number, measured once.
         modes : {"asymmetric", "reconstructed", "sparse"} or iterable of them, default=all three
             Search modes, one curve for each.
         n_neighbors : int, default=100
@@ -171,7 +172,7 @@ class CompressionTradeoffDisplay:
 
         Parameters
         ----------
-        results : iterable of dict, DataFrame, or path of a JSON file
+        results : iterable of dict, DataFrame of pandas or Polars, or path of a JSON file
             One record per point, with the keys (columns) that :class:`CompressionTradeoffDisplay` describes;
             more are ignored. A JSON file holds a list of records, or an object with the list under "results".
             Missing values (None, NaN) of optional keys count as absent.
@@ -217,7 +218,9 @@ class CompressionTradeoffDisplay:
             if "results" not in results:
                 raise ValueError(f"results must have a list under 'results', got the keys {sorted(results)}.")
             results = results["results"]
-        if hasattr(results, "to_dict"):
+        if hasattr(results, "to_dicts"):
+            results = results.to_dicts()
+        elif hasattr(results, "to_dict"):
             results = results.to_dict(orient="records")
         return cls(results=[_check_record(record, at) for at, record in enumerate(results)]).plot(ax, **kwargs)
 
