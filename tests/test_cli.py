@@ -262,6 +262,15 @@ def test_evaluate_measures_held_out_queries(files, capsys):
     assert (other["n_queries"], other["n_documents"], other["queries"]) == (15, 400, "queries.npy")
 
 
+def test_evaluate_measures_what_is_above_the_number_of_latents_once(files, fitted, capsys):
+    n_latents = len(fitted.components_)
+    command = ["-n", "10", "--nonzeros", str(n_latents), str(n_latents + 9), "--modes", "sparse", "packed", "-q"]
+    assert main(["evaluate", "model.safetensors", "x.npy", *command]) == 0
+    table = capsys.readouterr().out
+    assert table.count(f"k={n_latents} ") == 2
+    assert f"k={n_latents + 9}" not in table
+
+
 def test_evaluate_takes_rows_of_any_length(files, capsys):
     command = ["-n", "10", "--nonzeros", "6", "--modes", "asymmetric", "sparse", "packed", "-q"]
     np.save("tiny.npy", np.load("x.npy").astype(np.float64) * 1e-50)

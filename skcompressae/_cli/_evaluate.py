@@ -58,7 +58,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         results = [point for point in results if point["is_reference"]]
     if "packed" in arguments.modes:
         true = exact_neighbors(documents, queries, arguments.n_neighbors, metric=arguments.metric)
-        for k in ks:
+        for k in dict.fromkeys(min(k, len(model.components_)) for k in ks):
             smaller = copy.copy(of_moderate_codes(model, arguments.metric)).set_params(k=k)
             packed = smaller.transform_packed(documents, value_bits=_VALUE_BITS)
             found = search_codes(smaller, packed, queries, "asymmetric", arguments.n_neighbors, arguments.metric)
