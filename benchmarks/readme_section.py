@@ -188,7 +188,8 @@ def speed_lines() -> list[str]:
         f"latents, k = {shape['k']}) takes {step['our_step_float32_s']:.2f} s where plain PyTorch takes "
         f"{step['plain_pytorch_step_s']:.2f} s ({of_steps}); `transform` of {n_samples:,} rows "
         f"{encode['transform_pursuit_float32_s']:.2f} s against {encode['plain_pytorch_s']:.2f} s, of a single "
-        f"row {1e3 * encode['single_row_pursuit_float32_s']:.1f} ms ({of_codes}). Either with "
+        f"row {1e3 * encode['single_row_pursuit_float32_s']:.1f} ms against "
+        f"{1e3 * encode['plain_pytorch_single_row_s']:.1f} ms ({of_codes}). Either with "
         f"{step['n_threads']} threads, float32, no GPU. {gpu_sentence()}",
         "",
         *search_lines(),
