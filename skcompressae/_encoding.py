@@ -377,9 +377,9 @@ class Encoder:
 
 
 def _check_scaled(values: FloatArray, norms: NDArray[np.float64]) -> None:
+    if np.isnan(norms).any():  # as `unit_rows` says
+        raise ValueError("Input X contains NaN or infinity.")
     if not np.isfinite(values).all():
-        if np.isnan(norms).any():  # where scikit-learn was told to assume that there are none
-            raise ValueError("Input X contains NaN or infinity.")
         raise ValueError(
             f"norm='input' scales codes to the rows' L2 norms, but X has a row of norm {norms.max():.3g}, beyond "
             f"{values.dtype.name}. Scale X down, or use norm='unit'."

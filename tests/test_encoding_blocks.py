@@ -111,9 +111,11 @@ def test_weights_that_a_user_sets_may_be_of_another_dtype_or_layout(fitted, embe
 
 
 @pytest.mark.parametrize("n_rows", [5, 300])
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_row_that_was_wrongly_assumed_finite_is_named_so(fitted, embeddings, n_rows, value):
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("columns", [[3], [23], range(24)])
+def test_a_row_that_was_wrongly_assumed_finite_is_refused(fitted, embeddings, n_rows, value, columns):
+    """Kernels that choose by numbers that are none would read beyond their arrays."""
     rows = embeddings[:n_rows].copy()
-    rows[3, 3] = value
+    rows[3, list(columns)] = value
     with config_context(assume_finite=True), pytest.raises(ValueError, match="Input X contains NaN or infinity"):
         fitted.transform(rows)

@@ -33,7 +33,7 @@ class FewCodes(NamedTuple):
     indices: IndexArray  # (n_rows, k), ascending in each row
     values: FloatArray  # (n_rows, k), float32
     norms: NDArray[np.float64]  # (n_rows,), of the rows
-    is_finite: bool  # whether all values are: scaled to norms of the rows they may not be
+    is_finite: bool  # whether all rows were, and all values are: scaled to norms of the rows they may not be
 
 
 @njit(nogil=True)
@@ -42,6 +42,9 @@ def _propose(rows: Any, encoder: Any, bias: Any, divisors: Any, n_candidates: in
     n_rows, n_components = rows.shape[0], encoder.shape[0]
     unit = np.empty(rows.shape, dtype=rows.dtype)
     divide_by_norms(rows, unit, norms)
+    for i in range(n_rows):
+        if np.isnan(norms[i]):  # refused in the end; kernels that assume numbers must not choose by it
+            unit[i] = 0
     products = np.empty((n_rows, n_components), dtype=rows.dtype)
     multiply_rows(unit, encoder, 0, n_components, products)
     if divisors.shape[0] > 0:
@@ -59,9 +62,11 @@ def _scale(
     indices: Any, fitted: Any, decoded: Any, norms: Any, is_scaled: bool, is_of_input: bool, keeps_mean: bool,
     values: Any,
 ) -> bool:  # fmt: skip
-    """Scale values to a norm, if to any, and return whether all of them are finite."""
+    """Scale values to a norm, if to any, and return whether all of them, and the rows, are finite."""
     wanted = np.empty(norms.shape[0])
     for i in range(norms.shape[0]):
+        if np.isnan(norms[i]):
+            return False
         wanted[i] = norms[i] if is_of_input else np.float64(norms[i] > 0)
         if not is_scaled:
             decoded[i] = 0  # which multiplies values by what is wanted alone

@@ -40,14 +40,16 @@ MIN_STRETCHED = 3e-5
 _FEW_ROWS = 32
 
 
-# Of numpy's error model: where finiteness is taken for granted, one row that is not must not end the call.
-@njit(nogil=True, fastmath={"reassoc", "contract", "nsz", "nnan", "ninf"}, error_model="numpy")
-def divide_by_norms(x, unit, norms):  # type: ignore[no-untyped-def]
+# Of numpy's error model, and without assuming numbers: a row that has NaN or infinity gets the norm NaN, to be refused
+# before other kernels, which do assume them, choose by it.
+@njit(nogil=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+def divide_by_norms(x: Any, unit: Any, norms: Any) -> None:
+    """Write unit rows and the norms that rows were divided by; an all-zero row stays all zero."""
     for i in range(x.shape[0]):
         largest = 0.0
         for j in range(x.shape[1]):
             magnitude = abs(np.float64(x[i, j]))
-            largest = magnitude if magnitude > largest else largest
+            largest = largest if magnitude <= largest else magnitude  # NaN goes on
         if largest == 0.0:
             norms[i] = 0.0
             for j in range(x.shape[1]):
@@ -90,6 +92,11 @@ def unit_rows(
     -------
     unit : C-contiguous array of shape (n_rows, n_features)
     norms : array of shape (n_rows,), float64
+
+    Raises
+    ------
+    ValueError
+        If a row is not finite after all.
     """
     if x.dtype not in (np.float32, np.float64):
         x = np.asarray(x, dtype=np.float32 if x.dtype.itemsize <= 2 else np.float64)
@@ -97,11 +104,14 @@ def unit_rows(
     unit = np.empty(block.shape, dtype=dtype) if out is None else out
     norms = np.empty(block.shape[0], dtype=np.float64)
     divide_by_norms(block, unit, norms)
+    if np.isnan(norms).any():  # where scikit-learn was told to assume that there are none
+        raise ValueError("Input X contains NaN or infinity.")
     return unit, norms
 
 
 @njit(nogil=True)
-def write_decoded_norms(decoder, indices, values, start, stop, norms):  # type: ignore[no-untyped-def]
+def write_decoded_norms(decoder: Any, indices: Any, values: Any, start: Any, stop: Any, norms: Any) -> None:
+    """Write the norms of the reconstructions of the rows ``start:stop``."""
     x_hat = np.empty(decoder.shape[1], dtype=decoder.dtype)
     scaled = np.empty(values.shape[1], dtype=values.dtype)
     for i in range(start, stop):

@@ -40,9 +40,11 @@ def compute_activations(
 
 
 @njit(nogil=True, fastmath=FAST)
-def write_activation_codes(  # type: ignore[no-untyped-def]
-    x, encoder, bias, divisors, candidates, k, start, stop, indices, values
-):
+def write_activation_codes(
+    x: Any, encoder: Any, bias: Any, divisors: Any, candidates: Any, k: int,
+    start: Any, stop: Any, indices: Any, values: Any,
+) -> None:  # fmt: skip
+    """Write the k largest of the candidates' activations, recomputed, for the rows ``start:stop``."""
     n_candidates = candidates.shape[1]
     activations = np.empty(n_candidates, dtype=x.dtype)
     magnitudes = np.empty(n_candidates, dtype=x.dtype)
