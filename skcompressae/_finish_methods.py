@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from skcompressae._fitting import BLOCK_ROWS, MAX_SCALING_ROWS, measure_usage, refit_components, usage_factors
 from skcompressae._model_weights import unscaled_encoder
+from skcompressae._residual_codes import learned_quantizer
 from skcompressae._torch._training import TrainingResult
 from skcompressae._torch._weights import StepSettings, Weights
 from skcompressae._transform_methods import TransformMethodsMixin
@@ -48,6 +49,8 @@ class FinishMethodsMixin(TransformMethodsMixin):
             n_rows_counted_=0,
             latent_rms_=np.ones(len(components)),
             dead_latents_fraction_=np.nan,
+            residual_quantizer_=None,  # of other weights
+            residual_norm_=self.norm,
         )
         if result.was_interrupted:
             warnings.warn(
@@ -114,6 +117,31 @@ class FinishMethodsMixin(TransformMethodsMixin):
                     stacklevel=3,
                 )
                 return False
+        return True
+
+    def _learn_residuals(self, rows: NDArray[Any], training: NDArray[np.intp]) -> bool:
+        """Learn the quantiser of residual codes, if there are to be any.
+
+        Returns
+        -------
+        bool
+            False if an interrupt came before that was done.
+        """
+        if self.residual_bytes is None:
+            return True
+        try:
+            self.residual_quantizer_ = learned_quantizer(self, rows, training)
+        except ValueError as error:
+            raise ValueError(
+                f"the model is fitted, but has no residual codes (residual_bytes={self.residual_bytes}): {error}"
+            ) from error
+        except KeyboardInterrupt:
+            warnings.warn(
+                "fit was interrupted while it learned residual codes (residual_bytes); the model has none.",
+                InterruptedFitWarning,
+                stacklevel=3,
+            )
+            return False
         return True
 
     def _scale_encoder(self, factors: NDArray[np.float32]) -> None:

@@ -24,6 +24,7 @@ from skcompressae._model_io import plain_parameter
 from skcompressae._model_weights import encoder_scale, weights_digest
 from skcompressae._progress import StepReporter
 from skcompressae._recipes import RECIPES
+from skcompressae._residual_codes import check_residual_bytes
 from skcompressae._restoring import restored_on_error
 from skcompressae._torch._devices import resolve_device
 from skcompressae._torch._training import Schedule, TrainingState, train
@@ -47,7 +48,7 @@ _TRAINING_PARAMETERS = (
     "validation_fraction", "n_iter_no_change", "precision", "random_state",
 )  # fmt: skip
 # Those that decide what fit makes of the trained weights.
-_FINISHING_PARAMETERS = ("coding", "candidate_factor", "usage_power", "n_refits")
+_FINISHING_PARAMETERS = ("coding", "candidate_factor", "usage_power", "n_refits", "residual_bytes")
 # What the recipe decides beside them, and no parameter sets: a version that trains in another way goes on with no
 # checkpoint of this one.
 _TRAINING_RULES = ("beta2", "rests_idle", "full_rate_uses", "min_batches_per_epoch")
@@ -118,6 +119,7 @@ class FitMethodsMixin(FinishMethodsMixin):
         with restored_on_error(self):
             is_warm = self.warm_start and hasattr(self, "components_")
             rows = self._check_rows(X, reset=not is_warm)
+            check_residual_bytes(self.residual_bytes, rows.shape[1])
             random_state = check_random_state(self.random_state)
             if is_warm:
                 self._check_width_unchanged()
@@ -180,6 +182,8 @@ class FitMethodsMixin(FinishMethodsMixin):
         finally:
             self._note_start(checkpoint)
         self._measure(rows, training, result, random_state)
+        if is_finished and not result.was_interrupted:
+            is_finished = self._learn_residuals(rows, training)
         if checkpoint is not None and is_finished and not result.was_interrupted:
             checkpoint.remove()
             del self._interrupted
@@ -209,7 +213,8 @@ class FitMethodsMixin(FinishMethodsMixin):
         Raises
         ------
         ValueError
-            If the block is not as :meth:`fit` requires, or has another width than those before it.
+            If the block is not as :meth:`fit` requires, or has another width than those before it, or `residual_bytes`
+            is not None.
 
         See Also
         --------
@@ -230,6 +235,11 @@ class FitMethodsMixin(FinishMethodsMixin):
         """
         with restored_on_error(self):
             is_first = not hasattr(self, "components_")
+            if self.residual_bytes is not None:
+                raise ValueError(
+                    f"residual_bytes must be None in partial_fit, which sees too little to learn residual codes; got "
+                    f"{self.residual_bytes}. Give packed codes some by PackedCodes.with_residual_of."
+                )
             rows = self._check_rows(X, reset=is_first)
             random_state = check_random_state(self.random_state)
             if is_first:

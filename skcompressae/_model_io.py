@@ -22,8 +22,10 @@ from skcompressae._model_weights import (
     stored_weights,
     weights_digest,
 )
+from skcompressae._residual_codes import fitted_quantizer
 from skcompressae._version import __version__
 from skcompressae.exceptions import ModelFormatError
+from skcompressae.packed import ResidualQuantizer
 
 __all__ = ["FORMAT_VERSION", "RESOLVED_PARAMETERS", "ModelFileMixin", "library_versions", "plain_parameter"]
 
@@ -138,6 +140,11 @@ class ModelFileMixin:
         scale = encoder_scale(model)
         if scale is not None:
             arrays["encoder_scale"] = scale
+        residual = fitted_quantizer(model)
+        if residual is not None:
+            arrays["residual_centroids"] = residual.centroids
+            if residual.rotation is not None:
+                arrays["residual_rotation"] = residual.rotation
         moments = model._moments if with_moments else None
         if moments is not None:
             arrays.update(zip(_MOMENTS, moments[:3], strict=True))
@@ -165,6 +172,7 @@ class ModelFileMixin:
                 "n_rows_counted": int(model.n_rows_counted_),
                 "dead_latents_fraction": float(model.dead_latents_fraction_) if model.n_rows_counted_ else None,
                 "moments_n_steps": None if moments is None else int(moments[3]),
+                **({} if residual is None else {"residual_norm": model.residual_norm_}),
             },
             "weights_sha256": weights_digest(model),
             "model_hash": code_digest(model),
@@ -303,7 +311,16 @@ def _build(
         model.encoder_scale_ = check_array(path, arrays, "encoder_scale", "float32", (n_components,))
         if model.encoder_scale_.min() <= 0:
             raise ModelFormatError(f"{path} is damaged: its encoder's scale is not positive.")
+    model.residual_quantizer_, model.residual_norm_ = None, model.norm
+    if "residual_centroids" in arrays:
+        shapes_of = {"residual_centroids": (None, None, None), "residual_rotation": (None, n_features)}
+        residual = [check_array(path, arrays, name, "float32", shapes_of[name]) for name in shapes_of if name in arrays]
+        model.residual_quantizer_ = ResidualQuantizer(*residual)
+        model.residual_norm_ = training["residual_norm"]
+        if model.residual_quantizer_.n_features != n_features or model.residual_norm_ not in ("input", "unit", None):
+            raise ModelFormatError(f"{path} is damaged: its residual codes are not of {n_features} features.")
     known = {*WEIGHT_NAMES, *_CURVES, "latent_counts", "latent_rms", "encoder_scale"}
+    known |= {"residual_centroids", "residual_rotation"}
     model._moments = None
     if training["moments_n_steps"] is not None:
         known.update(_MOMENTS)

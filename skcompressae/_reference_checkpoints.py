@@ -114,6 +114,7 @@ def from_reference_checkpoint(
     model.k_ = int(k)
     model.has_mean_latent_ = model.scales_mean_apart_ = False
     model.encoder_scale_ = None
+    model.residual_quantizer_, model.residual_norm_ = None, model.norm
     model.n_iter_ = 0
     model.loss_curve_ = np.empty(0)
     model.validation_loss_curve_ = np.empty(0)

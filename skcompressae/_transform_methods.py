@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from copy import copy
 from numbers import Integral
 from typing import Any, cast
@@ -20,10 +21,11 @@ from skcompressae._core._threads import copy_rows, effective_n_threads, row_bloc
 from skcompressae._model_weights import encoder_scale, flattening, scales_mean_apart
 from skcompressae._plain_rows import ROW_DTYPES, are_plain_codes, are_plain_rows, code_dtype, own_dtype_first
 from skcompressae._recipes import RECIPES
+from skcompressae._residual_codes import with_residual_codes
 from skcompressae._restoring import twin_of
 from skcompressae._torch._devices import resolve_device
 from skcompressae._torch._weights import Weights
-from skcompressae.packed import PackedCodes, ValueQuantizer
+from skcompressae.packed import PackedCodes, ResidualQuantizer, ValueQuantizer
 
 __all__ = ["TransformMethodsMixin"]
 
@@ -46,6 +48,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
     coding: str
     candidate_factor: float
     norm: str | None
+    residual_bytes: int | None
     precision: str
     sparse_output: bool
     device: str
@@ -53,6 +56,8 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
     encoder_bias_: NDArray[np.float32]
     components_: NDArray[np.float32]
     latent_rms_: NDArray[np.float64]
+    residual_quantizer_: ResidualQuantizer | None
+    residual_norm_: str | None
     k_: int
 
     def transform(self, X: ArrayLike) -> Any:
@@ -121,7 +126,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
     def transform_packed(
         self, X: ArrayLike, *, value_bits: int = 4, quantizer: ValueQuantizer | None = None
     ) -> PackedCodes:
-        """Encode rows straight into packed codes.
+        """Encode rows straight into packed codes, with residual codes where `residual_bytes` asks for them.
 
         Rows go from embeddings to words block by block, so no CSR matrix of all codes is ever in memory.
 
@@ -144,14 +149,15 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         ------
         ValueError
             If X is not as :meth:`transform` requires, `value_bits` is out of range, `quantizer` was learned at another
-            k, or the largest magnitude of a code lies outside [2**-100, 2**100], as it can for ``norm="input"``.
+            k, or the largest magnitude of a code lies outside [2**-100, 2**100], as it can for ``norm="input"``; if
+            `residual_bytes` or `norm` is not what the model was fitted with, where there are residual codes.
         TypeError
             If `quantizer` is no ValueQuantizer.
 
         See Also
         --------
         transform : Codes as a SciPy matrix.
-        PackedCodes.with_residual_of : Adds a few bytes of what codes leave.
+        PackedCodes.with_residual_of : Adds residual codes to codes that have none.
         PackedCodes.concatenate : Joins blocks packed with one quantiser.
 
         Examples
@@ -167,23 +173,33 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         """
         model = self._as_it_is()
         rows = model._check_rows(X, reset=False)
-        encoder = model._encoder()
-        k = model._effective_k(encoder.n_components)
         if quantizer is not None and not isinstance(quantizer, ValueQuantizer):
             raise TypeError(f"quantizer must be a ValueQuantizer or None; got {quantizer!r}.")
+        return model._pack(rows, value_bits, quantizer, with_residual_codes)
+
+    def _pack(
+        self,
+        rows: NDArray[Any],
+        value_bits: int = 4,
+        quantizer: ValueQuantizer | None = None,
+        finish: Callable[[PackedCodes, NDArray[Any], Any], PackedCodes] = lambda block, rows, model: block,
+    ) -> PackedCodes:
+        """Pack the codes of checked rows; ``finish(block, rows, self)`` returns what becomes of each block."""
+        encoder = self._encoder()
+        k = self._effective_k(encoder.n_components)
         if quantizer is None:
             sample = rows[np.unique(np.linspace(0, len(rows) - 1, _QUANTIZER_ROWS).astype(np.intp))]
             codes = _encoding.codes_to_csr(
-                *encoder.encode(sample, k, norm=model.norm, dtype=np.float32), encoder.n_components
+                *encoder.encode(sample, k, norm=self.norm, dtype=np.float32), encoder.n_components
             )
             quantizer = ValueQuantizer.fit(codes, value_bits=value_bits, k=k)
         blocks, n_threads = [], effective_n_threads()
-        for where, indices, values in encoder.encode_blocks(rows, k, norm=model.norm, dtype=np.float32):
+        for where, indices, values in encoder.encode_blocks(rows, k, norm=self.norm, dtype=np.float32):
             try:
                 block = PackedCodes.from_topk(
                     indices, values, encoder.n_components, quantizer=quantizer, n_threads=n_threads
                 )
-                blocks.append(block)
+                blocks.append(finish(block, rows[where], self))
             except ValueError as error:
                 if where.start == 0:
                     raise

@@ -93,6 +93,13 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         better, and codes of close rows have less in common (:doc:`recipes </recipes>`). "auto" is 0 in the default
         recipe, 3 in "dense". :meth:`partial_fit` does none.
 
+    residual_bytes : int or None, default=None
+        Bytes of a second code of each row, which :meth:`transform_packed` adds and by which
+        ``CodeNearestNeighbors(rerank=...)`` puts candidates in order: a product quantisation of what the packed code
+        leaves, learned by :meth:`fit` [3]_ (:ref:`hybrid codes <hybrid-codes>`). At most `n_features`; None leaves it
+        out. :meth:`transform` does not use it. It is smallest for ``norm=None``; with ``norm="input"`` long rows decide
+        what is learned, as befits dot products.
+
     nested : bool, default=False
         Train for `k`, `k` / 2, `k` / 4 and `k` / 8 in turn (four, two, one and one of eight steps; in the last 15 % of
         a fit `k` and `k` / 2), so that one model serves them all (``set_params(k=8)``) nearly as well as models fitted
@@ -202,6 +209,10 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         Training rows (at most 100,000, drawn at random) behind the two statistics.
     dead_latents_fraction_ : float
         Share of latents that no counted row uses.
+    residual_quantizer_ : ResidualQuantizer or None
+        Of the residual codes; None where `residual_bytes` was None, and after :meth:`partial_fit`.
+    residual_norm_ : {"input", "unit", None}
+        The `norm` of the codes whose residuals it was learned on.
     loss_curve_ : ndarray of shape (`n_iter_`,)
         Training loss at every step.
     validation_loss_curve_, validation_steps_ : ndarray
@@ -223,6 +234,7 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
     .. [1] P. Kasalicky, M. Spisak, V. Vancura, D. Bohunek, R. Alves, P. Kordik, "The Future is Sparse: Embedding
        Compression for Scalable Retrieval in Recommender Systems", RecSys 2025, arXiv:2505.11388.
     .. [2] K. Engan, S. O. Aase, J. H. Husoy, "Method of Optimal Directions for Frame Design", ICASSP 1999.
+    .. [3] T. Ge, K. He, Q. Ke, J. Sun, "Optimized Product Quantization", CVPR 2013.
 
     Examples
     --------
@@ -249,6 +261,7 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         "neighborhood_weight": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
         "usage_power": [Interval(Real, 0, 1, closed="both"), StrOptions({"auto"})],
         "n_refits": [Interval(Integral, 0, None, closed="left"), StrOptions({"auto"})],
+        "residual_bytes": [Interval(Integral, 1, None, closed="left"), None],
         "nested": ["boolean"],
         "init": [StrOptions({"auto", "data", "kaiming"})],
         "learning_rate": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
@@ -283,6 +296,7 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         neighborhood_weight: float | str = "auto",
         usage_power: float | str = "auto",
         n_refits: int | str = "auto",
+        residual_bytes: int | None = None,
         nested: bool = False,
         init: str = "auto",
         learning_rate: float | str = "auto",
@@ -313,6 +327,7 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         self.neighborhood_weight = neighborhood_weight
         self.usage_power = usage_power
         self.n_refits = n_refits
+        self.residual_bytes = residual_bytes
         self.nested = nested
         self.init = init
         self.learning_rate = learning_rate
@@ -333,8 +348,8 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         self.checkpoint_interval = checkpoint_interval
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # pickles that know neither are of models whose codes were as fitted, and whose decoder as trained
-        super().__setstate__({"flattening": 0.0, "n_refits": "auto", **state})
+        # pickles that know none are of models whose codes were as fitted, and whose decoder as trained
+        super().__setstate__({"flattening": 0.0, "n_refits": "auto", "residual_bytes": None, **state})
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

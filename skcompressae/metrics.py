@@ -377,10 +377,11 @@ def of_moderate_codes(compressor: Any, metric: str) -> Any:
 
 
 def search_codes(
-    compressor: Any, codes: Any, queries: Any, mode: str, n_neighbors: int, metric: str
+    compressor: Any, codes: Any, queries: Any, mode: str, n_neighbors: int, metric: str, *, rerank: int | None = None
 ) -> npt.NDArray[np.int64]:
     """Return the indices that a search of `mode` over `codes` finds for dense `queries`."""
-    index = CodeNearestNeighbors(n_neighbors, compressor=compressor, mode=mode, metric=metric).fit(codes)
+    search = CodeNearestNeighbors(n_neighbors, compressor=compressor, mode=mode, metric=metric, rerank=rerank)
+    index = search.fit(codes)
     entering = np.asarray(queries) if mode == "asymmetric" else transform_plainly(compressor, queries)
     indices: npt.NDArray[np.int64] = index.kneighbors(entering, return_distance=False)
     return indices

@@ -28,6 +28,7 @@ UNLIKE = {
     "max_iter": (6, 8),
     "coding": ("pursuit", "least_squares"),
     "n_refits": (0, 1),
+    "residual_bytes": (None, 3),
 }
 
 

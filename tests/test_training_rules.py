@@ -61,6 +61,7 @@ NO_MATTER = {
     "flattening",
     "usage_power",
     "n_refits",
+    "residual_bytes",
     "sparse_output",
     "device",
     "warm_start",

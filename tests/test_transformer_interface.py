@@ -145,6 +145,8 @@ def test_codes_in_any_order_and_in_parts_are_decoded(fitted, dtype, index_dtype)
         ("usage_power", np.nan),
         ("n_refits", -1),
         ("n_refits", 1.5),
+        ("residual_bytes", 0),
+        ("residual_bytes", 2.5),
         ("nested", "yes"),
         ("init", "zeros"),
         ("learning_rate", 0.0),

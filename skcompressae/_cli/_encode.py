@@ -48,6 +48,8 @@ def encode(arguments: argparse.Namespace) -> None:
     kind = output_kind(arguments.output, ("npz", "parquet", "packed"))
     if kind != "packed" and arguments.value_bits is not None:
         raise UsageError("--value-bits is for packed codes, an output that ends in .skc")
+    if kind != "packed" and arguments.no_residual:
+        raise UsageError("--no-residual is for packed codes, an output that ends in .skc")
     for option in ("layout", "value_type", "drop_columns"):
         if kind != "parquet" and getattr(arguments, option):
             raise UsageError(f"--{option.replace('_', '-')} is for an output that ends in .parquet")
@@ -58,11 +60,18 @@ def encode(arguments: argparse.Namespace) -> None:
     source = open_rows(arguments.input, arguments.column)
     model = read_model(arguments.model, arguments)
     check_width(source, model.n_features_in_, f"the model {arguments.model}")
+    if arguments.no_residual:
+        model.set_params(residual_bytes=None)
+    residual = _residual_identity(model) if kind == "packed" else None
     options = {"output": kind, "column": arguments.column, "value_bits": arguments.value_bits}
+    if residual is not None:
+        options["residual"] = residual
     dtype = np.dtype(np.float32 if source.dtype in (np.float16, np.float32) or kind != "npz" else np.float64)
     streams: dict[str, np.dtype[Any]]
     if kind == "packed":
         streams = {"rows": np.dtype(np.uint8), "scales": np.dtype("<u2" if (arguments.value_bits or 4) <= 8 else "<f4")}
+        if residual is not None:
+            streams["residual_codes"] = np.dtype(np.uint8)
     else:
         streams = {"lengths": np.dtype("<i4"), "indices": np.dtype("<i4"), "values": dtype.newbyteorder("<")}
     parquet = source if isinstance(source, ParquetRows) else None
@@ -75,15 +84,17 @@ def encode(arguments: argparse.Namespace) -> None:
         n_block_rows = block_rows_for(source.n_features, source.dtype)
         with progress_bar(source.n_rows, "encode", n_done=spool.n_rows, is_quiet=arguments.quiet) as bar:
             for block in source.blocks(spool.n_rows, n_block_rows):
-                codes = _encoded(model, block, source, spool.n_rows)
-                _append_codes(spool, codes, quantizer, source, arguments.threads)
+                if quantizer is None:
+                    _append_codes(spool, _encoded(model, block, source, spool.n_rows), source)
+                else:
+                    _append_packed(spool, model, block, quantizer, source)
                 bar.update(len(block))
         shape = (spool.n_rows, int(model.components_.shape[0]))
         if shape[0] != source.n_rows:
             raise CommandError(f"{source.name} gave {shape[0]} rows, expected {source.n_rows}; it is damaged")
         if kind == "packed":
             k = min(model.k, shape[1])
-            spool.finish(arguments.output, lambda path: _write_packed(path, spool, shape[1], k, quantizer))
+            spool.finish(arguments.output, lambda path: _write_packed(path, spool, model, k, quantizer))
         elif plan is None:
             spool.finish(arguments.output, lambda path: write_codes_npz(path, spool, shape))
         else:
@@ -112,6 +123,27 @@ def _identity(command: str, model: Any, path: Path, options: dict[str, Any]) -> 
     }
 
 
+def _residual_identity(model: Any) -> str | None:
+    """Return a digest of what the residual codes are made by, None if there are to be none.
+
+    Raises
+    ------
+    UsageError
+        If the model makes none of the codes that the arguments ask for.
+    """
+    from skcompressae._model_format import array_digest
+    from skcompressae._residual_codes import checked_quantizer
+
+    try:
+        quantizer = checked_quantizer(model)
+    except ValueError as error:
+        raise UsageError(f"{error} Or give --no-residual.") from error
+    if quantizer is None:
+        return None
+    rotation = {} if quantizer.rotation is None else {"rotation": quantizer.rotation}
+    return array_digest({"centroids": quantizer.centroids, **rotation})
+
+
 def _report_resumed(spool: Spool, n_rows: int, arguments: argparse.Namespace) -> None:
     if spool.n_rows > n_rows:
         raise CommandError(f"{spool.folder} holds more rows than the input; give --restart to throw it away")
@@ -127,24 +159,29 @@ def _encoded(model: Any, block: NDArray[Any], source: RowSource, rows: NDArray[n
         raise
 
 
-def _append_codes(spool: Spool, codes: Any, quantizer: Any, source: RowSource, n_threads: int | None) -> None:
-    if quantizer is None:
-        is_beyond = np.abs(codes.data) > np.finfo(spool.dtype("values")).max
-        if is_beyond.any():
-            row = spool.n_rows + int(np.searchsorted(codes.indptr, np.argmax(is_beyond), side="right")) - 1
-            raise CommandError(
-                f"{source.name}, row {row}: the values of its code are beyond float32, which the output holds; "
-                "give --norm unit, or an output that ends in .npz"
-            )
-        arrays = {"lengths": np.diff(codes.indptr), "indices": codes.indices, "values": codes.data}
-        spool.append(codes.shape[0], arrays)
-        return
-    from skcompressae.packed import PackedCodes
+def _append_codes(spool: Spool, codes: Any, source: RowSource) -> None:
+    is_beyond = np.abs(codes.data) > np.finfo(spool.dtype("values")).max
+    if is_beyond.any():
+        row = spool.n_rows + int(np.searchsorted(codes.indptr, np.argmax(is_beyond), side="right")) - 1
+        raise CommandError(
+            f"{source.name}, row {row}: the values of its code are beyond float32, which the output holds; "
+            "give --norm unit, or an output that ends in .npz"
+        )
+    arrays = {"lengths": np.diff(codes.indptr), "indices": codes.indices, "values": codes.data}
+    spool.append(codes.shape[0], arrays)
 
-    k = spool.state["k"]
+
+def _append_packed(spool: Spool, model: Any, block: NDArray[Any], quantizer: Any, source: RowSource) -> None:
     with _naming(source, spool.n_rows):
-        packed = PackedCodes.pack(codes, k=k, quantizer=quantizer, n_threads=n_threads or 1)
-    spool.append(codes.shape[0], {"rows": packed.rows, "scales": packed._scales})
+        try:
+            packed = model.transform_packed(block, quantizer=quantizer)
+        except ValueError as error:
+            check_finite(block, source, spool.n_rows, error)
+            raise
+    arrays = {"rows": packed.rows, "scales": packed._scales}
+    if packed.residual_codes is not None:
+        arrays["residual_codes"] = packed.residual_codes
+    spool.append(len(packed), arrays)
 
 
 @contextmanager
@@ -173,11 +210,18 @@ def _quantizer(spool: Spool, model: Any, source: RowSource, value_bits: int) -> 
     return ValueQuantizer(spool.state["kind"], value_bits, levels)
 
 
-def _write_packed(path: Path, spool: Spool, n_components: int, k: int, quantizer: Any) -> None:
+def _write_packed(path: Path, spool: Spool, model: Any, k: int, quantizer: Any) -> None:
+    from skcompressae._residual_codes import fitted_quantizer
     from skcompressae.packed import PackedCodes
 
     rows = spool.map_stream("rows").reshape(spool.n_rows, -1)
-    PackedCodes(rows, spool.map_stream("scales"), n_components=n_components, k=k, quantizer=quantizer).save(path)
+    packed = PackedCodes(
+        rows, spool.map_stream("scales"), n_components=len(model.components_), k=k, quantizer=quantizer
+    )
+    residual = None if model.residual_bytes is None else fitted_quantizer(model)
+    if residual is not None:
+        packed = packed.with_residual(spool.map_stream("residual_codes").reshape(spool.n_rows, -1), residual)
+    packed.save(path)
 
 
 def decode(arguments: argparse.Namespace) -> None:

@@ -20,6 +20,9 @@ from skcompressae._files import atomic_write
 __all__ = ["evaluate"]
 
 _PACKED = "CompresSAE, asymmetric, packed"
+_RERANKED = "CompresSAE, packed, reranked by residual codes"
+# Of the first stage, for each neighbour that is wanted of the second.
+_CANDIDATES_PER_NEIGHBOR = 10
 _VALUE_BITS = 4
 
 
@@ -39,7 +42,6 @@ def evaluate(arguments: argparse.Namespace) -> None:
     check_width(source, model.n_features_in_, f"the model {arguments.model}")
     documents, queries = _held_out(source, arguments)
     from skcompressae._plot._tradeoff_points import measure_tradeoff
-    from skcompressae.metrics import exact_neighbors, neighbor_recall_score, of_moderate_codes, search_codes
 
     ks = arguments.nonzeros or sorted({max(1, model.k // 2), model.k, min(2 * model.k, len(model.components_))})
     modes = [mode for mode in arguments.modes if mode != "packed"]
@@ -57,23 +59,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if not modes:
         results = [point for point in results if point["is_reference"]]
     if "packed" in arguments.modes:
-        true = exact_neighbors(documents, queries, arguments.n_neighbors, metric=arguments.metric)
-        for k in dict.fromkeys(min(k, len(model.components_)) for k in ks):
-            smaller = copy.copy(of_moderate_codes(model, arguments.metric)).set_params(k=k)
-            packed = smaller.transform_packed(documents, value_bits=_VALUE_BITS)
-            found = search_codes(smaller, packed, queries, "asymmetric", arguments.n_neighbors, arguments.metric)
-            size_bytes = packed.nbytes / len(packed)
-            results.append(
-                {
-                    "series": _PACKED,
-                    "label": f"k={k}",
-                    "compression_factor": 4.0 * source.n_features / size_bytes,
-                    "bytes_per_vector": size_bytes,
-                    "recall": float(neighbor_recall_score(true, found)),
-                    "n_neighbors": arguments.n_neighbors,
-                    "is_reference": False,
-                }
-            )
+        results += _packed_points(model, documents, queries, ks, arguments)
     sys.stdout.write(_table(results, arguments.n_neighbors))
     if arguments.json is not None:
         record = _record(model, source, documents, queries, results, arguments)
@@ -90,6 +76,39 @@ def evaluate(arguments: argparse.Namespace) -> None:
         axes.set_title(f"{len(documents):,} documents, {len(queries):,} queries")
         with atomic_write(arguments.picture, replaces=arguments.force) as stream:
             figure.savefig(stream, format=Path(arguments.picture).suffix[1:].lower(), dpi=150)
+
+
+def _packed_points(
+    model: Any, documents: Any, queries: Any, ks: list[int], arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Measure packed codes of each k, and those with residual codes where the model has them."""
+    from skcompressae.metrics import exact_neighbors, neighbor_recall_score, of_moderate_codes, search_codes
+
+    n_neighbors, metric = arguments.n_neighbors, arguments.metric
+    true = exact_neighbors(documents, queries, n_neighbors, metric=metric)
+    points = []
+    for k in dict.fromkeys(min(k, len(model.components_)) for k in ks):
+        plain = copy.copy(of_moderate_codes(model, metric)).set_params(k=k, residual_bytes=None)
+        variants = [(_PACKED, plain, None)]
+        if model.residual_bytes is not None:
+            n_candidates = min(_CANDIDATES_PER_NEIGHBOR * n_neighbors, len(documents))
+            variants.append((_RERANKED, copy.copy(model).set_params(k=k), n_candidates))
+        for series, smaller, rerank in variants:
+            packed = smaller.transform_packed(documents, value_bits=_VALUE_BITS)
+            found = search_codes(smaller, packed, queries, "asymmetric", n_neighbors, metric, rerank=rerank)
+            size_bytes = float(packed.bytes_per_row)  # without codebooks, as of all methods
+            points.append(
+                {
+                    "series": series,
+                    "label": f"k={k}",
+                    "compression_factor": 4.0 * documents.shape[1] / size_bytes,
+                    "bytes_per_vector": size_bytes,
+                    "recall": float(neighbor_recall_score(true, found)),
+                    "n_neighbors": n_neighbors,
+                    "is_reference": False,
+                }
+            )
+    return points
 
 
 def _held_out(source: RowSource, arguments: argparse.Namespace) -> tuple[Any, Any]:

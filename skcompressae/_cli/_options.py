@@ -88,6 +88,9 @@ def _encode(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("output", metavar="CODES", help=".npz (CSR), .parquet (list columns) or .skc (packed)")
     _add_value_bits(parser)
     parser.add_argument(
+        "--no-residual", action="store_true", help="leave out the residual codes of a model with residual_bytes"
+    )
+    parser.add_argument(
         "--layout",
         choices=["compact", "int32", "struct"],
         help="of Parquet columns: indices as uint16 (default); as int32, for Spark and Qdrant; or one struct, for "

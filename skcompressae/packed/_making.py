@@ -322,7 +322,7 @@ class PackedMakingMixin:
         components : float array of shape (n_components, n_features)
             The decoder.
         n_bytes : int, default=None
-            Bytes of a residual code for a quantiser fitted here; divides n_features.
+            Bytes of a residual code, at most n_features, for a quantiser fitted here.
         quantizer : ResidualQuantizer, default=None
             A quantiser fitted before; exactly one of this and `n_bytes` is given. Stores share one to be concatenated.
         normalize : bool, default=True

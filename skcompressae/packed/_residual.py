@@ -7,13 +7,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from skcompressae._core._residual import decode_pq, encode_pq, learn_opq, learn_pq, lookup_tables
+from skcompressae._core._residual import decode_pq, encode_pq, learn_opq, learn_pq, lookup_tables, padding
 from skcompressae._core._rows import unit_rows
 from skcompressae.packed._quantizer import is_int
 
 __all__ = ["ResidualQuantizer", "check_residual_codes", "residual_codes_of"]
 
 _MAX_TRAINING_ROWS = 32768
+# Numbers in the rows that a quantiser is learned on (64 MB, of which learning holds two), unless 32 rows a centroid
+# have more.
+_MAX_TRAINING_VALUES = 2**24
+_MIN_TRAINING_ROWS = 8192
 _BLOCK_ROWS = 4096
 # Entries of a rotated row, and the sums that they come of, are at most as long as the row; rotations are orthogonal to
 # a thousandth.
@@ -38,18 +42,25 @@ def _random_state(random_state: Any) -> np.random.RandomState:
     raise ValueError(f"random_state must be an int from 0 to 2**32 - 1, a RandomState or None, got {random_state!r}")
 
 
+def n_training_rows(n_features: int) -> int:
+    """Return the most residuals that a quantiser is learned on."""
+    return min(_MAX_TRAINING_ROWS, max(_MIN_TRAINING_ROWS, _MAX_TRAINING_VALUES // n_features))
+
+
 class ResidualQuantizer:
     """Product quantiser of the residuals ``x - x_hat``, with an optional rotation.
 
-    Residuals are cut into `n_bytes` parts of equal width, and each part becomes the number of its nearest centroid. The
-    rotation spreads what is left over the parts.
+    Residuals are cut into `n_bytes` parts, and each part becomes the number of its nearest centroid. The rotation
+    spreads what is left over the parts.
 
     Parameters
     ----------
-    centroids : float32 array of shape (n_bytes, n_centroids, d / n_bytes)
+    centroids : float32 array of shape (n_bytes, n_centroids, width)
         At most 256 centroids a byte.
-    rotation : float32 array of shape (d, d), default=None
-        Orthogonal; applied as ``residual @ rotation.T``.
+    rotation : float32 array of shape (n_bytes * width, d), default=None
+        Of orthonormal columns, so that it keeps lengths; applied as ``residual @ rotation.T``. It may have more rows
+        than columns, where `n_bytes` does not divide d. None where it does and parts are cut from residuals as they
+        are.
 
     See Also
     --------
@@ -77,13 +88,14 @@ class ResidualQuantizer:
             raise ValueError(f"centroids must have shape (n_bytes, 1 to 256, d / n_bytes), got {centroids.shape}")
         if not np.isfinite(centroids).all():
             raise ValueError("centroids contain NaN or infinity")
-        d = centroids.shape[0] * centroids.shape[2]
+        n_rows = centroids.shape[0] * centroids.shape[2]
         if rotation is not None:
             rotation = np.array(rotation, dtype=np.float32, order="C")
-            if rotation.shape != (d, d):
-                raise ValueError(f"rotation must have shape ({d}, {d}), got {rotation.shape}")
-            if not np.isfinite(rotation).all() or not np.allclose(rotation @ rotation.T, np.eye(d), atol=1e-3):
-                raise ValueError("rotation must be orthogonal")
+            if rotation.ndim != 2 or rotation.shape[0] != n_rows or not 1 <= rotation.shape[1] <= n_rows:
+                raise ValueError(f"rotation must have shape ({n_rows}, 1 to {n_rows}), got {rotation.shape}")
+            products = rotation.T @ rotation if np.isfinite(rotation).all() else np.array([[np.nan]])
+            if not np.allclose(products, np.eye(len(products)), atol=1e-3):
+                raise ValueError("rotation must have orthonormal columns")
             rotation.setflags(write=False)
         centroids.setflags(write=False)
         self._centroids: NDArray[np.float32] = centroids
@@ -107,9 +119,10 @@ class ResidualQuantizer:
         Parameters
         ----------
         residuals : float array of shape (n, d)
-            Finite; a sample of 32,768 rows is used if there are more.
+            Finite; a sample of 32,768 rows is used if there are more, of wide ones fewer (2**24 numbers, but at least
+            8,192 rows).
         n_bytes : int
-            Bytes of a code; divides d.
+            Bytes of a code, at most d. Parts differ by one dimension in width where it does not divide d.
         method : {"pq", "opq"}, default="opq"
             With "opq" a rotation is learned too.
         n_iter : int, default=20
@@ -146,25 +159,27 @@ class ResidualQuantizer:
         if data.ndim != 2 or 0 in data.shape:
             raise ValueError(f"residuals must be a nonempty 2-dimensional array, got shape {data.shape}")
         _check_lengths(data)
-        if not is_int(n_bytes) or not 1 <= n_bytes <= data.shape[1] or data.shape[1] % n_bytes:
-            raise ValueError(f"n_bytes must be an int that divides the {data.shape[1]} dimensions, got {n_bytes!r}")
+        if not is_int(n_bytes) or not 1 <= n_bytes <= data.shape[1]:
+            raise ValueError(f"n_bytes must be an int in [1, {data.shape[1]}], the dimensions; got {n_bytes!r}")
         if not is_int(n_iter) or n_iter < 0:
             raise ValueError(f"n_iter must be an int of at least 0, got {n_iter!r}")
         if method not in ("pq", "opq"):
             raise ValueError(f"method must be 'pq' or 'opq', got {method!r}")
         rng = _random_state(random_state)
-        if len(data) > _MAX_TRAINING_ROWS:
-            data = data[np.sort(rng.permutation(len(data))[:_MAX_TRAINING_ROWS])]
+        n_rows = n_training_rows(data.shape[1])
+        if len(data) > n_rows:
+            data = data[np.sort(rng.permutation(len(data))[:n_rows])]
         if method == "pq":
-            return cls(learn_pq(data, n_bytes, n_iter, rng))
+            cut = None if data.shape[1] % n_bytes == 0 else padding(data.shape[1], n_bytes)
+            return cls(learn_pq(data if cut is None else data @ cut.T, n_bytes, n_iter, rng), cut)
         rotation, centroids = learn_opq(data, n_bytes, n_iter, rng)
         return cls(centroids, rotation)
 
     @property
     def centroids(self) -> NDArray[np.float32]:
-        """Centroids, float32 of shape (n_bytes, n_centroids, d / n_bytes).
+        """Centroids, float32 of shape (n_bytes, n_centroids, width).
 
-        Part by part, in the rotated space. They are read-only.
+        Part by part, in the rotated space; `width` is d / n_bytes, rounded up. They are read-only.
 
         See Also
         --------
@@ -184,10 +199,10 @@ class ResidualQuantizer:
 
     @property
     def rotation(self) -> NDArray[np.float32] | None:
-        """Rotation, float32 of shape (d, d), or None.
+        """Rotation, float32 of shape (n_bytes * width, d), or None.
 
-        Applied before the parts are cut, as ``residual @ rotation.T``; orthogonal and read-only. None with
-        ``method="pq"``.
+        Applied before the parts are cut, as ``residual @ rotation.T``; of orthonormal columns and read-only. With
+        ``method="pq"`` None, or, where `n_bytes` does not divide d, what puts zeros at the end of the narrower parts.
 
         See Also
         --------
@@ -231,7 +246,7 @@ class ResidualQuantizer:
     def n_features(self) -> int:
         """Dimensions d of the residuals.
 
-        That of the embeddings; a multiple of `n_bytes`.
+        That of the embeddings.
 
         See Also
         --------
@@ -247,6 +262,8 @@ class ResidualQuantizer:
         >>> quantizer.n_features
         8
         """
+        if self._rotation is not None:
+            return int(self._rotation.shape[1])
         return int(self._centroids.shape[0] * self._centroids.shape[2])
 
     @property
@@ -463,11 +480,14 @@ def residual_codes_of(
         return np.asarray(block - store.take(rows).to_csr() @ components, dtype=np.float32)
 
     if quantizer is None and n_bytes is not None:
+        n_sampled = min(len(store), n_training_rows(components.shape[1]))
         sample = np.arange(len(store))
-        if len(store) > _MAX_TRAINING_ROWS:
-            chosen = _random_state(random_state).permutation(len(store))[:_MAX_TRAINING_ROWS]
-            sample = np.sort(chosen)
-        quantizer = ResidualQuantizer.fit(residuals(sample), n_bytes, n_iter=n_iter, random_state=random_state)
+        if n_sampled < len(store):
+            sample = np.sort(_random_state(random_state).permutation(len(store))[:n_sampled])
+        learned_on = np.empty((n_sampled, components.shape[1]), dtype=np.float32)
+        for start in range(0, n_sampled, _BLOCK_ROWS):
+            learned_on[start : start + _BLOCK_ROWS] = residuals(sample[start : start + _BLOCK_ROWS])
+        quantizer = ResidualQuantizer.fit(learned_on, n_bytes, n_iter=n_iter, random_state=random_state)
     if quantizer is None or quantizer.n_features != components.shape[1]:
         raise ValueError(f"quantizer must have {components.shape[1]} features, got {quantizer!r}")
     codes = np.empty((len(store), quantizer.n_bytes), dtype=np.uint8)
