@@ -37,8 +37,10 @@ def test_hybrid_benchmark_smoke(benchmark, tmp_path):
     module = benchmark("hybrid")
     assert module.plan(32, 2048, 384) == (16, 0)
     assert module.plan(64, 2048, 384) == (16, 32)
-    assert module.plan(256, 2048, 384) == (16, 192)
-    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((400, 16)).astype(np.float32))
+    assert module.plan(256, 2048, 384) == (16, 224)
+    assert module.plan(32, 2048, 100) == (8, 15)
+    assert module.plan(256, 2048, 100) == (8, 100)
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((400, 48)).astype(np.float32))
     arguments = ["--data", str(tmp_path / "x.npy"), "--out", str(tmp_path), "--sizes", "8", "64", "--steps", "3"]
     module.main([*arguments, "--n-components", "64", "--max-queries", "10", "--rerank", "150"])
     (path,) = tmp_path.glob("hybrid-*.json")
