@@ -8,8 +8,8 @@ OLDEST := .venv-oldest
 OLDEST_SKLEARN := 1.6.1
 BIN := $(VENV)/bin
 PIP_INSTALL := pip install --quiet --disable-pip-version-check
-# a file's tests stay together, as many share a fitted model
-TWO_PROCESSES := -n 2 --dist loadfile
+# a file's tests stay together, as many share a fitted model; in the order of tests/conftest.py
+TWO_PROCESSES := -n 2 --dist loadfile --no-loadscope-reorder
 # what decides the content of an environment
 INPUTS := pyproject.toml constraints.txt
 

@@ -32,6 +32,14 @@ ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS, EXAMPLES, DOCS = ROOT / "benchmarks", ROOT / "examples", ROOT / "docs"
 
 
+# Files that take longest, mostly to start clusters: begun with, so that no process is left with one of them at the end.
+LONGEST = ("test_spark.py", "test_dask.py", "test_examples.py", "test_sharing.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 def make_embeddings(n_rows=400, n_features=24, n_topics=12, seed=0, dtype=np.float32):
     """Rows near sparse mixtures of a few directions plus a common mean: what real embeddings look like, in small."""
     random_state = np.random.RandomState(seed)
