@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable
 from copy import copy
 from typing import Any
 
@@ -17,6 +18,7 @@ from skcompressae._torch._training import TrainingResult
 from skcompressae._torch._weights import StepSettings, Weights
 from skcompressae._transform_methods import TransformMethodsMixin
 from skcompressae.exceptions import DeadLatentsWarning, InterruptedFitWarning
+from skcompressae.packed import ResidualQuantizer
 
 __all__ = ["FinishMethodsMixin"]
 
@@ -49,8 +51,6 @@ class FinishMethodsMixin(TransformMethodsMixin):
             n_rows_counted_=0,
             latent_rms_=np.ones(len(components)),
             dead_latents_fraction_=np.nan,
-            residual_quantizer_=None,  # of other weights
-            residual_norm_=self.norm,
         )
         if result.was_interrupted:
             warnings.warn(
@@ -58,6 +58,37 @@ class FinishMethodsMixin(TransformMethodsMixin):
                 InterruptedFitWarning,
                 stacklevel=3,
             )
+
+    def _finish(
+        self,
+        rows: NDArray[Any],
+        training: NDArray[np.intp],
+        result: TrainingResult,
+        random_state: np.random.RandomState,
+        note_weights: Callable[[], None],
+    ) -> bool:
+        """Do what `fit` does with the stored weights of its training; ``note_weights()`` is called as they change.
+
+        Returns
+        -------
+        bool
+            False if an interrupt cut the training or this short.
+        """
+        note_weights()
+        residual_quantizer = None
+        try:
+            try:
+                is_finished = self._scale_by_usage(rows, training) and not result.was_interrupted
+                if is_finished:  # who ends a fit early does not wait for that
+                    is_finished = self._refit_decoder(rows, training)
+            finally:
+                note_weights()
+            is_measured = self._measure(rows, training, result, random_state)
+            if self.residual_bytes is not None:
+                residual_quantizer, is_finished = self._learn_residuals(rows, training, is_finished and is_measured)
+        finally:  # until then the one before: other threads may be packing
+            self.__dict__.update(residual_quantizer_=residual_quantizer, residual_norm_=self.norm)
+        return is_finished
 
     def _scale_by_usage(self, rows: NDArray[Any], training: NDArray[np.intp]) -> bool:
         """Scale encoder rows by a power of their latents' use, so that codes prefer latents that many rows use.
@@ -82,7 +113,7 @@ class FinishMethodsMixin(TransformMethodsMixin):
                 "fit was interrupted while it counted how the latents are used; the encoder is not scaled by that "
                 "(usage_power).",
                 InterruptedFitWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
             return False
         self._scale_encoder(usage_factors(usage.counts, power, keeps_mean_latent=self.has_mean_latent_))
@@ -114,35 +145,38 @@ class FinishMethodsMixin(TransformMethodsMixin):
                     f"fit was interrupted while it fitted the decoder anew; {n_done} of {n_refits} times (n_refits) "
                     "were done.",
                     InterruptedFitWarning,
-                    stacklevel=3,
+                    stacklevel=4,
                 )
                 return False
         return True
 
-    def _learn_residuals(self, rows: NDArray[Any], training: NDArray[np.intp]) -> bool:
-        """Learn the quantiser of residual codes, if there are to be any.
+    def _learn_residuals(
+        self, rows: NDArray[Any], training: NDArray[np.intp], is_finished: bool
+    ) -> tuple[ResidualQuantizer | None, bool]:
+        """Return the quantiser of residual codes, None with a warning if there is none, and False if interrupted.
 
-        Returns
-        -------
-        bool
-            False if an interrupt came before that was done.
+        `is_finished` is False if an interrupt came before.
         """
-        if self.residual_bytes is None:
-            return True
-        try:
-            self.residual_quantizer_ = learned_quantizer(self, rows, training)
-        except ValueError as error:
-            raise ValueError(
-                f"the model is fitted, but has no residual codes (residual_bytes={self.residual_bytes}): {error}"
-            ) from error
-        except KeyboardInterrupt:
+        quantizer = None
+        if is_finished:
+            try:
+                quantizer = learned_quantizer(self, rows, training)
+            except KeyboardInterrupt:
+                is_finished = False
+        if not is_finished:
             warnings.warn(
-                "fit was interrupted while it learned residual codes (residual_bytes); the model has none.",
+                "fit was interrupted before it had learned residual codes (residual_bytes); the model has none.",
                 InterruptedFitWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
-            return False
-        return True
+        elif quantizer is None:
+            warnings.warn(
+                f"fit learned no residual codes (residual_bytes={self.residual_bytes}): all rows are too short or too "
+                "long for their codes to be packed at norm='input'. Set norm='unit' or None, or rescale the rows.",
+                UserWarning,
+                stacklevel=4,
+            )
+        return quantizer, is_finished
 
     def _scale_encoder(self, factors: NDArray[np.float32]) -> None:
         self.__dict__.update(  # all at once: an interrupt between them must not leave one scaled
@@ -164,18 +198,20 @@ class FinishMethodsMixin(TransformMethodsMixin):
         random_state: np.random.RandomState,
         *,
         is_partial: bool = False,
-    ) -> None:
-        """Measure how the latents are used, in codes of norm="unit"."""
+    ) -> bool:
+        """Measure how the latents are used, in codes of norm="unit"; False if an interrupt cut that short."""
         unit = copy(self)
         unit.norm = "unit"
+        is_finished = True
         try:
             usage = measure_usage(rows, training, unit._encoder(), self.k_, random_state)
         except KeyboardInterrupt:
+            is_finished = False
             warnings.warn(
                 f"{'partial_fit' if is_partial else 'fit'} was interrupted while it measured how the latents are used; "
                 f"the statistics are those of {BLOCK_ROWS} rows.",
                 InterruptedFitWarning,
-                stacklevel=3,
+                stacklevel=3 if is_partial else 4,
             )
             usage = measure_usage(rows, training[:BLOCK_ROWS], unit._encoder(), self.k_, random_state)
         self.latent_counts_ = usage.counts
@@ -196,5 +232,6 @@ class FinishMethodsMixin(TransformMethodsMixin):
                 "training rows. Lower n_components (the data may not need as many), train on more rows, "
                 "or change learning_rate or init.",
                 DeadLatentsWarning,
-                stacklevel=3,
+                stacklevel=3 if is_partial else 4,
             )
+        return is_finished

@@ -174,17 +174,8 @@ class FitMethodsMixin(FinishMethodsMixin):
         self.validation_loss_curve_ = result.validation_loss_curve
         self.validation_steps_ = result.validation_steps
         self._store(result, settings, "fit")
-        self._note_start(checkpoint)
-        try:
-            is_finished = self._scale_by_usage(rows, training)
-            if is_finished and not result.was_interrupted:  # who ends a fit early does not wait for that
-                is_finished = self._refit_decoder(rows, training)
-        finally:
-            self._note_start(checkpoint)
-        self._measure(rows, training, result, random_state)
-        if is_finished and not result.was_interrupted:
-            is_finished = self._learn_residuals(rows, training)
-        if checkpoint is not None and is_finished and not result.was_interrupted:
+        is_finished = self._finish(rows, training, result, random_state, lambda: self._note_start(checkpoint))
+        if checkpoint is not None and is_finished:
             checkpoint.remove()
             del self._interrupted
         return self
@@ -284,6 +275,7 @@ class FitMethodsMixin(FinishMethodsMixin):
         self.loss_curve_ = np.concatenate([self.loss_curve_, result.loss_curve])
         scale = None if is_first else encoder_scale(self)
         self._store(result, settings, "partial_fit")
+        self.__dict__.update(residual_quantizer_=None, residual_norm_=self.norm)  # of other weights
         if scale is not None:
             self._scale_encoder(scale)
         self._measure(rows, training, result, random_state, is_partial=True)

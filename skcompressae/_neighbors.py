@@ -81,10 +81,11 @@ class CodeNearestNeighbors(
         bytes beside the codes and the result. A GPU takes 2 MB a query besides.
     rerank : int or None, default=None
         Candidates that the codes propose for the residual codes to order; at least `n_neighbors` are taken. Needs
-        packed documents with residual codes (see `PackedCodes.with_residual_of`), which stand for
-        :math:`\hat x + \hat r`: candidates are compared with that sum, by its own cosine or dot product, in
-        float32. Recall of the first 100 settles with 300 to 500 candidates. `radius_neighbors` goes by the codes
-        alone. An index fitted with `None` has to be fitted again to rerank.
+        packed documents with residual codes (of a compressor with `residual_bytes`, or made by
+        `PackedCodes.with_residual_of`), which stand for :math:`\hat x + \hat r`: candidates are compared with that
+        sum, by its own cosine or dot product, in float32. Recall of the first 100 settles with 500 candidates or so
+        (:ref:`hybrid codes <hybrid-codes>`). `radius_neighbors` goes by the codes alone. An index fitted with `None`
+        has to be fitted again to rerank.
 
     Attributes
     ----------

@@ -34,7 +34,8 @@ _QUANTIZER_ROWS = 4096
 # Rows whose finiteness is checked all at once.
 _FEW_ROWS = 32
 _ENCODING_PARAMETERS = (
-    "k", "recipe", "coding", "candidate_factor", "norm", "flattening", "precision", "sparse_output", "device",
+    "k", "recipe", "coding", "candidate_factor", "norm", "flattening", "residual_bytes", "precision", "sparse_output",
+    "device",
 )  # fmt: skip
 
 

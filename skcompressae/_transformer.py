@@ -210,7 +210,8 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
     dead_latents_fraction_ : float
         Share of latents that no counted row uses.
     residual_quantizer_ : ResidualQuantizer or None
-        Of the residual codes; None where `residual_bytes` was None, and after :meth:`partial_fit`.
+        Of the residual codes; None where `residual_bytes` was None, where :meth:`fit` warned that it learned none, and
+        after :meth:`partial_fit`.
     residual_norm_ : {"input", "unit", None}
         The `norm` of the codes whose residuals it was learned on.
     loss_curve_ : ndarray of shape (`n_iter_`,)

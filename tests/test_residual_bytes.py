@@ -7,18 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_cases import refuses_usage
+from cli_cases import interrupt_fits, refuses, refuses_usage
 from conftest import make_embeddings
 from numpy.testing import assert_array_equal
 from sklearn.base import clone
 
-from skcompressae import CodeNearestNeighbors, CompresSAETransformer, PackedCodes, _finish_methods
+from skcompressae import CodeNearestNeighbors, CompresSAETransformer, PackedCodes, _finish_methods, _residual_codes
 from skcompressae._cli import _sources
 from skcompressae._cli._main import main
+from skcompressae._cli._spool import Spool
+from skcompressae._fitting import initial_weights, split_rows
 from skcompressae._model_format import read_model_file, write_model_file
+from skcompressae._residual_codes import learned_quantizer
 from skcompressae.exceptions import InterruptedFitWarning, ModelFormatError
 from skcompressae.metrics import exact_neighbors, neighbor_recall_score
 from skcompressae.packed import ResidualQuantizer
+from skcompressae.packed._residual import residuals_of
 
 SMALL = {"n_components": 48, "k": 4, "max_iter": 60, "random_state": 0, "device": "cpu"}
 
@@ -57,17 +61,30 @@ def test_packed_codes_carry_what_they_leave(model, packed, embeddings):
     assert np.linalg.norm(refined) < 0.6 * np.linalg.norm(left)
 
 
-def test_the_sample_leaves_out_validation_rows(monkeypatch, embeddings):
+@pytest.mark.parametrize("n_rows", [10, 1000])
+def test_the_sample_is_of_training_rows(monkeypatch, embeddings, n_rows):
     seen = []
-    with_residual_of = PackedCodes.with_residual_of
 
-    def noting(self, X, *given, **named):
-        seen.append(np.asarray(X))
-        return with_residual_of(self, X, *given, **named)
+    def noting(store, X, *given, **named):
+        seen.extend(np.asarray(X))
+        return residuals_of(store, X, *given, **named)
 
-    monkeypatch.setattr(PackedCodes, "with_residual_of", noting)
+    monkeypatch.setattr(_residual_codes, "residuals_of", noting)
+    monkeypatch.setattr(_residual_codes, "n_training_rows", lambda _: n_rows)
     small(max_iter=3, validation_fraction=0.1).fit(embeddings)
-    assert [len(rows) for rows in seen] == [360]
+    training, validation = (embeddings[part] for part in split_of(embeddings, 0.1))
+    assert len(seen) == min(n_rows, 360)
+    assert {row.tobytes() for row in seen} <= {row.tobytes() for row in training}
+    assert not {row.tobytes() for row in seen} & {row.tobytes() for row in validation}
+    # not simply the first ones
+    assert n_rows > 360 or any(row.tobytes() not in {first.tobytes() for first in training[:10]} for row in seen)
+
+
+def split_of(embeddings, validation_fraction):
+    """The split that a fit with random_state=0 makes: after the starting weights were drawn."""
+    random_state = np.random.RandomState(0)
+    initial_weights(embeddings, SMALL["n_components"], "data", random_state)
+    return split_rows(len(embeddings), validation_fraction, random_state)
 
 
 def test_reranking_finds_more(model, packed, embeddings):
@@ -158,6 +175,7 @@ def test_damaged_residual_codes_of_a_model_file(model, tmp_path, array, make, me
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
+        ({"residual_bytes": 5.0}, "The 'residual_bytes' parameter of CompresSAETransformer must be"),
         ({"residual_bytes": 6}, "residual_bytes must be 5, as it was when the residual codes were learned; got 6"),
         ({"norm": "unit"}, "norm must be None, as it was when the residual codes were learned; got 'unit'"),
     ],
@@ -177,8 +195,10 @@ def test_fewer_nonzeros_than_fitted(model, embeddings):
 
 def test_too_many_bytes_are_refused_before_training(embeddings, monkeypatch):
     monkeypatch.setattr("skcompressae._fit_methods.train", lambda *_, **__: pytest.fail("trained"))
-    with pytest.raises(ValueError, match="residual_bytes must be at most the 24 features of X; got 25"):
+    with pytest.raises(ValueError, match="residual_bytes must be an int of at most the 24 features of X; got 25"):
         small(residual_bytes=25).fit(embeddings)
+    with pytest.raises(ValueError, match="residual_bytes must be an int of at most the 24 features of X; got True"):
+        small(residual_bytes=True).fit(embeddings)
 
 
 def test_partial_fit_learns_none(model, embeddings):
@@ -193,30 +213,85 @@ def test_partial_fit_learns_none(model, embeddings):
         further.set_params(residual_bytes=5).transform_packed(embeddings)
 
 
-def test_an_interrupt_keeps_the_model_and_the_checkpoint(model, embeddings, monkeypatch, tmp_path):
-    def interrupt(*_):
-        raise KeyboardInterrupt
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
 
-    cut_off = small(checkpoint_dir=tmp_path, checkpoint_interval=20)
+
+@pytest.mark.parametrize(
+    "cut_off_at",
+    [(_finish_methods, "learned_quantizer"), (_residual_codes, "residuals_of"), (_finish_methods, "refit_components")],
+)
+def test_an_interrupt_keeps_the_model_and_the_checkpoint(embeddings, monkeypatch, tmp_path, cut_off_at):
+    parameters = {"n_refits": 1, "checkpoint_dir": tmp_path, "checkpoint_interval": 20}
+    whole, cut_off = small(n_refits=1).fit(embeddings), small(**parameters)
     with monkeypatch.context() as patch:
-        patch.setattr(_finish_methods, "learned_quantizer", interrupt)
-        with pytest.warns(
-            InterruptedFitWarning, match=r"learned residual codes \(residual_bytes\); the model has none"
-        ):
+        patch.setattr(*cut_off_at, interrupt)
+        with pytest.warns(InterruptedFitWarning) as warned:
             cut_off.fit(embeddings)
-    assert_array_equal(cut_off.components_, model.components_)
+    assert "before it had learned residual codes (residual_bytes); the model has none" in str(warned[-1].message)
     assert cut_off.residual_quantizer_ is None
     assert os.listdir(tmp_path)
-    assert cut_off.fit(embeddings).residual_quantizer_ == model.residual_quantizer_
+    assert cut_off.fit(embeddings).residual_quantizer_ == whole.residual_quantizer_
     assert not os.listdir(tmp_path)
 
 
-def test_an_error_leaves_a_model_without_residual_codes(embeddings):
+def test_who_ends_a_fit_early_does_not_wait_for_residual_codes(embeddings, monkeypatch):
+    measure_usage, calls = _finish_methods.measure_usage, []
+
+    def interrupted_once(*given, **named):
+        calls.append(1)
+        if len(calls) == 2:  # the first is of usage_power
+            raise KeyboardInterrupt
+        return measure_usage(*given, **named)
+
+    monkeypatch.setattr(_finish_methods, "learned_quantizer", lambda *_: pytest.fail("learned"))
+    with monkeypatch.context() as patch:
+        patch.setattr(_finish_methods, "measure_usage", interrupted_once)
+        with pytest.warns(InterruptedFitWarning) as first:
+            small(max_iter=5).fit(embeddings)
+    interrupt_fits(monkeypatch)
+    with pytest.warns(InterruptedFitWarning) as second:
+        assert small().fit(embeddings).residual_quantizer_ is None
+    for warned in (first, second):
+        assert len(warned) == 2
+        assert "before it had learned residual codes" in str(warned[1].message)
+
+
+def test_other_threads_pack_while_a_fit_goes_on(model, embeddings, monkeypatch):
+    refitted = deepcopy(model)
+    sizes = []
+
+    def packing(*given, **named):
+        sizes.append(refitted.transform_packed(embeddings[:20]).residual_codes.shape)
+        return learned_quantizer(*given, **named)
+
+    monkeypatch.setattr(_finish_methods, "learned_quantizer", packing)
+    assert refitted.set_params(max_iter=5).fit(embeddings).residual_quantizer_ != model.residual_quantizer_
+    assert sizes == [(20, 5)]
+
+
+def test_a_failure_leaves_no_quantizer_of_other_weights(model, embeddings, monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError
+
+    failed = deepcopy(model)
+    monkeypatch.setattr(_finish_methods, "learned_quantizer", fail)
+    with pytest.raises(MemoryError):
+        failed.fit(embeddings)
+    assert failed.residual_quantizer_ is None
+
+
+def test_rows_that_cannot_be_packed(embeddings, tmp_path):
     X = embeddings.astype(np.float64) * 1e60
-    model = small(norm="input", max_iter=5)
-    with pytest.raises(ValueError, match=r"the model is fitted, but has no residual codes \(residual_bytes=5\)"):
+    model = small(norm="input", max_iter=5, checkpoint_dir=tmp_path)
+    with pytest.warns(UserWarning, match=r"fit learned no residual codes \(residual_bytes=5\): all rows are too short"):
         model.fit(X)
+    assert model.residual_quantizer_ is None
+    assert not os.listdir(tmp_path)
     assert model.set_params(norm="unit", residual_bytes=None).transform_packed(X).shape == (400, 48)
+    few = embeddings.copy()
+    few[[3, 50]] *= np.float32(1e-33)
+    assert small(norm="input", max_iter=5).fit(few).residual_quantizer_ is not None
 
 
 def test_zero_rows_only():
@@ -311,3 +386,53 @@ def test_evaluate_shows_what_they_bring(capsys):
     bare, reranked = (next(line.split() for line in lines if line.endswith(name)) for name in ("packed", "codes"))
     assert int(reranked[0]) == int(bare[0]) + 5
     assert float(reranked[2]) > float(bare[2])
+
+
+@pytest.mark.usefixtures("files_of_residuals")
+@pytest.mark.parametrize("option", [["--norm", "unit"], []])
+def test_evaluate_without_them(capsys, option):
+    model = CompresSAETransformer.load("model.safetensors")
+    if not option:
+        model.residual_quantizer_ = None
+    model.save("model.safetensors")
+    command = ["evaluate", "model.safetensors", "x.npy", "--n-queries", "50", "--modes", "packed", "-n", "10"]
+    assert main([*command, "--nonzeros", "4", "--references", *option]) == 0
+    printed = capsys.readouterr()
+    assert "reranked" not in printed.out
+    assert "residual codes are left out: " in printed.err
+
+
+@pytest.mark.usefixtures("files_of_residuals")
+def test_an_interrupted_encode_goes_on_with_the_same_quantizer_only(packed, embeddings, monkeypatch, capsys):
+    command = ["encode", "model.safetensors", "x.npy", "codes.skc", "-q"]
+    append = Spool.append
+
+    def interrupted(self, n_rows, arrays):
+        if self.n_rows:
+            raise KeyboardInterrupt
+        append(self, n_rows, arrays)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Spool, "append", interrupted)
+        assert main(command) == 130
+    saved = Path("model.safetensors").read_bytes()
+    other = CompresSAETransformer.load("model.safetensors")
+    other.residual_quantizer_ = ResidualQuantizer(other.residual_quantizer_.centroids * 2, np.eye(25)[:, :24])
+    other.save("model.safetensors")
+    capsys.readouterr()
+    assert "unfinished work with another options" in refuses(capsys, *command)
+    error = refuses(capsys, *command, "--no-residual")
+    assert "residual" in error
+    Path("model.safetensors").write_bytes(saved)
+    assert main(command) == 0
+    assert PackedCodes.load("codes.skc") == packed
+
+
+@pytest.mark.usefixtures("files_of_residuals")
+def test_export_at_another_norm_leaves_them_out(capsys):
+    assert main(["export", "model.safetensors", "unit.safetensors", "--norm", "unit"]) == 0
+    assert "residual codes are left out: they were learned at another norm" in capsys.readouterr().err
+    exported = CompresSAETransformer.load("unit.safetensors")
+    assert (exported.norm, exported.residual_bytes, exported.residual_quantizer_) == ("unit", None, None)
+    assert main(["export", "model.safetensors", "same.safetensors", "--k", "3"]) == 0
+    assert CompresSAETransformer.load("same.safetensors").residual_quantizer_ is not None

@@ -64,7 +64,7 @@ def encode(arguments: argparse.Namespace) -> None:
         model.set_params(residual_bytes=None)
     residual = _residual_identity(model) if kind == "packed" else None
     options = {"output": kind, "column": arguments.column, "value_bits": arguments.value_bits}
-    if residual is not None:
+    if kind == "packed":
         options["residual"] = residual
     dtype = np.dtype(np.float32 if source.dtype in (np.float16, np.float32) or kind != "npz" else np.float64)
     streams: dict[str, np.dtype[Any]]
@@ -172,7 +172,7 @@ def _append_codes(spool: Spool, codes: Any, source: RowSource) -> None:
 
 
 def _append_packed(spool: Spool, model: Any, block: NDArray[Any], quantizer: Any, source: RowSource) -> None:
-    with _naming(source, spool.n_rows):
+    with _naming(source, spool.n_rows, model):
         try:
             packed = model.transform_packed(block, quantizer=quantizer)
         except ValueError as error:
@@ -185,13 +185,14 @@ def _append_packed(spool: Spool, model: Any, block: NDArray[Any], quantizer: Any
 
 
 @contextmanager
-def _naming(source: RowSource, first_row: int | None) -> Iterator[None]:
+def _naming(source: RowSource, first_row: int | None, model: Any) -> Iterator[None]:
     """Raise errors of values that cannot be packed in the name of the file, with a remedy."""
     try:
         yield
     except ValueError as error:
         which = "" if first_row is None else f", counted from row {first_row}"
-        raise CommandError(f"{source.name}: {str(error).rstrip('.')}{which}; give --norm unit") from error
+        remedy = "--norm unit" if model.residual_bytes is None else "--norm unit --no-residual"
+        raise CommandError(f"{source.name}: {str(error).rstrip('.')}{which}; give {remedy}") from error
 
 
 def _quantizer(spool: Spool, model: Any, source: RowSource, value_bits: int) -> Any:
@@ -202,7 +203,7 @@ def _quantizer(spool: Spool, model: Any, source: RowSource, value_bits: int) -> 
         rows = np.unique(np.linspace(0, source.n_rows - 1, _QUANTIZER_ROWS).astype(np.intp))
         k = min(model.k, int(model.components_.shape[0]))
         codes = _encoded(model, source.take(rows), source, rows)
-        with _naming(source, None):
+        with _naming(source, None, model):
             learned = ValueQuantizer.fit(codes, value_bits=value_bits, k=k)
         spool.state.update(k=k, kind=learned.kind, levels=learned.levels.astype(np.float64).tolist())
         spool.commit()

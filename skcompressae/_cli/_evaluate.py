@@ -13,6 +13,7 @@ import numpy as np
 
 from skcompressae._cli._errors import UsageError
 from skcompressae._cli._formats import check_output, output_kind
+from skcompressae._cli._messages import say
 from skcompressae._cli._models import read_model
 from skcompressae._cli._sources import RowSource, check_column, check_finite, check_width, open_rows
 from skcompressae._files import atomic_write
@@ -81,20 +82,27 @@ def evaluate(arguments: argparse.Namespace) -> None:
 def _packed_points(
     model: Any, documents: Any, queries: Any, ks: list[int], arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Measure packed codes of each k, and those with residual codes where the model has them."""
+    """Measure packed codes of each k, and those with residual codes where the model makes them."""
     from skcompressae.metrics import exact_neighbors, neighbor_recall_score, of_moderate_codes, search_codes
 
     n_neighbors, metric = arguments.n_neighbors, arguments.metric
     true = exact_neighbors(documents, queries, n_neighbors, metric=metric)
+    n_candidates = min(_CANDIDATES_PER_NEIGHBOR * n_neighbors, len(documents))
+    plain = copy.copy(of_moderate_codes(model, metric)).set_params(residual_bytes=None)
+    variants: list[tuple[str, Any, int | None]] = [(_PACKED, plain, None)]
+    if model.residual_bytes is not None:
+        variants.append((_RERANKED, copy.copy(model), n_candidates))
     points = []
-    for k in dict.fromkeys(min(k, len(model.components_)) for k in ks):
-        plain = copy.copy(of_moderate_codes(model, metric)).set_params(k=k, residual_bytes=None)
-        variants = [(_PACKED, plain, None)]
-        if model.residual_bytes is not None:
-            n_candidates = min(_CANDIDATES_PER_NEIGHBOR * n_neighbors, len(documents))
-            variants.append((_RERANKED, copy.copy(model).set_params(k=k), n_candidates))
-        for series, smaller, rerank in variants:
-            packed = smaller.transform_packed(documents, value_bits=_VALUE_BITS)
+    for series, variant, rerank in variants:
+        for k in dict.fromkeys(min(k, len(model.components_)) for k in ks):
+            smaller = variant.set_params(k=k)
+            try:
+                packed = smaller.transform_packed(documents, value_bits=_VALUE_BITS)
+            except ValueError as error:
+                if rerank is None:
+                    raise
+                say(f"residual codes are left out: {error}", is_quiet=arguments.quiet)
+                break
             found = search_codes(smaller, packed, queries, "asymmetric", n_neighbors, metric, rerank=rerank)
             size_bytes = float(packed.bytes_per_row)  # without codebooks, as of all methods
             points.append(

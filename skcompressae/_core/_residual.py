@@ -29,7 +29,7 @@ Array: TypeAlias = NDArray[Any]
 # Points that one thread takes at a time.
 _CHUNK = 1024
 # Rows that are float64 at a time.
-_BLOCK_ROWS = 4096
+_BLOCK_ROWS = 1024
 # Between these, products of points and centroids of thousands of dimensions are normal numbers of float32.
 _MODERATE = (2.0**-30, 2.0**30)
 
@@ -157,12 +157,16 @@ def learn_pq(
     return centroids
 
 
-def _products(left: Callable[[int, int], NDArray[np.float32]], right: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return ``left.T @ right`` in float64; ``left(start, stop)`` gives some of its rows."""
-    total: Any = 0.0
+def _products(left: Callable[[int, int], NDArray[np.float32]], right: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return ``left.T @ right`` times a power of two, summed in float64; ``left(start, stop)`` gives some of its rows.
+
+    Directions do not depend on that power, and a decomposition of float32 takes half the memory.
+    """
+    total = np.zeros((left(0, 1).shape[1], right.shape[1]))
     for start, stop in row_blocks(len(right), _BLOCK_ROWS):
-        total = total + left(start, stop).T.astype(np.float64) @ right[start:stop]
-    return np.asarray(total)
+        total += left(start, stop).T.astype(np.float64) @ right[start:stop]
+    np.ldexp(total, -np.frexp(np.abs(total).max())[1], out=total)
+    return total.astype(np.float32)
 
 
 def learn_opq(

@@ -450,6 +450,14 @@ def check_residual_codes(codes: Any, quantizer: ResidualQuantizer, name: str) ->
     return codes
 
 
+def residuals_of(store: Any, X: NDArray[Any], components: NDArray[Any], *, normalize: bool) -> NDArray[np.float32]:
+    """Return what the rows of a packed store leave of embeddings, or, with `normalize`, of unit rows."""
+    rows = unit_rows(X)[0] if normalize and np.isfinite(X).all() else np.asarray(X, dtype=np.float32)
+    if not np.isfinite(rows).all():
+        raise ValueError("X must be finite in float32, but is not")
+    return np.asarray(rows - store.to_csr() @ components, dtype=np.float32)
+
+
 def residual_codes_of(
     store: Any,
     X: Any,
@@ -473,11 +481,10 @@ def residual_codes_of(
         raise TypeError(f"quantizer must be a ResidualQuantizer or None, got {quantizer!r}")
 
     def residuals(rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        block = X[rows]
-        block = unit_rows(block)[0] if normalize and np.isfinite(block).all() else np.asarray(block, dtype=np.float32)
-        if not np.isfinite(block).all():
-            raise ValueError(f"X must be finite in float32, but is not in the rows from {rows[0]} to {rows[-1]}")
-        return np.asarray(block - store.take(rows).to_csr() @ components, dtype=np.float32)
+        try:
+            return residuals_of(store.take(rows), X[rows], components, normalize=normalize)
+        except ValueError as error:
+            raise ValueError(f"{error} in the rows from {rows[0]} to {rows[-1]}") from error
 
     if quantizer is None and n_bytes is not None:
         n_sampled = min(len(store), n_training_rows(components.shape[1]))
