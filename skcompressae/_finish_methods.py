@@ -51,12 +51,14 @@ class FinishMethodsMixin(TransformMethodsMixin):
             n_rows_counted_=0,
             latent_rms_=np.ones(len(components)),
             dead_latents_fraction_=np.nan,
+            # of other weights; that of fit goes when there is another
+            **({"residual_quantizer_": None, "residual_norm_": self.norm} if method == "partial_fit" else {}),
         )
         if result.was_interrupted:
             warnings.warn(
                 f"{method} was interrupted after {result.n_iter} step(s); the weights so far are kept.",
                 InterruptedFitWarning,
-                stacklevel=3,
+                stacklevel=4 if method == "fit" else 3,
             )
 
     def _finish(
@@ -64,19 +66,21 @@ class FinishMethodsMixin(TransformMethodsMixin):
         rows: NDArray[Any],
         training: NDArray[np.intp],
         result: TrainingResult,
+        settings: StepSettings,
         random_state: np.random.RandomState,
         note_weights: Callable[[], None],
     ) -> bool:
-        """Do what `fit` does with the stored weights of its training; ``note_weights()`` is called as they change.
+        """Do what `fit` does with the weights of its training; ``note_weights()`` is called as they change.
 
         Returns
         -------
         bool
             False if an interrupt cut the training or this short.
         """
-        note_weights()
         residual_quantizer = None
         try:
+            self._store(result, settings, "fit")
+            note_weights()
             try:
                 is_finished = self._scale_by_usage(rows, training) and not result.was_interrupted
                 if is_finished:  # who ends a fit early does not wait for that

@@ -173,8 +173,7 @@ class FitMethodsMixin(FinishMethodsMixin):
         self.loss_curve_ = result.loss_curve
         self.validation_loss_curve_ = result.validation_loss_curve
         self.validation_steps_ = result.validation_steps
-        self._store(result, settings, "fit")
-        is_finished = self._finish(rows, training, result, random_state, lambda: self._note_start(checkpoint))
+        is_finished = self._finish(rows, training, result, settings, random_state, lambda: self._note_start(checkpoint))
         if checkpoint is not None and is_finished:
             checkpoint.remove()
             del self._interrupted
@@ -275,7 +274,6 @@ class FitMethodsMixin(FinishMethodsMixin):
         self.loss_curve_ = np.concatenate([self.loss_curve_, result.loss_curve])
         scale = None if is_first else encoder_scale(self)
         self._store(result, settings, "partial_fit")
-        self.__dict__.update(residual_quantizer_=None, residual_norm_=self.norm)  # of other weights
         if scale is not None:
             self._scale_encoder(scale)
         self._measure(rows, training, result, random_state, is_partial=True)

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skcompressae._core._rows import unit_rows
+from skcompressae._core._pack_rows import MAX_SCALE, MIN_SCALE
 from skcompressae._core._threads import row_blocks
-from skcompressae.packed import PackedCodes, ResidualQuantizer
+from skcompressae._encoding import Encoder, codes_to_csr
+from skcompressae.packed import PackedCodes, ResidualQuantizer, ValueQuantizer
 from skcompressae.packed._residual import n_training_rows, residuals_of
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
 
 # Rows that are packed at a time.
 _BLOCK_ROWS = 4096
+# Those of values in transform_packed, if nothing else is asked for there.
+_VALUE_BITS = 4
 # Steps of OPQ: 20 find 0.0008 more of the neighbours and take three times the time (docs/research_notes_packing.md).
 _N_STEPS = 6
 
@@ -52,24 +55,34 @@ def learned_quantizer(model: Any, rows: NDArray[Any], row_numbers: NDArray[np.in
     if len(row_numbers) > n_rows:
         # random numbers of its own: with or without this, the fit draws the same
         row_numbers = np.sort(np.random.RandomState(0).choice(row_numbers, n_rows, replace=False))
-    if model.norm == "input":
-        norms = [unit_rows(rows[row_numbers[a:b]])[1] for a, b in row_blocks(len(row_numbers), _BLOCK_ROWS)]
-        row_numbers = row_numbers[_can_be_packed(np.concatenate(norms))]
-    if len(row_numbers) == 0:
-        return None
+    encoder = model._encoder()
     spread = row_numbers[np.unique(np.linspace(0, len(row_numbers) - 1, _BLOCK_ROWS).astype(np.intp))]
-    values = model._pack(rows[spread]).quantizer
+    _, indices, magnitudes = _packable(model, encoder, rows[spread])
+    if len(indices) == 0:
+        return None
+    codes = codes_to_csr(indices, magnitudes, encoder.n_components)
+    values = ValueQuantizer.fit(codes, value_bits=_VALUE_BITS, k=indices.shape[1])
     left = np.empty((len(row_numbers), rows.shape[1]), dtype=np.float32)
+    n_left = 0
     for start, stop in row_blocks(len(row_numbers), _BLOCK_ROWS):
-        block = rows[row_numbers[start:stop]]
-        packed = model._pack(block, quantizer=values)
-        left[start:stop] = residuals_of(packed, block, model.components_, normalize=model.norm != "input")
-    return ResidualQuantizer.fit(left, model.residual_bytes, n_iter=_N_STEPS)
+        block, indices, magnitudes = _packable(model, encoder, rows[row_numbers[start:stop]])
+        packed = PackedCodes.from_topk(indices, magnitudes, encoder.n_components, quantizer=values)
+        left[n_left : n_left + len(block)] = residuals_of(
+            packed, block, model.components_, normalize=model.norm != "input"
+        )
+        n_left += len(block)
+    return ResidualQuantizer.fit(left[:n_left], model.residual_bytes, n_iter=_N_STEPS)
 
 
-def _can_be_packed(norms: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
-    """Tell of which norms rows may be so that codes of that norm can be packed, with room for single values."""
-    return (norms == 0) | ((norms >= 2.0**-80) & (norms <= 2.0**80))
+def _packable(
+    model: Any, encoder: Encoder, rows: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[np.int32], NDArray[np.floating[Any]]]:
+    """Return the rows whose codes can be packed, all but those of extreme lengths, and their indices and values."""
+    k = model._effective_k(encoder.n_components)
+    indices, values = encoder.encode(rows, k, norm=model.norm, dtype=np.float64)  # of rows beyond float32, too
+    peaks = np.abs(values).max(axis=1)
+    fits = (peaks == 0) | ((peaks >= MIN_SCALE) & (peaks <= MAX_SCALE))
+    return rows[fits], indices[fits], values[fits].astype(np.float32)
 
 
 def checked_quantizer(model: Any) -> ResidualQuantizer | None:

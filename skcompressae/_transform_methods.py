@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from copy import copy
 from numbers import Integral
 from typing import Any, cast
@@ -176,31 +175,21 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         rows = model._check_rows(X, reset=False)
         if quantizer is not None and not isinstance(quantizer, ValueQuantizer):
             raise TypeError(f"quantizer must be a ValueQuantizer or None; got {quantizer!r}.")
-        return model._pack(rows, value_bits, quantizer, with_residual_codes)
-
-    def _pack(
-        self,
-        rows: NDArray[Any],
-        value_bits: int = 4,
-        quantizer: ValueQuantizer | None = None,
-        finish: Callable[[PackedCodes, NDArray[Any], Any], PackedCodes] = lambda block, rows, model: block,
-    ) -> PackedCodes:
-        """Pack the codes of checked rows; ``finish(block, rows, self)`` returns what becomes of each block."""
-        encoder = self._encoder()
-        k = self._effective_k(encoder.n_components)
+        encoder = model._encoder()
+        k = model._effective_k(encoder.n_components)
         if quantizer is None:
             sample = rows[np.unique(np.linspace(0, len(rows) - 1, _QUANTIZER_ROWS).astype(np.intp))]
             codes = _encoding.codes_to_csr(
-                *encoder.encode(sample, k, norm=self.norm, dtype=np.float32), encoder.n_components
+                *encoder.encode(sample, k, norm=model.norm, dtype=np.float32), encoder.n_components
             )
             quantizer = ValueQuantizer.fit(codes, value_bits=value_bits, k=k)
         blocks, n_threads = [], effective_n_threads()
-        for where, indices, values in encoder.encode_blocks(rows, k, norm=self.norm, dtype=np.float32):
+        for where, indices, values in encoder.encode_blocks(rows, k, norm=model.norm, dtype=np.float32):
             try:
                 block = PackedCodes.from_topk(
                     indices, values, encoder.n_components, quantizer=quantizer, n_threads=n_threads
                 )
-                blocks.append(finish(block, rows[where], self))
+                blocks.append(with_residual_codes(block, rows[where], model))
             except ValueError as error:
                 if where.start == 0:
                     raise

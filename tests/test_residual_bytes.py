@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import warnings
 from copy import deepcopy
 from pathlib import Path
 
@@ -281,6 +282,18 @@ def test_a_failure_leaves_no_quantizer_of_other_weights(model, embeddings, monke
     assert failed.residual_quantizer_ is None
 
 
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+def test_a_warning_that_is_an_error_leaves_none_either(model, embeddings, monkeypatch, method):
+    failed = deepcopy(model).set_params(residual_bytes=5 if method == "fit" else None)
+    interrupt_fits(monkeypatch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(InterruptedFitWarning):
+            getattr(failed.set_params(random_state=1, batch_size=50), method)(embeddings)
+    assert not np.array_equal(failed.components_, model.components_)
+    assert failed.residual_quantizer_ is None
+
+
 def test_rows_that_cannot_be_packed(embeddings, tmp_path):
     X = embeddings.astype(np.float64) * 1e60
     model = small(norm="input", max_iter=5, checkpoint_dir=tmp_path)
@@ -289,6 +302,8 @@ def test_rows_that_cannot_be_packed(embeddings, tmp_path):
     assert model.residual_quantizer_ is None
     assert not os.listdir(tmp_path)
     assert model.set_params(norm="unit", residual_bytes=None).transform_packed(X).shape == (400, 48)
+    for factor in (1e-27, 1e27):  # which can
+        assert small(norm="input", max_iter=5).fit(embeddings * np.float32(factor)).residual_quantizer_ is not None
     few = embeddings.copy()
     few[[3, 50]] *= np.float32(1e-33)
     assert small(norm="input", max_iter=5).fit(few).residual_quantizer_ is not None
@@ -324,6 +339,15 @@ def test_more_bytes_lose_less():
         quantizer = ResidualQuantizer.fit(residuals, n_bytes, n_iter=4)
         errors.append(np.mean((residuals - quantizer.decode(quantizer.encode(residuals))) ** 2))
     assert errors == sorted(errors, reverse=True)
+
+
+@pytest.mark.parametrize("factor", [1e-40, 1e-22, 1e22, 1e37])
+def test_residuals_of_any_scale(factor):
+    residuals = np.random.default_rng(6).standard_normal((500, 24)).clip(-3, 3)
+    scaled = (factor * residuals).astype(np.float32)
+    quantizer = ResidualQuantizer.fit(scaled, 5, n_iter=2)
+    decoded = quantizer.decode(quantizer.encode(scaled)) / factor
+    assert np.mean((residuals - decoded) ** 2) < 0.7 * np.mean(residuals**2)
 
 
 def test_files_of_parts_of_two_widths(packed, tmp_path):
@@ -363,6 +387,18 @@ def test_encode_writes_residual_codes(packed, capsys):
     assert main(["search", "codes.skc", "x.npy", "--model", "model.safetensors", "--rerank", "50", "found.npz"]) == 0
     with np.load("found.npz") as found:
         assert np.mean(found["indices"][:, 0] == np.arange(400)) > 0.95
+
+
+@pytest.mark.usefixtures("files_of_residuals")
+def test_encode_names_a_remedy_that_works(embeddings, capsys):
+    small(norm="input", max_iter=5).fit(embeddings).save("input.safetensors")
+    X = embeddings.copy()
+    X[7] *= np.float32(1e-33)
+    np.save("x.npy", X)
+    command = ["encode", "input.safetensors", "x.npy", "codes.skc", "-q"]
+    error = refuses(capsys, *command)
+    assert error.endswith("give --norm unit --no-residual")
+    assert main([*command, *error.split()[-3:], "--restart"]) == 0
 
 
 @pytest.mark.usefixtures("files_of_residuals")
@@ -434,5 +470,10 @@ def test_export_at_another_norm_leaves_them_out(capsys):
     assert "residual codes are left out: they were learned at another norm" in capsys.readouterr().err
     exported = CompresSAETransformer.load("unit.safetensors")
     assert (exported.norm, exported.residual_bytes, exported.residual_quantizer_) == ("unit", None, None)
+    without = CompresSAETransformer.load("model.safetensors")
+    without.residual_quantizer_ = None
+    without.save("without.safetensors")
+    assert main(["export", "without.safetensors", "unit2.safetensors", "--norm", "unit"]) == 0
+    assert "residual codes" not in capsys.readouterr().err
     assert main(["export", "model.safetensors", "same.safetensors", "--k", "3"]) == 0
     assert CompresSAETransformer.load("same.safetensors").residual_quantizer_ is not None

@@ -50,6 +50,7 @@ def export(arguments: argparse.Namespace) -> None:
 
 
 def _export_model(kind: str, to: str, arguments: argparse.Namespace) -> None:
+    from skcompressae._residual_codes import fitted_quantizer
     from skcompressae.persistence import from_reference_checkpoint, to_reference_checkpoint
 
     if kind == "reference":
@@ -61,9 +62,10 @@ def _export_model(kind: str, to: str, arguments: argparse.Namespace) -> None:
         model = read_model(arguments.input, arguments)
     if to == "model":
         if model.residual_bytes is not None and arguments.norm is not None and model.norm != model.residual_norm_:
+            if fitted_quantizer(model) is not None:
+                say("residual codes are left out: they were learned at another norm", is_quiet=arguments.quiet)
             model.set_params(residual_bytes=None)
             model.residual_quantizer_ = None
-            say("residual codes are left out: they were learned at another norm", is_quiet=arguments.quiet)
         model.save(arguments.output, with_moments=False)
     elif to == "onnx":
         from skcompressae.onnx import to_onnx
