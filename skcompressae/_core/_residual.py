@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from skcompressae._core._compiling import njit
 from skcompressae._core._gathers import FAST
-from skcompressae._core._threads import effective_n_threads, row_blocks, run_blocks
+from skcompressae._core._threads import effective_n_threads, row_blocks, run_blocks, single_threaded_blas
 
 __all__ = ["decode_pq", "encode_pq", "learn_opq", "learn_pq", "lookup_tables", "padding", "score_pq"]
 
@@ -174,7 +174,9 @@ def learn_opq(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Learn (rotation (n_bytes * width, d), centroids): k-means steps alternate with the best rotation for them."""
     # principal axes dealt out in turn balance the variance of the subspaces, a far better start than the axes as given
-    _, vectors = np.linalg.eigh(_products(lambda start, stop: residuals[start:stop], residuals))
+    products = _products(lambda start, stop: residuals[start:stop], residuals)
+    with single_threaded_blas():  # beside other work, threads that wait for one another took ten times as long
+        _, vectors = np.linalg.eigh(products)
     n, d = residuals.shape
     width = _width(d, n_bytes)
     rotation = np.zeros((n_bytes * width, d), dtype=np.float32)
@@ -186,7 +188,8 @@ def learn_opq(
         for s in range(n_bytes):
             codes[:, s], centroids[s] = _improve(_part(rotated, s, width), centroids[s], rng)
         products = _products(lambda start, stop: decode_pq(codes[start:stop], centroids), residuals)
-        left, _, right = np.linalg.svd(products, full_matrices=False)
+        with single_threaded_blas():
+            left, _, right = np.linalg.svd(products, full_matrices=False)
         rotation = np.ascontiguousarray(left @ right, dtype=np.float32)
         np.matmul(residuals, rotation.T, out=rotated)
     return rotation, learn_pq(rotated, n_bytes, 5, rng, start=centroids)
