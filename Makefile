@@ -9,7 +9,7 @@ OLDEST_SKLEARN := 1.6.1
 BIN := $(VENV)/bin
 PIP_INSTALL := pip install --quiet --disable-pip-version-check
 # a file's tests stay together, as many share a fitted model; in the order of tests/conftest.py
-TWO_PROCESSES := -n 2 --dist loadfile --no-loadscope-reorder
+TWO_PROCESSES := -n 2 --dist loadfile --no-loadscope-reorder --durations=30 --durations-min=3
 # what decides the content of an environment
 INPUTS := pyproject.toml constraints.txt
 
