@@ -11,7 +11,9 @@ from skcompressae._core._pack_rows import MAX_SCALE, MIN_SCALE
 from skcompressae._core._threads import row_blocks
 from skcompressae._encoding import Encoder, codes_to_csr
 from skcompressae.packed import PackedCodes, ResidualQuantizer, ValueQuantizer
-from skcompressae.packed._residual import n_training_rows, residuals_of
+from skcompressae.packed._quantizer import quantizer_rows
+from skcompressae.packed._residual import training_rows
+from skcompressae.packed._residual_rows import residuals_of
 
 __all__ = [
     "check_residual_bytes",
@@ -51,12 +53,10 @@ def learned_quantizer(model: Any, rows: NDArray[Any], row_numbers: NDArray[np.in
     rows : array of shape (n_samples, n_features)
     row_numbers : array of those that may be sampled
     """
-    n_rows = n_training_rows(rows.shape[1])
-    if len(row_numbers) > n_rows:
-        # random numbers of its own: with or without this, the fit draws the same
-        row_numbers = np.sort(np.random.RandomState(0).choice(row_numbers, n_rows, replace=False))
+    # random numbers of its own: with or without this, the fit draws the same
+    row_numbers = row_numbers[training_rows(len(row_numbers), rows.shape[1], 0)]
     encoder = model._encoder()
-    spread = row_numbers[np.unique(np.linspace(0, len(row_numbers) - 1, _BLOCK_ROWS).astype(np.intp))]
+    spread = row_numbers[quantizer_rows(len(row_numbers))]
     _, indices, magnitudes = _packable(model, encoder, rows[spread])
     if len(indices) == 0:
         return None

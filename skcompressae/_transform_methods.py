@@ -25,11 +25,10 @@ from skcompressae._restoring import twin_of
 from skcompressae._torch._devices import resolve_device
 from skcompressae._torch._weights import Weights
 from skcompressae.packed import PackedCodes, ResidualQuantizer, ValueQuantizer
+from skcompressae.packed._quantizer import quantizer_rows
 
 __all__ = ["TransformMethodsMixin"]
 
-# Rows whose codes teach a value quantiser: as many as ValueQuantizer.fit looks at.
-_QUANTIZER_ROWS = 4096
 # Rows whose finiteness is checked all at once.
 _FEW_ROWS = 32
 _ENCODING_PARAMETERS = (
@@ -178,7 +177,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         encoder = model._encoder()
         k = model._effective_k(encoder.n_components)
         if quantizer is None:
-            sample = rows[np.unique(np.linspace(0, len(rows) - 1, _QUANTIZER_ROWS).astype(np.intp))]
+            sample = rows[quantizer_rows(len(rows))]
             codes = _encoding.codes_to_csr(
                 *encoder.encode(sample, k, norm=model.norm, dtype=np.float32), encoder.n_components
             )

@@ -25,7 +25,7 @@ from skcompressae._cli._spool import Spool
 from skcompressae._core._threads import effective_n_threads
 from skcompressae._plot import _tradeoff_points
 from skcompressae.arrow import codes_from_arrow
-from skcompressae.packed import ValueQuantizer
+from skcompressae.packed import ValueQuantizer, _quantizer
 from skcompressae.persistence import model_hash
 
 
@@ -95,7 +95,7 @@ def test_packed_codes_of_any_width(files, fitted, embeddings, value_bits):
 
 
 def test_exports_learn_levels_from_evenly_spaced_rows(files, fitted, embeddings, monkeypatch):
-    for module, name, size in ((_export, "_QUANTIZER_ROWS", 50), (_export, "_BLOCK_ROWS", 60)):
+    for module, name, size in ((_quantizer, "_SAMPLE_ROWS", 50), (_export, "_BLOCK_ROWS", 60)):
         monkeypatch.setattr(module, name, size)
     codes = sp.vstack([sp.csr_matrix((100, 48), dtype=np.float32), fitted.transform(embeddings)]).tocsr()
     sp.save_npz("codes.npz", codes)

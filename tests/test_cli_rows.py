@@ -7,7 +7,8 @@ import pytest
 import scipy.sparse as sp
 from cli_cases import refuses
 
-from skcompressae._cli import _encode, _export
+from skcompressae._cli import _export
+from skcompressae.packed import _quantizer
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_a_code_that_vanishes_in_float16(files, embeddings, capsys, monkeypatch)
 
 
 def test_nan_in_the_sample_that_teaches_a_quantiser(files, embeddings, capsys, monkeypatch):
-    monkeypatch.setattr(_encode, "_QUANTIZER_ROWS", 4)
+    monkeypatch.setattr(_quantizer, "_SAMPLE_ROWS", 4)
     rows = embeddings.copy()
     rows[266, 3] = np.nan  # the third of the rows 0, 133, 266, 399
     np.save("bad.npy", rows)

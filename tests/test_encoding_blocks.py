@@ -11,10 +11,9 @@ from test_packed_search import model
 from test_usage_power import small
 
 from skcompressae import CompresSAETransformer, PackedCodes, _transform_methods
-from skcompressae._cli import _encode
 from skcompressae._cli._main import main
 from skcompressae.metrics import mean_cosine_similarity
-from skcompressae.packed import ResidualQuantizer, ValueQuantizer, _residual
+from skcompressae.packed import ResidualQuantizer, ValueQuantizer, _quantizer, _residual
 
 pytest.importorskip("pyarrow")
 
@@ -24,15 +23,14 @@ def zeros_first(embeddings):
 
 
 def test_the_quantizer_learns_from_evenly_spaced_rows(fitted, embeddings, monkeypatch):
-    monkeypatch.setattr(_transform_methods, "_QUANTIZER_ROWS", 50)
+    monkeypatch.setattr(_quantizer, "_SAMPLE_ROWS", 50)
     rows = zeros_first(embeddings)
     codes = fitted.transform(rows[np.linspace(0, 499, 50).astype(int)])
     assert fitted.transform_packed(rows).quantizer == ValueQuantizer.fit(codes, value_bits=4, k=6)
 
 
 def test_the_commands_quantizer_learns_from_the_same_rows(files, fitted, embeddings, monkeypatch):
-    for module in (_transform_methods, _encode):
-        monkeypatch.setattr(module, "_QUANTIZER_ROWS", 50)
+    monkeypatch.setattr(_quantizer, "_SAMPLE_ROWS", 50)
     np.save("zeros.npy", zeros_first(embeddings))
     assert main(["encode", "model.safetensors", "zeros.npy", "codes.skc", "-q"]) == 0
     assert PackedCodes.load("codes.skc") == fitted.transform_packed(zeros_first(embeddings))

@@ -22,8 +22,8 @@ from skcompressae._model_format import read_model_file, write_model_file
 from skcompressae._residual_codes import learned_quantizer
 from skcompressae.exceptions import InterruptedFitWarning, ModelFormatError
 from skcompressae.metrics import exact_neighbors, neighbor_recall_score
-from skcompressae.packed import ResidualQuantizer
-from skcompressae.packed._residual import residuals_of
+from skcompressae.packed import ResidualQuantizer, _residual
+from skcompressae.packed._residual_rows import residuals_of
 
 SMALL = {"n_components": 48, "k": 4, "max_iter": 60, "random_state": 0, "device": "cpu"}
 
@@ -71,7 +71,7 @@ def test_the_sample_is_of_training_rows(monkeypatch, embeddings, n_rows):
         return residuals_of(store, X, *given, **named)
 
     monkeypatch.setattr(_residual_codes, "residuals_of", noting)
-    monkeypatch.setattr(_residual_codes, "n_training_rows", lambda _: n_rows)
+    monkeypatch.setattr(_residual, "_MAX_TRAINING_ROWS", n_rows)
     small(max_iter=3, validation_fraction=0.1).fit(embeddings)
     training, validation = (embeddings[part] for part in split_of(embeddings, 0.1))
     assert len(seen) == min(n_rows, 360)

@@ -39,9 +39,6 @@ from skcompressae._cli._spool import Spool
 
 __all__ = ["decode", "encode"]
 
-# Rows whose codes teach a value quantiser, as in CompresSAETransformer.transform_packed.
-_QUANTIZER_ROWS = 4096
-
 
 def encode(arguments: argparse.Namespace) -> None:
     """Run ``skcompressae encode``."""
@@ -198,14 +195,15 @@ def _naming(source: RowSource, first_row: int | None, model: Any) -> Iterator[No
 def _quantizer(spool: Spool, model: Any, source: RowSource, value_bits: int) -> Any:
     """Return the quantiser of the values, learned once and kept in the journal."""
     from skcompressae.packed import ValueQuantizer
+    from skcompressae.packed._quantizer import quantizer_rows
 
     if "levels" not in spool.state:
-        rows = np.unique(np.linspace(0, source.n_rows - 1, _QUANTIZER_ROWS).astype(np.intp))
+        rows = quantizer_rows(source.n_rows)
         k = min(model.k, int(model.components_.shape[0]))
         codes = _encoded(model, source.take(rows), source, rows)
         with _naming(source, None, model):
             learned = ValueQuantizer.fit(codes, value_bits=value_bits, k=k)
-        spool.state.update(k=k, kind=learned.kind, levels=learned.levels.astype(np.float64).tolist())
+        spool.state.update(kind=learned.kind, levels=learned.levels.astype(np.float64).tolist())
         spool.commit()
     levels = np.array(spool.state["levels"], dtype=np.float32)
     return ValueQuantizer(spool.state["kind"], value_bits, levels)

@@ -23,8 +23,6 @@ from skcompressae._files import atomic_write
 __all__ = ["export"]
 
 _BLOCK_ROWS = 1 << 16
-# Rows whose codes teach a value quantiser: as many as ValueQuantizer.fit looks at.
-_QUANTIZER_ROWS = 4096
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -115,12 +113,13 @@ def _to_packed(source: CodeSource, arguments: argparse.Namespace) -> None:
 def _packed(source: CodeSource, arguments: argparse.Namespace) -> Any:
     """Return the codes packed: as they are where they were, else with a quantiser learned on a sample of rows."""
     from skcompressae.packed import PackedCodes, ValueQuantizer
+    from skcompressae.packed._quantizer import quantizer_rows
 
     if isinstance(source, PackedSource):
         return source.store
     if isinstance(source, ParquetCodes) and source.is_packed:
         return source.read_packed()
-    wanted = np.unique(np.linspace(0, source.n_rows - 1, _QUANTIZER_ROWS).astype(np.int64))
+    wanted = quantizer_rows(source.n_rows)
     k, start, sample = 1, 0, []
     for block in _blocks(source, "sample", arguments):
         stop = start + block.shape[0]

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skcompressae.packed._quantizer import ValueQuantizer, as_packable_csr
-from skcompressae.packed._residual import ResidualQuantizer, check_residual_codes, residual_codes_of
+from skcompressae.packed._residual import ResidualQuantizer, check_residual_codes
+from skcompressae.packed._residual_rows import residual_codes_of
 from skcompressae.packed._rows import check_sizes, pack_arrays
 
 if TYPE_CHECKING:

@@ -8,17 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skcompressae._core._residual import decode_pq, encode_pq, learn_opq, learn_pq, lookup_tables, padding
-from skcompressae._core._rows import unit_rows
 from skcompressae.packed._quantizer import is_int
 
-__all__ = ["ResidualQuantizer", "check_residual_codes", "residual_codes_of"]
+__all__ = ["ResidualQuantizer", "check_residual_codes", "training_rows"]
 
 _MAX_TRAINING_ROWS = 32768
 # Numbers in the rows that a quantiser is learned on (64 MB, of which learning holds two), unless 32 rows a centroid
 # have more.
 _MAX_TRAINING_VALUES = 2**24
 _MIN_TRAINING_ROWS = 8192
-_BLOCK_ROWS = 4096
 # Entries of a rotated row, and the sums that they come of, are at most as long as the row; rotations are orthogonal to
 # a thousandth.
 _LARGEST_NORM = 0.99 * float(np.finfo(np.float32).max)
@@ -42,9 +40,12 @@ def _random_state(random_state: Any) -> np.random.RandomState:
     raise ValueError(f"random_state must be an int from 0 to 2**32 - 1, a RandomState or None, got {random_state!r}")
 
 
-def n_training_rows(n_features: int) -> int:
-    """Return the most residuals that a quantiser is learned on."""
-    return min(_MAX_TRAINING_ROWS, max(_MIN_TRAINING_ROWS, _MAX_TRAINING_VALUES // n_features))
+def training_rows(n_rows: int, n_features: int, random_state: int | np.random.RandomState | None) -> NDArray[np.intp]:
+    """Return which of `n_rows` a quantiser is learned on, ascending: all, or as many as it takes drawn at random."""
+    n_most = min(_MAX_TRAINING_ROWS, max(_MIN_TRAINING_ROWS, _MAX_TRAINING_VALUES // n_features))
+    if n_rows <= n_most:
+        return np.arange(n_rows)
+    return np.sort(_random_state(random_state).permutation(n_rows)[:n_most])
 
 
 class ResidualQuantizer:
@@ -166,9 +167,8 @@ class ResidualQuantizer:
         if method not in ("pq", "opq"):
             raise ValueError(f"method must be 'pq' or 'opq', got {method!r}")
         rng = _random_state(random_state)
-        n_rows = n_training_rows(data.shape[1])
-        if len(data) > n_rows:
-            data = data[np.sort(rng.permutation(len(data))[:n_rows])]
+        chosen = training_rows(len(data), data.shape[1], rng)
+        data = data[chosen] if len(chosen) < len(data) else data
         if method == "pq":
             cut = None if data.shape[1] % n_bytes == 0 else padding(data.shape[1], n_bytes)
             return cls(learn_pq(data if cut is None else data @ cut.T, n_bytes, n_iter, rng), cut)
@@ -448,57 +448,3 @@ def check_residual_codes(codes: Any, quantizer: ResidualQuantizer, name: str) ->
     if codes.size and codes.max() >= n_centroids:
         raise ValueError(f"{name} must be below the {n_centroids} centroids, got {codes.max()}")
     return codes
-
-
-def residuals_of(store: Any, X: NDArray[Any], components: NDArray[Any], *, normalize: bool) -> NDArray[np.float32]:
-    """Return what the rows of a packed store leave of embeddings, or, with `normalize`, of unit rows."""
-    rows = unit_rows(X)[0] if normalize and np.isfinite(X).all() else np.asarray(X, dtype=np.float32)
-    if not np.isfinite(rows).all():
-        raise ValueError("X must be finite in float32, but is not")
-    return np.asarray(rows - store.to_csr() @ components, dtype=np.float32)
-
-
-def residual_codes_of(
-    store: Any,
-    X: Any,
-    components: Any,
-    *,
-    n_bytes: int | None,
-    quantizer: ResidualQuantizer | None,
-    normalize: bool,
-    n_iter: int,
-    random_state: int | np.random.RandomState | None,
-) -> tuple[NDArray[np.uint8], ResidualQuantizer]:
-    """Return the residual codes of the rows of a packed store and their quantiser; see `with_residual_of`."""
-    X, components = np.asarray(X), np.asarray(components)
-    if components.ndim != 2 or components.shape[0] != store.n_components:
-        raise ValueError(f"components must have {store.n_components} rows, got shape {components.shape}")
-    if X.shape != (len(store), components.shape[1]):
-        raise ValueError(f"X must have shape {(len(store), components.shape[1])}, got {X.shape}")
-    if (n_bytes is None) == (quantizer is None):
-        raise ValueError(f"give either n_bytes or quantizer, got n_bytes={n_bytes!r} and quantizer={quantizer!r}")
-    if quantizer is not None and not isinstance(quantizer, ResidualQuantizer):
-        raise TypeError(f"quantizer must be a ResidualQuantizer or None, got {quantizer!r}")
-
-    def residuals(rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        try:
-            return residuals_of(store.take(rows), X[rows], components, normalize=normalize)
-        except ValueError as error:
-            raise ValueError(f"{error} in the rows from {rows[0]} to {rows[-1]}") from error
-
-    if quantizer is None and n_bytes is not None:
-        n_sampled = min(len(store), n_training_rows(components.shape[1]))
-        sample = np.arange(len(store))
-        if n_sampled < len(store):
-            sample = np.sort(_random_state(random_state).permutation(len(store))[:n_sampled])
-        learned_on = np.empty((n_sampled, components.shape[1]), dtype=np.float32)
-        for start in range(0, n_sampled, _BLOCK_ROWS):
-            learned_on[start : start + _BLOCK_ROWS] = residuals(sample[start : start + _BLOCK_ROWS])
-        quantizer = ResidualQuantizer.fit(learned_on, n_bytes, n_iter=n_iter, random_state=random_state)
-    if quantizer is None or quantizer.n_features != components.shape[1]:
-        raise ValueError(f"quantizer must have {components.shape[1]} features, got {quantizer!r}")
-    codes = np.empty((len(store), quantizer.n_bytes), dtype=np.uint8)
-    for start in range(0, len(store), _BLOCK_ROWS):
-        rows = np.arange(start, min(start + _BLOCK_ROWS, len(store)))
-        codes[rows] = quantizer.encode(residuals(rows))
-    return codes, quantizer

@@ -1,0 +1,66 @@
+"""What packed codes leave of the rows that they stand for, and its codes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skcompressae._core._rows import unit_rows
+from skcompressae._core._threads import row_blocks
+from skcompressae.packed._residual import ResidualQuantizer, training_rows
+
+__all__ = ["residual_codes_of", "residuals_of"]
+
+_BLOCK_ROWS = 4096
+
+
+def residuals_of(store: Any, X: NDArray[Any], components: NDArray[Any], *, normalize: bool) -> NDArray[np.float32]:
+    """Return what the rows of a packed store leave of embeddings, or, with `normalize`, of unit rows."""
+    rows = unit_rows(X)[0] if normalize and np.isfinite(X).all() else np.asarray(X, dtype=np.float32)
+    if not np.isfinite(rows).all():
+        raise ValueError("X must be finite in float32, but is not")
+    return np.asarray(rows - store.to_csr() @ components, dtype=np.float32)
+
+
+def residual_codes_of(
+    store: Any,
+    X: Any,
+    components: Any,
+    *,
+    n_bytes: int | None,
+    quantizer: ResidualQuantizer | None,
+    normalize: bool,
+    n_iter: int,
+    random_state: int | np.random.RandomState | None,
+) -> tuple[NDArray[np.uint8], ResidualQuantizer]:
+    """Return the residual codes of the rows of a packed store and their quantiser; see `with_residual_of`."""
+    X, components = np.asarray(X), np.asarray(components)
+    if components.ndim != 2 or components.shape[0] != store.n_components:
+        raise ValueError(f"components must have {store.n_components} rows, got shape {components.shape}")
+    if X.shape != (len(store), components.shape[1]):
+        raise ValueError(f"X must have shape {(len(store), components.shape[1])}, got {X.shape}")
+    if (n_bytes is None) == (quantizer is None):
+        raise ValueError(f"give either n_bytes or quantizer, got n_bytes={n_bytes!r} and quantizer={quantizer!r}")
+    if quantizer is not None and not isinstance(quantizer, ResidualQuantizer):
+        raise TypeError(f"quantizer must be a ResidualQuantizer or None, got {quantizer!r}")
+
+    def residuals(rows: NDArray[np.intp]) -> NDArray[np.float32]:
+        try:
+            return residuals_of(store.take(rows), X[rows], components, normalize=normalize)
+        except ValueError as error:
+            raise ValueError(f"{error} in the rows from {rows[0]} to {rows[-1]}") from error
+
+    if quantizer is None and n_bytes is not None:
+        sample = training_rows(len(store), components.shape[1], random_state)
+        learned_on = np.empty((len(sample), X.shape[1]), dtype=np.float32)
+        for start, stop in row_blocks(len(sample), _BLOCK_ROWS):
+            learned_on[start:stop] = residuals(sample[start:stop])
+        quantizer = ResidualQuantizer.fit(learned_on, n_bytes, n_iter=n_iter, random_state=random_state)
+    if quantizer is None or quantizer.n_features != components.shape[1]:
+        raise ValueError(f"quantizer must have {components.shape[1]} features, got {quantizer!r}")
+    codes = np.empty((len(store), quantizer.n_bytes), dtype=np.uint8)
+    for start, stop in row_blocks(len(store), _BLOCK_ROWS):
+        codes[start:stop] = quantizer.encode(residuals(np.arange(start, stop)))
+    return codes, quantizer
