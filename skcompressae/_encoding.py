@@ -219,10 +219,12 @@ class Encoder:
         """Return whether `_encode_few` encodes these rows, and no second thread would help it."""
         if len(rows) > FEW_VECTORS or self._coding == "refined_pursuit":
             return False
-        arrays = [rows, *self._weights.arrays]
+        arrays = list(self._weights.arrays)
         if self._divisors is not None:
             arrays.append(self._divisors)
-        if dtype is not np.float32 or not all(a.dtype == np.float32 and a.flags.c_contiguous for a in arrays):
+        if not (dtype is np.float32 and rows.dtype == np.float32):
+            return False
+        if not all(a.dtype == np.float32 and a.flags.c_contiguous for a in arrays):
             return False
         return count_few_threads(len(rows), self._weights.encoder) == 1 or self._n_threads == 1
 
@@ -231,7 +233,7 @@ class Encoder:
         if coding != "activations" and n_candidates == k:  # as in `_fit`
             coding = "least_squares"
         codes = encode_few(
-            rows if rows.flags.writeable else rows.copy(),  # kernels are compiled anew for arrays that are read-only
+            np.require(rows, requirements=["C", "W"]),  # kernels are compiled anew for other arrays
             *self._weights.arrays,
             k,
             n_candidates if coding == "pursuit" else self._n_recomputed(k),

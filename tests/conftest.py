@@ -4,6 +4,7 @@ import gc
 import importlib
 import os
 import sys
+import tempfile
 import weakref
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +48,20 @@ def make_embeddings(n_rows=400, n_features=24, n_topics=12, seed=0, dtype=np.flo
     mixture = random_state.exponential(size=(n_rows, n_topics)) * (random_state.uniform(size=(n_rows, n_topics)) < 0.3)
     noise = 0.1 * random_state.standard_normal((n_rows, n_features))
     return (mixture @ topics + noise + 0.2).astype(dtype)
+
+
+def stored_as(rows, layout):
+    """The same rows in another layout of memory: "F", "strided" or "memmap"; any other as they are."""
+    if layout == "F":
+        return np.asfortranarray(rows)
+    if layout == "strided":
+        return np.repeat(np.repeat(rows, 2, axis=0), 2, axis=1)[::2, ::2]
+    if layout == "memmap":
+        with tempfile.TemporaryFile() as file:
+            mapped = np.memmap(file, dtype=rows.dtype, mode="w+", shape=rows.shape)
+        mapped[:] = rows
+        return mapped
+    return rows
 
 
 @contextmanager

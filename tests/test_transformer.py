@@ -1,14 +1,13 @@
 """Laws that every code obeys, over drawn shapes, dtypes, scales, memory orders and memory-mapped files."""
 
 import copy
-import tempfile
 import warnings
 from functools import cache
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from conftest import make_embeddings
+from conftest import make_embeddings, stored_as
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_pursuit import naive_flattening
@@ -48,19 +47,6 @@ def compressors(draw, **params):
     params.setdefault("coding", draw(st.sampled_from(CODINGS)))
     params.setdefault("norm", draw(st.sampled_from(["input", "unit", None])))
     return variant(estimator, **params)
-
-
-def stored_as(rows, layout):
-    if layout == "F":
-        return np.asfortranarray(rows)
-    if layout == "strided":
-        return np.repeat(np.repeat(rows, 2, axis=0), 2, axis=1)[::2, ::2]
-    if layout == "memmap":
-        with tempfile.TemporaryFile() as file:
-            mapped = np.memmap(file, dtype=rows.dtype, mode="w+", shape=rows.shape)
-        mapped[:] = rows
-        return mapped
-    return rows
 
 
 @st.composite
