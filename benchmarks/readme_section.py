@@ -163,8 +163,8 @@ def bytes_table(curves: dict[str, dict[float, float]]) -> list[str]:
     """Return recall by bytes per vector."""
     lines = [
         "On the first set at equal bytes per vector, by dot product with the stored projection (packed codes of 4-bit "
-        "values; from 64 bytes on, 32 bytes of code and a product-quantised residual that reorders the first 500; "
-        "at 256 bytes the residual takes 192, 224 in all):",
+        "values; from 64 bytes on, 32 bytes of code and a product-quantised residual, by whose cosines the first 1,000 "
+        "are put in order):",
         "",
         "| | " + " | ".join(f"{budget} B" for budget in BUDGETS) + " |",
         "|---|" + "---:|" * len(BUDGETS),

@@ -152,8 +152,8 @@ def with_indices(indices):
         (np.zeros((2, 4)), "codes must have n_components=3 columns; got 4"),
         (np.zeros(3), "Expected 2D array, got 1D array"),
         (np.array([["a", "b", "c"]]), "could not convert string to float"),
-        (with_indices([0, 5, 1, 2]), "indices must be < 3"),
-        (with_indices([0, -1, 1, 2]), "indices must be >= 0"),
+        (with_indices([0, 5, 1, 2]), "must be < 3"),
+        (with_indices([0, -1, 1, 2]), "must be >= 0"),
     ],
 )
 def test_codes_are_checked(codes, message):

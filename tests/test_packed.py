@@ -359,7 +359,7 @@ def test_residuals_of_rows_of_any_length(factor):
     packed = PackedCodes.pack(random_codes(300, 32, 4, seed=9))
     expected = packed.with_residual_of(X, components, n_bytes=4)
     quantizer = expected.residual_quantizer
-    scaled = X * np.float64(factor)
+    scaled = X.astype(np.float64) * factor
     for rows in (scaled, scaled.astype(np.float32)) if 1e-38 <= factor <= 1e38 else (scaled,):
         codes = packed.with_residual_of(rows, components, quantizer=quantizer).residual_codes
         np.testing.assert_array_equal(codes, expected.residual_codes)

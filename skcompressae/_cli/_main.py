@@ -8,7 +8,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NoReturn
 
 from skcompressae._cli._errors import CommandError
 from skcompressae._cli._formats import check_apart
@@ -47,14 +47,22 @@ _REFUSALS = (CommandError, OSError, ValueError, ImportError, MemoryError)
 _INTERRUPTED, _BROKEN_PIPE = 130, 141
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """End with a usage error, also where stderr takes no more, which Python 3.10 does not foresee."""
+        say(self.format_usage().rstrip("\n"))
+        say(f"{self.prog}: error: {message}")
+        raise SystemExit(2)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all subcommands; importing neither torch nor scikit-learn."""
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     group = common.add_argument_group("common options")
     group.add_argument("-q", "--quiet", action="store_true", help="no progress and no messages on stderr but errors")
     group.add_argument("--threads", type=positive, metavar="N", help="threads to use; all cores if not given")
     group.add_argument("--traceback", action="store_true", help="show where an error comes from")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="skcompressae",
         description=_DESCRIPTION,
         epilog=_EPILOG,

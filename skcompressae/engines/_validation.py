@@ -137,8 +137,10 @@ def check_ids(ids: ArrayLike | None, n_rows: int, *, n_stored: int = 0) -> NDArr
         raise ValueError(f"ids must have one entry per row, shape ({n_rows},); got shape {given.shape}.")
     if given.dtype.kind not in "iu" and n_rows:
         raise TypeError(f"ids must be integers; got dtype {given.dtype}.")
-    if n_rows and (given.min() < 0 or given.max() > _MAX_ID):
-        raise ValueError(f"ids must lie in 0 .. 2**63 - 1; got {given.min() if given.min() < 0 else given.max()}.")
+    if n_rows:
+        least, largest = int(given.min()), int(given.max())  # NumPy 1 compares uint64 with an int in float64
+        if least < 0 or largest > _MAX_ID:
+            raise ValueError(f"ids must lie in 0 .. 2**63 - 1; got {least if least < 0 else largest}.")
     unique, counts = np.unique(given, return_counts=True)
     if len(unique) < n_rows:
         raise ValueError(f"ids must be distinct; got {unique[counts > 1][0]} {counts.max()} times.")
