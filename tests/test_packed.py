@@ -239,7 +239,8 @@ def test_callers_arrays_are_not_changed():
         (np.array([[1e-35, 0.0]]), {}, r"; rescale them, or encode at norm='unit' \(row 0: 1e-35\)$"),
         (np.array([1.0]), {}, "2-dimensional"),
         (np.array([[1j]]), {}, "real numbers"),
-        (sp.coo_array(np.ones(3)), {}, r"2-dimensional array, got shape \(3,\)"),
+        # SciPy has sparse arrays of one dimension from 1.13 on
+        *([(sp.coo_array(np.ones(3)), {}, r"array, got shape \(3,\)")] if sp.coo_array(np.ones(3)).ndim == 1 else []),
         # 2**32 + 3 would be 3 in 32 bits
         (
             sp.csr_array((np.ones(1), np.array([2**32 + 3]), np.array([0, 1])), shape=(1, 8)),
