@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import numpy as np
 import pytest
 import torch
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import ThreadpoolController, threadpool_info, threadpool_limits
 
 from skcompressae._core import _threads
 from skcompressae._core._threads import (
@@ -162,6 +162,92 @@ def test_overlapping_holders_share_and_restore_the_blas_limit():
         assert effective_n_threads() == before
 
 
+@pytest.fixture
+def openmp_library(monkeypatch):
+    """An OpenBLAS whose limits are OpenMP's, each thread's own, in place of those that NumPy and SciPy use: FAISS's."""
+    pytest.importorskip("faiss")
+    found = map(_threads._Library, ThreadpoolController().select(user_api="blas").lib_controllers)
+    library = next((library for library in found if library.is_per_thread), None)
+    if library is None:
+        pytest.skip("this FAISS brings no OpenBLAS that is made with OpenMP")
+    monkeypatch.setattr(_threads, "_blas_libraries", lambda process_id: {False: [], True: [library]})
+    _threads._pool.cache_clear()
+    before, library.limit = library.limit, 2
+    yield library
+    library.limit = before
+    _threads._pool.cache_clear()
+
+
+def leave_last():
+    """Hold in the calling thread, and in another one from before that ends until afterwards."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with single_threaded_blas():
+            entered.set()
+            leave.wait(10)
+
+    other = threading.Thread(target=hold)
+    with single_threaded_blas():
+        other.start()
+        assert entered.wait(10)
+        yield
+    leave.set()
+    other.join()
+
+
+def test_the_last_holder_restores_what_another_thread_found():
+    with threadpool_limits(2, user_api="blas"):
+        before = blas_limits()
+        for _ in leave_last():
+            assert _threads._held.libraries[0].limit == 1
+        assert blas_limits() == before
+        assert effective_n_threads() == 2
+
+
+def test_each_thread_holds_and_restores_its_own_limit_of_openmp(openmp_library):
+    for _ in leave_last():
+        assert openmp_library.limit == 1
+        assert effective_n_threads() == 2
+    assert openmp_library.limit == effective_n_threads() == 2
+
+
+def test_openmp_beside_numpys_library_is_left_alone():
+    pytest.importorskip("faiss")
+    _threads._blas_libraries.cache_clear()
+    assert not _threads._own.held.libraries
+    assert all(not library.is_per_thread for library in _threads._held.libraries)
+
+
+def test_holding_leaves_limits_to_whichever_thread_sets_them():
+    with single_threaded_blas():
+        pass
+
+    def count():
+        with threadpool_limits(1, user_api="blas"):
+            return effective_n_threads()
+
+    with threadpool_limits(2, user_api="blas"), ThreadPoolExecutor(1) as executor:
+        with single_threaded_blas():
+            pass
+        assert executor.submit(count).result() == 1
+        assert effective_n_threads() == 2
+
+
+def test_threads_of_the_pool_multiply_by_one_thread_each(openmp_library):
+    limits = {}
+    both = threading.Barrier(2, timeout=10)
+
+    def work(start, stop):
+        both.wait()
+        limits[threading.get_ident()] = openmp_library.limit
+
+    with single_threaded_blas():
+        run_blocks(work, 2, 1, 2)
+    assert len(limits) == 2
+    assert set(limits.values()) == {1}
+
+
 def test_a_choice_of_threads_is_that_of_one_thread():
     with threadpool_limits(2, user_api="blas"):
         before = effective_n_threads()
@@ -231,7 +317,8 @@ def interrupted_at(number, module, call):
 
 
 def blas_limits():
-    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+    libraries = [library for library in threadpool_info() if library["user_api"] == "blas"]
+    return [library["num_threads"] for library in libraries if library["threading_layer"] != "openmp"]
 
 
 def test_no_interrupt_leaves_the_blas_library_at_one_thread():

@@ -6,13 +6,14 @@ process forked: what the BLAS library had locked then stays locked in the child.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import lru_cache
-from threading import Lock
+from threading import Lock, local
 from typing import Any
 from weakref import WeakSet
 
@@ -43,10 +44,55 @@ _COPY_ROWS = 64, 1024
 _chosen: ContextVar[int | None] = ContextVar("skcompressae_n_threads", default=None)
 
 
+class _Library:
+    """A loaded BLAS library's limit of threads.
+
+    That of an OpenBLAS made with OpenMP is OpenMP's, which every thread has for itself: what OpenBLAS's own functions
+    set holds until some thread's next product. Other limits are the process's, and from
+    threadpoolctl 3.8 on only the first thread that sets one may set any, until that is cleared.
+    """
+
+    def __init__(self, controller: Any) -> None:
+        self._controller = controller
+        self._openmp: Any = None
+        if controller.internal_api == "openblas" and controller.threading_layer == "openmp":
+            library = ctypes.CDLL(controller.filepath)
+            if hasattr(library, "omp_get_max_threads") and hasattr(library, "omp_set_num_threads"):
+                self._openmp = library
+
+    @property
+    def is_per_thread(self) -> bool:
+        return self._openmp is not None
+
+    @property
+    def limit(self) -> int:
+        found = self._controller.num_threads if self._openmp is None else self._openmp.omp_get_max_threads()
+        return int(found)
+
+    @limit.setter
+    def limit(self, n_threads: int) -> None:
+        if self._openmp is not None:
+            self._openmp.omp_set_num_threads(n_threads)
+            return
+        self._clear_controlling_thread()
+        self._controller.set_num_threads(n_threads)
+        self._clear_controlling_thread()
+
+    def _clear_controlling_thread(self) -> None:
+        if hasattr(self._controller, "clear_controlling_thread"):
+            self._controller.clear_controlling_thread(force=True)
+
+
 @lru_cache(maxsize=1)
-def _blas_controller(process_id: int) -> ThreadpoolController:
-    """Find the loaded BLAS libraries once per process; asking each for its limit afterwards costs microseconds."""
-    return ThreadpoolController().select(user_api="blas")
+def _blas_libraries(process_id: int) -> dict[bool, list[_Library]]:
+    """Find NumPy's BLAS library, and its kin, once per process, by whether their limits are per thread.
+
+    Beside another one, an OpenBLAS made with OpenMP is of a package with libraries of its own, and its OpenMP may be
+    that of torch: they are left alone. Asking each for its limit afterwards costs microseconds.
+    """
+    found = [_Library(library) for library in ThreadpoolController().select(user_api="blas").lib_controllers]
+    of_process = [library for library in found if not library.is_per_thread]
+    return {False: of_process, True: [] if of_process else found}
 
 
 def effective_n_threads() -> int:
@@ -58,10 +104,7 @@ def effective_n_threads() -> int:
     chosen = _chosen.get()
     if chosen is not None:
         return chosen
-    _held.heal()
-    before = _held.before
-    libraries = _blas_controller(os.getpid()).lib_controllers
-    limits = [library.num_threads for library in libraries] if before is None else [limit for _, limit in before]
+    limits = [*_held.limits(), *_own.held.limits()]
     if limits:
         return max(1, min(limits))
     return os.cpu_count() or 1
@@ -72,25 +115,40 @@ class _Holder:
 
 
 class _HeldLimit:
-    """Which blocks hold the BLAS library at one thread, and what each library was allowed before the first did.
+    """Which blocks hold BLAS libraries at one thread, and what each library was allowed before the first did.
 
     An interrupt may come between any two lines, so the limits are known before they are changed and forgotten after
     they are restored, and what it left undone is done by `heal`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_own: bool = False) -> None:
+        self.is_own = is_own
         self.lock = Lock()
         self.holders: WeakSet[_Holder] = WeakSet()
-        self.before: list[tuple[Any, int]] | None = None
+        self.before: list[tuple[_Library, int]] | None = None
+
+    @property
+    def libraries(self) -> list[_Library]:
+        """Those whose limits are this thread's own, or those whose limits are the process's."""
+        return _blas_libraries(os.getpid())[self.is_own]
+
+    def limits(self) -> list[int]:
+        """Return what the libraries are allowed, but for what is held for the moment."""
+        self.heal()
+        before = self.before
+        return [library.limit for library in self.libraries] if before is None else [limit for _, limit in before]
 
     def hold(self, holder: _Holder) -> None:
         with self.lock:
             self.holders.add(holder)
             if self.before is None:
-                libraries = _blas_controller(os.getpid()).lib_controllers
-                self.before = [(library, library.num_threads) for library in libraries]
-                for library in libraries:
-                    library.set_num_threads(1)
+                self.before = [(library, library.limit) for library in self.libraries]
+                for library, _ in self.before:
+                    library.limit = 1
+
+    def release(self, holder: _Holder) -> None:
+        self.holders.discard(holder)
+        self.heal()
 
     def heal(self) -> None:
         """Restore the limits where no block holds them any more."""
@@ -99,11 +157,19 @@ class _HeldLimit:
         with self.lock:
             if self.before is not None and not self.holders:
                 for library, limit in self.before:
-                    library.set_num_threads(limit)
+                    library.limit = limit
                 self.before = None
 
 
+class _OwnLimit(local):
+    """The calling thread's limits."""
+
+    def __init__(self) -> None:
+        self.held = _HeldLimit(is_own=True)
+
+
 _held = _HeldLimit()
+_own = _OwnLimit()
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
     os.register_at_fork(after_in_child=_held.__init__)  # type: ignore[misc]
 
@@ -113,16 +179,20 @@ def single_threaded_blas() -> Iterator[None]:
     """Hold the BLAS library at one thread while our own threads multiply, each for itself.
 
     The library's threads would otherwise spin for a while after every product, on the very cores that the kernels run
-    on (a quarter of the time of `transform` on two cores). The limit is the process's; calls that overlap share it.
+    on (a quarter of the time of `transform` on two cores). The limit is the process's, and calls that overlap share it;
+    OpenMP's is the calling thread's, and that of the pool's threads is one from the start.
     """
+    own = _own.held
     _held.heal()
+    own.heal()
     holder = _Holder()
     try:
         _held.hold(holder)
+        own.hold(holder)
         yield
     finally:
-        _held.holders.discard(holder)
-        _held.heal()
+        own.release(holder)
+        _held.release(holder)
 
 
 @contextmanager
@@ -149,7 +219,13 @@ def row_blocks(n_rows: int, block_size: int) -> Iterator[tuple[int, int]]:
 @lru_cache(maxsize=1)
 def _pool(process_id: int) -> ThreadPoolExecutor:
     """Return this process's pool; a forked child, whose copy of the threads is dead, makes its own."""
-    return ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="skcompressae")
+    n_workers = max(1, (os.cpu_count() or 1) - 1)
+    return ThreadPoolExecutor(n_workers, thread_name_prefix="skcompressae", initializer=_begin_in_pool)
+
+
+def _begin_in_pool() -> None:
+    for library in _own.held.libraries:
+        library.limit = 1
 
 
 class _Helper:
