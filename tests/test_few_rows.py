@@ -13,7 +13,7 @@ from skcompressae._core import _few_products, _few_rows
 
 CODINGS = "pursuit", "least_squares", "activations"
 # Two kernels of the same source: the compiler may contract products and sums of one and not of the other.
-LAST_DIGITS = 1e-6
+LAST_DIGITS = 1e-5
 
 
 @pytest.fixture

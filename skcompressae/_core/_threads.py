@@ -40,6 +40,11 @@ _MIN_ROWS_PER_THREAD = 96
 # stood in each other's way in the interpreter and copied at half the speed.
 _COPY_ROWS = 64, 1024
 
+# By how the library's symbols were renamed when it was made, as for NumPy's and SciPy's wheels.
+_OPENBLAS_SETTERS = [
+    f"{prefix}openblas_set_num_threads{suffix}" for prefix in ("", "scipy_") for suffix in ("", "64_", "_64")
+]
+
 # Per thread, so that tasks that run at the same time do not see one another's choice.
 _chosen: ContextVar[int | None] = ContextVar("skcompressae_n_threads", default=None)
 
@@ -48,17 +53,24 @@ class _Library:
     """A loaded BLAS library's limit of threads.
 
     That of an OpenBLAS made with OpenMP is OpenMP's, which every thread has for itself: what OpenBLAS's own functions
-    set holds until some thread's next product. Other limits are the process's, and from
-    threadpoolctl 3.8 on only the first thread that sets one may set any, until that is cleared.
+    set holds until some thread's next product. Other limits are the process's. Those of OpenBLAS are set without
+    threadpoolctl, which from 3.8 on lets only one thread set any, the first that did.
     """
 
     def __init__(self, controller: Any) -> None:
         self._controller = controller
         self._openmp: Any = None
-        if controller.internal_api == "openblas" and controller.threading_layer == "openmp":
-            library = ctypes.CDLL(controller.filepath)
+        self._set: Callable[[int], Any] = controller.set_num_threads
+        if controller.internal_api != "openblas":
+            return
+        library = ctypes.CDLL(controller.filepath)
+        if controller.threading_layer == "openmp":
             if hasattr(library, "omp_get_max_threads") and hasattr(library, "omp_set_num_threads"):
-                self._openmp = library
+                self._openmp, self._set = library, library.omp_set_num_threads
+            return
+        for name in _OPENBLAS_SETTERS:
+            if hasattr(library, name):
+                self._set = getattr(library, name)
 
     @property
     def is_per_thread(self) -> bool:
@@ -71,16 +83,7 @@ class _Library:
 
     @limit.setter
     def limit(self, n_threads: int) -> None:
-        if self._openmp is not None:
-            self._openmp.omp_set_num_threads(n_threads)
-            return
-        self._clear_controlling_thread()
-        self._controller.set_num_threads(n_threads)
-        self._clear_controlling_thread()
-
-    def _clear_controlling_thread(self) -> None:
-        if hasattr(self._controller, "clear_controlling_thread"):
-            self._controller.clear_controlling_thread(force=True)
+        self._set(n_threads)
 
 
 @lru_cache(maxsize=1)
@@ -90,7 +93,8 @@ def _blas_libraries(process_id: int) -> dict[bool, list[_Library]]:
     Beside another one, an OpenBLAS made with OpenMP is of a package with libraries of its own, and its OpenMP may be
     that of torch: they are left alone. Asking each for its limit afterwards costs microseconds.
     """
-    found = [_Library(library) for library in ThreadpoolController().select(user_api="blas").lib_controllers]
+    controllers = ThreadpoolController().select(user_api="blas").lib_controllers
+    found = [_Library(library) for library in controllers if library.num_threads is not None]
     of_process = [library for library in found if not library.is_per_thread]
     return {False: of_process, True: [] if of_process else found}
 
@@ -126,6 +130,11 @@ class _HeldLimit:
         self.lock = Lock()
         self.holders: WeakSet[_Holder] = WeakSet()
         self.before: list[tuple[_Library, int]] | None = None
+
+    def begin_in_child(self) -> None:
+        """Forget the blocks of a forked process's parent, whose threads it does not have, but not what to restore."""
+        self.lock = Lock()
+        self.holders = WeakSet()
 
     @property
     def libraries(self) -> list[_Library]:
@@ -171,7 +180,7 @@ class _OwnLimit(local):
 _held = _HeldLimit()
 _own = _OwnLimit()
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    os.register_at_fork(after_in_child=_held.__init__)  # type: ignore[misc]
+    os.register_at_fork(after_in_child=_held.begin_in_child)
 
 
 @contextmanager
@@ -180,7 +189,8 @@ def single_threaded_blas() -> Iterator[None]:
 
     The library's threads would otherwise spin for a while after every product, on the very cores that the kernels run
     on (a quarter of the time of `transform` on two cores). The limit is the process's, and calls that overlap share it;
-    OpenMP's is the calling thread's, and that of the pool's threads is one from the start.
+    OpenMP's is the calling thread's, which must be the one that leaves, and that of the pool's threads is one from the
+    start.
     """
     own = _own.held
     _held.heal()
