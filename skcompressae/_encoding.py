@@ -418,7 +418,7 @@ def expand_queries(
     n_threads = effective_n_threads()
     indices = np.empty((len(rows), n_kept), dtype=np.int32)
     values = np.empty((len(rows), n_kept), dtype=np.float32)
-    bias = weights.bias if divisors is None else weights.bias / divisors
+    bias, no_bias = weights.bias if divisors is None else weights.bias / divisors, np.zeros_like(weights.bias)
     expand, activate = PreActivations(weights.decoder), PreActivations(weights.encoder, divisors=divisors)
     for start, stop in row_blocks(len(rows), expand.block_rows):
         queries, _ = unit_rows(rows[start:stop])
@@ -431,5 +431,6 @@ def expand_queries(
         weighed = expanded * importance * np.sqrt(np.sqrt(magnitudes))
         chosen, _ = top_k(weighed, n_kept, n_threads=n_threads)
         indices[start:stop] = chosen
-        values[start:stop] = np.take_along_axis(expanded, chosen, axis=1)
+        # the last digits of the product may depend on the rows beside a row, and on what other threads let BLAS use
+        values[start:stop] = candidate_activations(queries, weights.decoder, no_bias, chosen, n_threads=n_threads)
     return indices, values

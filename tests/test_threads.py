@@ -143,23 +143,39 @@ def test_nothing_goes_on_after_an_error_where_threads_are_short(pool_of_few):
     assert seen == [0]
 
 
+@contextlib.contextmanager
+def held_elsewhere():
+    """Hold in another thread meanwhile."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with single_threaded_blas():
+            entered.set()
+            leave.wait(10)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    assert entered.wait(10)
+    try:
+        yield
+    finally:
+        leave.set()
+        other.join()
+
+
+@contextlib.contextmanager
+def held_longer_elsewhere():
+    """Hold in the calling thread, and in another one until after that."""
+    with contextlib.ExitStack() as other, single_threaded_blas():
+        other.enter_context(held_elsewhere())
+        yield
+
+
 def test_overlapping_holders_share_and_restore_the_blas_limit():
     with threadpool_limits(2, user_api="blas"):
         before = effective_n_threads()
-        entered, leave = threading.Event(), threading.Event()
-
-        def hold():
-            with single_threaded_blas():
-                entered.set()
-                leave.wait(10)
-
-        other = threading.Thread(target=hold)
-        other.start()
-        assert entered.wait(10)
-        with single_threaded_blas():
+        with held_elsewhere(), single_threaded_blas():
             assert effective_n_threads() == before  # what the user allowed, not what is held for the moment
-        leave.set()
-        other.join()
         assert effective_n_threads() == before
 
 
@@ -179,35 +195,17 @@ def openmp_library(monkeypatch):
     _threads._pool.cache_clear()
 
 
-def leave_last():
-    """Hold in the calling thread, and in another one from before that ends until afterwards."""
-    entered, leave = threading.Event(), threading.Event()
-
-    def hold():
-        with single_threaded_blas():
-            entered.set()
-            leave.wait(10)
-
-    other = threading.Thread(target=hold)
-    with single_threaded_blas():
-        other.start()
-        assert entered.wait(10)
-        yield
-    leave.set()
-    other.join()
-
-
 def test_the_last_holder_restores_what_another_thread_found():
     with threadpool_limits(2, user_api="blas"):
         before = blas_limits()
-        for _ in leave_last():
+        with held_longer_elsewhere():
             assert {library.limit for library in _threads._held.libraries} <= {1}
         assert blas_limits() == before
         assert effective_n_threads() == 2
 
 
 def test_each_thread_holds_and_restores_its_own_limit_of_openmp(openmp_library):
-    for _ in leave_last():
+    with held_longer_elsewhere():
         assert openmp_library.limit == 1
         assert effective_n_threads() == 2
     assert openmp_library.limit == effective_n_threads() == 2
@@ -242,7 +240,7 @@ def test_holding_leaves_other_threads_free_to_set_limits():
 def test_a_child_is_not_left_at_one_thread_by_a_block_of_its_parent():
     with threadpool_limits(2, user_api="blas"):
         before = effective_n_threads(), blas_limits()
-        for _ in leave_last():
+        with held_longer_elsewhere():
             child = os.fork()
             if child == 0:
                 is_restored = False
