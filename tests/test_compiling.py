@@ -39,6 +39,24 @@ def test_without_a_writable_folder_kernels_are_compiled_for_this_process(monkeyp
         assert njit()(double)(3) == 6
 
 
+def test_kernels_within_kernels_are_compiled_once_for_numbers_of_a_type(monkeypatch):
+    plus_one = njit()(lambda number: number + 1)
+
+    def count(n):
+        total = 0
+        for _ in range(n):
+            total = plus_one(total)
+        return total + plus_one(1)
+
+    assert njit()(count)(5) == 7
+    assert [str(types) for types in plus_one.signatures] == ["(int64,)"]
+    # Numba's own way, else there is nothing to mend
+    monkeypatch.setattr(_compiling, "_take_constants_as_numbers", lambda kernel: kernel)
+    plus_one = njit()(lambda number: number + 1)
+    assert numba.njit(count)(5) == 7
+    assert len(plus_one.signatures) > 1
+
+
 def test_other_errors_of_the_compiler_are_raised(monkeypatch):
     refuse_to_cache(monkeypatch, "out of memory")
     with pytest.raises(RuntimeError, match="out of memory"):

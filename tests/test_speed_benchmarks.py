@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 import time
 import warnings
@@ -65,6 +66,28 @@ def test_memory_and_scaling_tasks_measure_fit_and_transform(benchmark, tmp_path)
     rows = [{**point, "axis": axis, **record} for axis in scaling.AXES]
     scaling.plot(rows, {"n_features": 16, "n_steps": 2, "batch_size": 256}, tmp_path / "figures")
     assert len(list((tmp_path / "figures").glob("scaling_*.png"))) == 4
+
+
+def test_first_calls_are_timed_without_and_with_kept_kernels(benchmark, tmp_path, monkeypatch):
+    first_calls, out, folders = benchmark("first_calls"), tmp_path / "calls.json", []
+
+    def run_here(script, task):
+        assert script == first_calls.__file__
+        folders.append(os.environ["NUMBA_CACHE_DIR"])
+        assert Path(folders[-1]).is_dir()
+        return first_calls.run_task(task)
+
+    monkeypatch.setattr(first_calls, "run_child", run_here)
+    monkeypatch.setattr(first_calls, "N_SAMPLES", 600)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    first_calls.main(["--n-repeats", "2", "--out", str(out)])
+    assert os.environ["NUMBA_CACHE_DIR"] == str(tmp_path)
+    assert folders[0] == folders[1] != folders[2] == folders[3]
+    result = json.loads(out.read_text(encoding="utf-8"))
+    assert [row["call"] for row in result["rows"]] == list(first_calls.CALLS)
+    for row in result["rows"]:
+        assert len(row["compiled_s"]) == len(row["kept_s"]) == 2
+        assert min(row["compiled_s"] + row["kept_s"]) > 0
 
 
 def test_gpu_suite_runs_its_benchmarks(benchmark, tmp_path, monkeypatch):

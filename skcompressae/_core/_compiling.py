@@ -7,10 +7,28 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
+from numba.core.types.misc import unliteral
 
 __all__ = ["njit"]
 
 _refused: list[str] = []
+
+
+def _take_constants_as_numbers(kernel: Any) -> Any:
+    """Have a kernel that another one calls compiled once for numbers of a type.
+
+    Numba would compile it for each constant that it is called with as well, and once more for every counter that starts
+    at 0, while it does not yet know that the counter changes: a quarter of the time of all kernels that `fit`,
+    `transform` and a search compile. LLVM puts the constants in where it pays.
+    """
+    resolve = kernel.get_call_template
+
+    def get_call_template(args: Any, kws: Any) -> Any:
+        by_name = {name: unliteral(arg) for name, arg in kws.items()}
+        return resolve([unliteral(arg) for arg in args], by_name)
+
+    kernel.get_call_template = get_call_template
+    return kernel
 
 
 def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -22,7 +40,7 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
     def compiled(function: Callable[..., Any]) -> Any:
         try:
-            return numba.njit(cache=True, **options)(function)
+            return _take_constants_as_numbers(numba.njit(cache=True, **options)(function))
         except RuntimeError as error:
             if "cannot cache function" not in str(error):
                 raise
@@ -34,6 +52,6 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
                     stacklevel=2,
                 )
             _refused.append(function.__name__)
-            return numba.njit(**options)(function)
+            return _take_constants_as_numbers(numba.njit(**options)(function))
 
     return compiled

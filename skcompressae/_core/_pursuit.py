@@ -204,7 +204,8 @@ def refit_rows(
             squares += solution[a] * (correlations[a] - ridge * solution[a])
         norm = np.sqrt(max(squares, kind(0)))
         norms[i] = flatten_row(gram, decoder, supports[i], solution, norm, flattening, x_hat)
-        values[i] = solution
+        for a in range(k):
+            values[i, a] = solution[a]
 
 
 @njit(nogil=True, fastmath=FAST)
@@ -217,17 +218,9 @@ def _compute_again(x: Any, inexact: Any, latents: Any, places: Any, n: Any, scra
 
 @njit(nogil=True)
 def _exact_threshold(
-    x: Any,
-    inexact: Any,
-    candidates: Any,
-    threshold: Any,
-    rank: int,
-    error: Any,
-    near: Any,
-    near_places: Any,
-    scratch: Any,
-    activations: Any,
-) -> Any:
+    x: Any, inexact: Any, candidates: Any, threshold: Any, rank: int, error: Any, near: Any, near_places: Any,
+    scratch: Any, activations: Any,
+) -> Any:  # fmt: skip
     """Return the exact magnitude of a rank, once the activations too near to `threshold`, which may be off, are exact.
 
     Some may be so already, and so may the threshold.
@@ -358,7 +351,8 @@ def pursue_rows(
                 break
             for a in range(n):
                 solution[a] = -solution[a]
-            rest[:] = x[i]
+            for j in range(rest.shape[0]):
+                rest[j] = x[i, j]
             add_combination(rest, decoder, solution, picked, n)
             n_left = 0
             for c in range(n_candidates):
