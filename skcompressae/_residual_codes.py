@@ -27,8 +27,6 @@ __all__ = [
 _BLOCK_ROWS = 4096
 # Those of values in transform_packed, if nothing else is asked for there.
 _VALUE_BITS = 4
-# Steps of OPQ: 20 find 0.0008 more of the neighbours and take three times the time (docs/research_notes_packing.md).
-_N_STEPS = 6
 
 
 def check_residual_bytes(n_bytes: int | None, n_features: int) -> None:
@@ -71,7 +69,7 @@ def learned_quantizer(model: Any, rows: NDArray[Any], row_numbers: NDArray[np.in
             packed, block, model.components_, normalize=model.norm != "input"
         )
         n_left += len(block)
-    return ResidualQuantizer.fit(left[:n_left], model.residual_bytes, n_iter=_N_STEPS)
+    return ResidualQuantizer.fit(left[:n_left], model.residual_bytes)
 
 
 def _packable(

@@ -3,33 +3,37 @@
 Layout: `centroids` is float32 of shape (n_bytes, n_centroids <= 256, width); byte s of a code names the centroid of
 dimensions ``[s * width, (s + 1) * width)`` of the residual, after ``residual @ rotation.T`` if there is a rotation (of
 orthonormal columns, so inner products with a rotated query are those with the residual). Where n_bytes does not divide
-the dimensions, the rotation leaves the last dimension of some parts 0.
+the dimensions, the rotation leaves the last dimensions of some parts 0.
 
 References
 ----------
 H. Jegou et al., "Product quantization for nearest neighbor search", TPAMI 33, 2011; T. Ge et al., "Optimized product
-quantization", CVPR 2013 (the alternation that learns the rotation).
+quantization", CVPR 2013 (the parametric solution: principal axes, allotted by the product of their variances; here
+these are relative to the error that is left, as in the rate-distortion theory of Gaussians).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import eigh
+from scipy.linalg.blas import dsyrk
 
 from skcompressae._core._compiling import njit
 from skcompressae._core._gathers import FAST
 from skcompressae._core._threads import effective_n_threads, row_blocks, run_blocks, single_threaded_blas
 
-__all__ = ["decode_pq", "encode_pq", "learn_opq", "learn_pq", "lookup_tables", "padding", "score_pq"]
+__all__ = ["balanced_rotation", "decode_pq", "encode_pq", "learn_pq", "lookup_tables", "padding", "score_pq"]
 
 Array: TypeAlias = NDArray[Any]
 # Points that one thread takes at a time.
 _CHUNK = 1024
 # Rows that are float64 at a time.
 _BLOCK_ROWS = 1024
+# The smallest variance of an axis, as a share of the largest, that is not taken for rounding.
+_LEAST_VARIANCE = 1e-7
 # Between these, products of points and centroids of thousands of dimensions are normal numbers of float32.
 _MODERATE = (2.0**-30, 2.0**30)
 
@@ -139,11 +143,7 @@ def _part(rows: NDArray[np.float32], s: int, width: int) -> NDArray[np.float32]:
 
 
 def learn_pq(
-    residuals: NDArray[np.float32],
-    n_bytes: int,
-    n_iter: int,
-    rng: np.random.RandomState,
-    start: NDArray[np.float32] | None = None,
+    residuals: NDArray[np.float32], n_bytes: int, n_iter: int, rng: np.random.RandomState
 ) -> NDArray[np.float32]:
     """Learn centroids of shape (n_bytes, min(256, n), d / n_bytes) on residuals (n, d); n_bytes divides d."""
     n, d = residuals.shape
@@ -151,48 +151,60 @@ def learn_pq(
     centroids = np.empty((n_bytes, n_centroids, d // n_bytes), dtype=np.float32)
     for s in range(n_bytes):
         points = _part(residuals, s, d // n_bytes)
-        centroids[s] = points[rng.permutation(n)[:n_centroids]] if start is None else start[s]
+        centroids[s] = points[rng.permutation(n)[:n_centroids]]
         for _ in range(n_iter):
             _, centroids[s] = _improve(points, centroids[s], rng)
     return centroids
 
 
-def _products(left: Callable[[int, int], NDArray[np.float32]], right: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return ``left.T @ right`` times a power of two, summed in float64; ``left(start, stop)`` gives some of its rows.
-
-    Directions do not depend on that power, and a decomposition of float32 takes half the memory.
-    """
-    total = np.zeros((left(0, 1).shape[1], right.shape[1]))
-    for start, stop in row_blocks(len(right), _BLOCK_ROWS):
-        total += left(start, stop).T.astype(np.float64) @ right[start:stop]
-    np.ldexp(total, -np.frexp(np.abs(total).max())[1], out=total)
-    return total.astype(np.float32)
-
-
-def learn_opq(
-    residuals: NDArray[np.float32], n_bytes: int, n_iter: int, rng: np.random.RandomState
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Learn (rotation (n_bytes * width, d), centroids): k-means steps alternate with the best rotation for them."""
-    # principal axes dealt out in turn balance the variance of the subspaces, a far better start than the axes as given
-    products = _products(lambda start, stop: residuals[start:stop], residuals)
+def _principal_axes(residuals: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Return the variances along the principal axes, times a power of two, the largest first, and the axes as rows."""
+    # Fortran order, so that BLAS adds to it in place; the lower triangle, as the matrix is symmetric
+    total = np.zeros((residuals.shape[1], residuals.shape[1]), order="F")
+    for start, stop in row_blocks(len(residuals), _BLOCK_ROWS):
+        block = residuals[start:stop].astype(np.float64)
+        total = dsyrk(1.0, block.T, beta=1.0, c=total, lower=1, overwrite_c=1)
+    np.ldexp(total, -np.frexp(total.diagonal().max())[1], out=total)
+    moments = total.astype(np.float32)  # whose decomposition takes half the memory
+    del total
     with single_threaded_blas():  # beside other work, threads that wait for one another took ten times as long
-        _, vectors = np.linalg.eigh(products)
-    n, d = residuals.shape
+        variances, vectors = eigh(moments, lower=True, overwrite_a=True, check_finite=False, driver="evd")
+    return variances[::-1].astype(np.float64), vectors.T[::-1]
+
+
+def _balanced_parts(variances: NDArray[np.float64], n_bytes: int, width: int) -> NDArray[np.intp]:
+    """Return the part of each axis, which are in order of falling variance, so that every part asks for as many bits.
+
+    An axis asks for half the logarithm to base 2 of its variance over the error that all axes are left with, those of
+    smaller variance for none, and all of them for 8 bits a part.
+    """
+    if variances[0] <= 0:  # rows of zeros
+        variances = np.ones(len(variances))
+    logarithms = np.log2(np.maximum(variances, _LEAST_VARIANCE * variances[0]))
+    levels = (np.cumsum(logarithms) - 2 * 8 * n_bytes) / np.arange(1, len(variances) + 1)
+    bits = np.maximum(logarithms - levels[np.flatnonzero(levels < logarithms)[-1]], 0) / 2
+    parts = np.empty(len(variances), dtype=np.intp)
+    asked, counts = np.zeros(n_bytes), np.zeros(n_bytes, dtype=np.intp)
+    for axis, of_axis in enumerate(bits):
+        room = np.flatnonzero(counts < width)
+        part = room[np.lexsort((counts[room], asked[room]))[0]]
+        parts[axis] = part
+        asked[part] += of_axis
+        counts[part] += 1
+    return parts
+
+
+def balanced_rotation(residuals: NDArray[np.float32], n_bytes: int) -> NDArray[np.float32]:
+    """Return the rotation (n_bytes * width, d) to the principal axes, dealt out to parts that ask for as many bits."""
+    variances, axes = _principal_axes(residuals)
+    d = residuals.shape[1]
     width = _width(d, n_bytes)
+    parts = _balanced_parts(variances, n_bytes, width)
+    order = np.argsort(parts, kind="stable")
+    starts = np.searchsorted(parts[order], parts[order])
     rotation = np.zeros((n_bytes * width, d), dtype=np.float32)
-    rotation[np.arange(d) % n_bytes * width + np.arange(d) // n_bytes] = vectors.T[::-1]
-    rotated = residuals @ rotation.T
-    centroids = learn_pq(rotated, n_bytes, 2, rng)
-    codes = np.empty((n, n_bytes), dtype=np.uint8)
-    for _ in range(n_iter):
-        for s in range(n_bytes):
-            codes[:, s], centroids[s] = _improve(_part(rotated, s, width), centroids[s], rng)
-        products = _products(lambda start, stop: decode_pq(codes[start:stop], centroids), residuals)
-        with single_threaded_blas():
-            left, _, right = np.linalg.svd(products, full_matrices=False)
-        rotation = np.ascontiguousarray(left @ right, dtype=np.float32)
-        np.matmul(residuals, rotation.T, out=rotated)
-    return rotation, learn_pq(rotated, n_bytes, 5, rng, start=centroids)
+    rotation[parts[order] * width + np.arange(d) - starts] = axes[order]
+    return rotation
 
 
 def encode_pq(residuals: NDArray[np.float32], centroids: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -7,7 +7,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from skcompressae._core._residual import decode_pq, encode_pq, learn_opq, learn_pq, lookup_tables, padding
+from skcompressae._core._residual import (
+    balanced_rotation,
+    decode_pq,
+    encode_pq,
+    learn_pq,
+    lookup_tables,
+    padding,
+)
 from skcompressae.packed._quantizer import is_int
 
 __all__ = ["ResidualQuantizer", "check_residual_codes", "training_rows"]
@@ -94,9 +101,11 @@ class ResidualQuantizer:
             rotation = np.array(rotation, dtype=np.float32, order="C")
             if rotation.ndim != 2 or rotation.shape[0] != n_rows or not 1 <= rotation.shape[1] <= n_rows:
                 raise ValueError(f"rotation must have shape ({n_rows}, 1 to {n_rows}), got {rotation.shape}")
-            products = rotation.T @ rotation if np.isfinite(rotation).all() else np.array([[np.nan]])
-            if not np.allclose(products, np.eye(len(products)), atol=1e-3):
+            errors = rotation.T @ rotation if np.isfinite(rotation).all() else np.array([[np.inf]])
+            errors.flat[:: len(errors) + 1] -= 1
+            if np.abs(errors, out=errors).max() > 1e-3:
                 raise ValueError("rotation must have orthonormal columns")
+            del errors
             rotation.setflags(write=False)
         centroids.setflags(write=False)
         self._centroids: NDArray[np.float32] = centroids
@@ -114,8 +123,8 @@ class ResidualQuantizer:
     ) -> ResidualQuantizer:
         """Learn centroids, and a rotation, on residuals.
 
-        By k-means in each part; "opq" alternates it with a new rotation, which keeps more at the same bytes and takes
-        longer.
+        By k-means in each part; "opq" turns residuals to their principal axes first and gives every part a fair share
+        of them, which keeps more at the same bytes.
 
         Parameters
         ----------
@@ -123,11 +132,12 @@ class ResidualQuantizer:
             Finite; a sample of 32,768 rows is used if there are more, of wide ones fewer (2**24 numbers, but at least
             8,192 rows).
         n_bytes : int
-            Bytes of a code, at most d. Parts differ by one dimension in width where it does not divide d.
+            Bytes of a code, at most d. Parts differ in width where it does not divide d.
         method : {"pq", "opq"}, default="opq"
-            With "opq" a rotation is learned too.
+            With "opq" a rotation is learned too: the parametric solution of optimized product quantization (T. Ge et
+            al., CVPR 2013).
         n_iter : int, default=20
-            Steps of k-means, for "opq" each followed by a new rotation.
+            Steps of k-means.
         random_state : int, RandomState instance or None, default=0
             Of the sample and of the first centroids; None draws others every time.
 
@@ -169,11 +179,12 @@ class ResidualQuantizer:
         rng = _random_state(random_state)
         chosen = training_rows(len(data), data.shape[1], rng)
         data = data[chosen] if len(chosen) < len(data) else data
-        if method == "pq":
-            cut = None if data.shape[1] % n_bytes == 0 else padding(data.shape[1], n_bytes)
-            return cls(learn_pq(data if cut is None else data @ cut.T, n_bytes, n_iter, rng), cut)
-        rotation, centroids = learn_opq(data, n_bytes, n_iter, rng)
-        return cls(centroids, rotation)
+        rotation = None
+        if method == "opq":
+            rotation = balanced_rotation(data, n_bytes)
+        elif data.shape[1] % n_bytes:
+            rotation = padding(data.shape[1], n_bytes)
+        return cls(learn_pq(data if rotation is None else data @ rotation.T, n_bytes, n_iter, rng), rotation)
 
     @property
     def centroids(self) -> NDArray[np.float32]:
