@@ -1,11 +1,9 @@
 """What recall does a byte budget buy: sparse codes, alone or with a residual code, beside PQ, OPQ and RaBitQ?
 
-The rule for ours is the same for every data set (it was chosen on development rows, of sentence embeddings and, where
-it looks at the number of features, of word vectors: docs/research_notes_packing.md): with 4-bit values, budgets below
-64 bytes go to nonzeros alone, as many as fit; from 64 bytes on, 32 bytes go to nonzeros and the rest to a
-product-quantised residual, by which the first `--rerank` candidates are put in order. A code has no more than a
-nonzero for twelve features; what it does not take goes to the residual, too. One model per data set is trained at the
-largest k used; every budget encodes with its own k. Protocol: the first `--max-queries` rows of
+How many nonzeros and how many bytes of the residual a budget holds is found on the documents by
+`skcompressae.packed.split_bytes`, with 4-bit values. One model per data set is trained at `--k`; every budget encodes
+with its own k. Scores are the geometric mean of cosine and inner product; where there are residual codes, they put all
+documents in order, or the first `--rerank`. Protocol: the first `--max-queries` rows of
 ``RandomState(0).permutation(n)`` are queries, the rest documents; truth is their exact cosine; dense queries.
 
     python benchmarks/hybrid.py --data embeddings.npy --out results
@@ -14,6 +12,7 @@ largest k used; every budget encodes with its own k. Protocol: the first `--max-
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -25,55 +24,37 @@ from _data import DEFAULT_CACHE_DIR, N_QUERIES, checksum, load, split
 
 from skcompressae import CompresSAETransformer
 from skcompressae._neighbors import CodeNearestNeighbors
-from skcompressae.packed import PackedCodes
+from skcompressae.packed import split_bytes
 
 N_NEIGHBORS = 100
 VALUE_BITS = 4
-HYBRID_FROM = 64
-SPARSE_BYTES = 32
-SCALE_BYTES = 2
-FEATURES_PER_NONZERO = 12
 Row = dict[str, Any]
 
 
-def plan(size_bytes: int, n_components: int, n_features: int) -> tuple[int, int]:
-    """Return (nonzeros, bytes of the residual) of a budget by the rule above."""
-    sparse_bytes = size_bytes if size_bytes < HYBRID_FROM else SPARSE_BYTES
-    word_bits = max(1, (n_components - 1).bit_length()) + VALUE_BITS
-    k = max(1, (sparse_bytes - SCALE_BYTES) * 8 // word_bits)
-    most = max(1, min(n_features // FEATURES_PER_NONZERO, n_components))
-    if k > most:
-        k, sparse_bytes = most, SCALE_BYTES + -(-most * word_bits // 8)
-    return k, min(size_bytes - sparse_bytes, n_features)
-
-
 def ours(
-    model: CompresSAETransformer, documents: np.ndarray, queries: np.ndarray, true: np.ndarray, plans: Row, rerank: int
+    model: CompresSAETransformer, documents: np.ndarray, queries: np.ndarray, true: np.ndarray, size: int, rerank: int
 ) -> Row:
-    """Encode and search one budget; `plans` are the row's `params`."""
-    k, n_residual = plans["k"], plans["residual_bytes"]
-    model.set_params(k=k)
+    """Split, encode and search one budget, with `rerank` candidates of residual codes, or all for 0."""
+    with cpu_stopwatch() as split_s:
+        k, n_residual = split_bytes(model, documents, size, value_bits=VALUE_BITS)
+    model = copy.copy(model).set_params(k=k)
     with cpu_stopwatch() as encode_s:
-        packed = PackedCodes.pack(model.transform(documents), value_bits=VALUE_BITS, k=k)
+        packed = model.transform_packed(documents, value_bits=VALUE_BITS)
     with cpu_stopwatch() as residual_s:
         if n_residual:
             packed = packed.with_residual_of(documents, model.components_, n_bytes=n_residual)
+    n_candidates = (rerank or len(documents)) if n_residual else None
     index = CodeNearestNeighbors(
-        N_NEIGHBORS,
-        compressor=model.components_,
-        mode="asymmetric",
-        # a projection's dot product ranks better than its cosine, as badly reconstructed rows are not inflated; the
-        # cosine does where what it leaves is added
-        metric="cosine" if n_residual else "dot",
-        rerank=rerank if n_residual else None,
+        N_NEIGHBORS, compressor=model.components_, mode="asymmetric", metric="geometric", rerank=n_candidates
     ).fit(packed)
     n_neighbors = min(N_NEIGHBORS, len(documents))
     with cpu_stopwatch() as search_s:
         found = index.kneighbors(queries, n_neighbors, return_distance=False)
     return {
         "method": "hybrid" if n_residual else "sparse",
-        "params": plans,
+        "params": {"k": k, "residual_bytes": n_residual or 0, "rerank": n_candidates},
         "size_bytes": packed.bytes_per_row,
+        "split_s": split_s(),
         "encode_s": encode_s(),
         "residual_s": residual_s(),
         "cpu_ms_per_query": 1e3 * search_s() / len(queries),
@@ -109,10 +90,6 @@ def run_study(name: str, X: np.ndarray, options: argparse.Namespace) -> dict[str
     data = split(name, X, options.max_queries, options.max_documents)
     documents = unit_rows(data.documents)
     true = cosine_neighbors(data.queries, documents, min(N_NEIGHBORS, len(documents)))
-    budgets = {}
-    for size in options.sizes:
-        k, n_residual = plan(size, options.n_components, X.shape[1])
-        budgets[size] = {"k": k, "residual_bytes": n_residual, "rerank": options.rerank, **options.ours}
     rows: list[Row] = []
     content = {
         "data": {"name": name, "sha256": checksum(X), "n_features": X.shape[1], "n_documents": len(documents)},
@@ -128,7 +105,7 @@ def run_study(name: str, X: np.ndarray, options: argparse.Namespace) -> dict[str
         # the projection as it comes: its residual is smaller than that of a unit reconstruction
         model = CompresSAETransformer(
             options.n_components,
-            k=max(p["k"] for p in budgets.values()),
+            k=options.k,
             norm=None,
             random_state=seed,
             **parameters,
@@ -138,7 +115,7 @@ def run_study(name: str, X: np.ndarray, options: argparse.Namespace) -> dict[str
             model.fit(documents)
         for size in options.sizes:
             mine = {
-                **ours(model, documents, data.queries, true, budgets[size], options.rerank),
+                **ours(model, documents, data.queries, true, size, options.rerank),
                 "fit_s": fit_s(),
             }
             for row in (mine, *peer_rows(options.peers, documents, data.queries, true, size, seed)):
@@ -158,7 +135,8 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--n-components", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=None, help="training steps; default: the estimator's")
     parser.add_argument("--ours", type=json.loads, default={}, help="more estimator parameters, as a JSON object")
-    parser.add_argument("--rerank", type=int, default=1000, help="candidates that the residual codes order")
+    parser.add_argument("--k", type=int, default=16, help="nonzeros that the model is trained with")
+    parser.add_argument("--rerank", type=int, default=0, help="candidates that the residual codes order; 0 for all")
     parser.add_argument("--max-queries", type=int, default=N_QUERIES)
     parser.add_argument("--max-documents", type=int, default=None)
     parser.add_argument("--cache-dir", type=Path, default=DEFAULT_CACHE_DIR)

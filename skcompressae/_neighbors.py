@@ -64,10 +64,12 @@ class CodeNearestNeighbors(
           for codes.
 
         Dense queries are compressed first where the mode compares codes.
-    metric : {"cosine", "dot"}, default="cosine"
+    metric : {"cosine", "geometric", "dot"}, default="cosine"
         "cosine" is the cosine distance, ``1 - cosine``, clipped to [0, 2]; a zero vector has distance 1 to
         everything. "dot" is the maximum inner product; the distance returned is the negative inner product,
-        so that it ascends too.
+        so that it ascends too. "geometric" is the geometric mean of both for a query of unit norm, the inner
+        product with the document over the square root of its norm, and the distance its negative: for codes of
+        ``norm=None``, whose norms say how much of a row they hold (:ref:`hybrid codes <hybrid-codes>`).
     radius : float, default=1.0
         Largest distance returned by default by `radius_neighbors`.
     n_jobs : int or None, default=None
@@ -83,7 +85,7 @@ class CodeNearestNeighbors(
         Candidates that the codes propose for the residual codes to order; at least `n_neighbors` are taken. Needs
         packed documents with residual codes (of a compressor with `residual_bytes`, or made by
         `PackedCodes.with_residual_of`), which stand for :math:`\hat x + \hat r`: candidates are compared with that
-        sum, by its own cosine or dot product, in float32. Recall of the first 100 settles with 500 candidates or so
+        sum, by `metric`, in float32. Recall of the first 100 settles with 500 candidates or so
         (:ref:`hybrid codes <hybrid-codes>`). `radius_neighbors` goes by the codes alone. An index fitted with `None`
         has to be fitted again to rerank.
 
@@ -147,7 +149,7 @@ class CodeNearestNeighbors(
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
         "compressor": [HasMethods(["transform"]), "array-like", None],
         "mode": [StrOptions({"auto", "sparse", "reconstructed", "asymmetric"})],
-        "metric": [StrOptions({"cosine", "dot"})],
+        "metric": [StrOptions({"cosine", "geometric", "dot"})],
         "radius": [Interval(Real, None, None, closed="neither")],
         "n_jobs": [Integral, None],
         "device": [str],
@@ -363,8 +365,8 @@ class CodeNearestNeighbors(
         X : {array-like, sparse matrix} or None, default=None
             As for `kneighbors`.
         radius : float, default=None
-            Largest distance; default is the parameter. For ``metric="dot"`` it is the negative of the
-            smallest inner product kept.
+            Largest distance; default is the parameter. But for the cosine it is the negative of the smallest
+            score kept.
         return_distance : bool, default=True
             Whether to return the distances.
 

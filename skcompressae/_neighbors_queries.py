@@ -135,11 +135,11 @@ class Queries:
         for start in range(0, self.n_queries, size):
             stop = min(start + size, self.n_queries)
             part = self._source[start:stop]
-            is_cosine = self._metric == "cosine"
+            has_norms = self._metric != "dot"
             part, norms = _moderate_rows(part)
             if self._decoder is not None:
                 part = part @ self._decoder if issparse(part) else part
-                if is_cosine:
+                if has_norms:
                     norms = np.sqrt(np.einsum("ij,ij->i", part, part, dtype=np.float64))
                 batch: Any = _targets(self._decoder, part, n_threads)
                 if not np.isfinite(batch).all():
@@ -148,7 +148,7 @@ class Queries:
                         "values of the codes down"
                     )
             else:
-                if is_cosine:
+                if has_norms:
                     squares = part.data.astype(np.float64) ** 2
                     norms = np.sqrt(np.add.reduceat(np.append(squares, 0.0), part.indptr[:-1]))
                     norms[np.diff(part.indptr) == 0] = 0.0
@@ -160,7 +160,7 @@ class Queries:
 
 def scores_to_distances(metric: str, scores: NDArray[np.float64], norms: Any) -> NDArray[np.float64]:
     """Turn scores into ascending distances; `norms` are those of `Queries.batches`."""
-    if metric == "dot":
+    if metric != "cosine":
         with np.errstate(over="ignore"):
             return 0.0 - np.divide(scores, norms)
     return np.clip(1.0 - np.divide(scores, norms), 0.0, 2.0)
@@ -168,7 +168,7 @@ def scores_to_distances(metric: str, scores: NDArray[np.float64], norms: Any) ->
 
 def score_limits(metric: str, radius: float, norms: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return scores below which no distance is within `radius`; the slack of 1e-6 pays for rounding distances."""
-    if metric == "dot":
+    if metric != "cosine":
         with np.errstate(over="ignore"):
             return (-radius - 1e-6 * abs(radius)) * norms
     if radius >= 2:

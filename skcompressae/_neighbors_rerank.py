@@ -9,13 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skcompressae._core._residual import score_pq
-from skcompressae._core._search_store import Chunk, PackedStore
+from skcompressae._core._search_store import Chunk, PackedStore, norm_factors
 from skcompressae._core._threads import run_blocks
 
 __all__ = ["check_residuals", "refined_scales", "rerank_candidates"]
 
 _NORM_BLOCK_ROWS = 2_048
-_TINY_NORM = 1e-30
 
 
 def check_residuals(store: Any, components: NDArray[Any] | None) -> None:
@@ -35,7 +34,7 @@ def check_residuals(store: Any, components: NDArray[Any] | None) -> None:
 def refined_scales(
     store: PackedStore, components: NDArray[Any], metric: str, n_threads: int = 1
 ) -> NDArray[np.float32]:
-    """Return the factor of each row: one over the norm of ``x_hat + r_hat`` for cosine, 1 for dot."""
+    """Return the factor of each row by the norm of ``x_hat + r_hat``, 1 for dot."""
     packed = store.packed
     scales = np.ones(len(packed), np.float32)
     if metric == "dot":
@@ -45,7 +44,7 @@ def refined_scales(
         block = packed[start:stop]
         refined = block.to_csr() @ components + packed.residual_quantizer.decode(block.residual_codes)
         norms = np.sqrt(np.einsum("ij,ij->i", refined, refined, dtype=np.float64))
-        scales[start:stop] = np.divide(1.0, norms, out=np.zeros(stop - start), where=norms > _TINY_NORM)
+        scales[start:stop] = norm_factors(norms, metric)
 
     run_blocks(work, len(packed), _NORM_BLOCK_ROWS, n_threads)
     return scales

@@ -46,6 +46,9 @@ def brute_force(queries, documents, metric):
     queries, documents = np.asarray(queries, np.float64), np.asarray(documents, np.float64)
     if metric == "dot":
         return -(queries @ documents.T)
+    if metric == "geometric":
+        lengths = [np.maximum(np.linalg.norm(v, axis=1), 1e-300) for v in (queries, documents)]
+        return -(queries @ documents.T) / lengths[0][:, None] / np.sqrt(lengths[1])
     unit = [v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-300) for v in (queries, documents)]
     return np.clip(1.0 - unit[0] @ unit[1].T, 0.0, 2.0)
 

@@ -13,7 +13,7 @@ from skcompressae._core import _search_store
 from skcompressae.packed import ResidualQuantizer
 
 
-@pytest.mark.parametrize("metric", ["cosine", "dot"])
+@pytest.mark.parametrize("metric", ["cosine", "geometric", "dot"])
 @pytest.mark.parametrize("mode", ["sparse", "asymmetric"])
 def test_a_radius_that_is_a_distance_found_includes_it(mode, metric):
     """Distances are rounded to float32, so a limit in float64 must leave room."""

@@ -35,7 +35,7 @@ def test_scikit_learn_checks(estimator, check):
 
 
 # ------------------------------------------------------------------------------------------------- exactness
-@pytest.mark.parametrize("metric", ["cosine", "dot"])
+@pytest.mark.parametrize("metric", ["cosine", "geometric", "dot"])
 @pytest.mark.parametrize("mode", ["sparse", "reconstructed", "asymmetric"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("n_queries", [1, 50])
@@ -84,7 +84,7 @@ def test_the_kernel_trick_equals_explicit_decoding():
     n_documents=st.integers(1, 40),
     n_queries=st.integers(0, 40),
     mode=st.sampled_from(["sparse", "reconstructed"]),
-    metric=st.sampled_from(["cosine", "dot"]),
+    metric=st.sampled_from(["cosine", "geometric", "dot"]),
     n_jobs=st.integers(1, 2),
     data=st.data(),
 )
@@ -128,7 +128,7 @@ def test_equal_distances_come_in_the_order_of_the_documents():
     np.testing.assert_array_equal(distances, [[0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
 
 
-@pytest.mark.parametrize("metric", ["cosine", "dot"])
+@pytest.mark.parametrize("metric", ["cosine", "geometric", "dot"])
 @pytest.mark.parametrize("mode", ["sparse", "reconstructed"])
 def test_without_queries_a_document_is_not_its_own_neighbor(mode, metric):
     rng = np.random.default_rng(4)
@@ -151,7 +151,7 @@ def test_a_document_has_distance_zero_to_itself_in_float32():
     assert distances.max() < 1e-7
 
 
-@pytest.mark.parametrize("metric", ["cosine", "dot"])
+@pytest.mark.parametrize("metric", ["cosine", "geometric", "dot"])
 @pytest.mark.parametrize("mode", ["sparse", "reconstructed", "asymmetric"])
 def test_radius_neighbors_equal_brute_force(mode, metric):
     rng = np.random.default_rng(6)

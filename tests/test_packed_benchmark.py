@@ -35,18 +35,15 @@ def test_packing_takes_the_codes_of_a_model(benchmark, tmp_path, fitted, embeddi
 
 def test_hybrid_benchmark_smoke(benchmark, tmp_path):
     module = benchmark("hybrid")
-    assert module.plan(32, 2048, 384) == (16, 0)
-    assert module.plan(64, 2048, 384) == (16, 32)
-    assert module.plan(256, 2048, 384) == (16, 224)
-    assert module.plan(32, 2048, 100) == (8, 15)
-    assert module.plan(256, 2048, 100) == (8, 100)
     np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((400, 48)).astype(np.float32))
     arguments = ["--data", str(tmp_path / "x.npy"), "--out", str(tmp_path), "--sizes", "8", "64", "--steps", "3"]
-    module.main([*arguments, "--n-components", "64", "--max-queries", "10", "--rerank", "150"])
+    module.main([*arguments, "--n-components", "64", "--max-queries", "10"])
     (path,) = tmp_path.glob("hybrid-*.json")
     rows = json.loads(path.read_text())["results"]
-    assert [row["method"] for row in rows if row["method"] in ("sparse", "hybrid")] == ["sparse", "hybrid"]
     assert {"pq", "opq"} <= {row["method"] for row in rows if row["budget_bytes"] == 8}
-    sparse, hybrid = (row for row in rows if row["method"] in ("sparse", "hybrid"))
-    assert sparse["size_bytes"] == 7  # four words of 10 bits, and the scale
-    assert hybrid["recall_at_100"] > sparse["recall_at_100"]
+    small, large = (row for row in rows if row["method"] in ("sparse", "hybrid"))
+    assert 6 <= small["size_bytes"] <= 8
+    assert 48 < large["size_bytes"] <= 64
+    assert large["method"] == "hybrid"
+    assert large["params"]["rerank"] == 390
+    assert large["recall_at_100"] > small["recall_at_100"] + 0.1

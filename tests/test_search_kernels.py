@@ -102,7 +102,7 @@ def test_one_query_of_runs_of_rows_of_one_length(lengths, step, dtype):
         spread = np.zeros((50 * step, 1), dtype)
         spread[::step] = target
         exclude = rng.integers(-1, n_rows, 1)
-        for metric in ("cosine", "dot"):
+        for metric in ("cosine", "geometric", "dot"):
             chunk = make_chunk(RowStore.from_csr(codes), metric=metric)
             n_neighbors = max(1, min(11, n_rows - 1))
             scores, rows = search([chunk], spread, n_neighbors, exclude=exclude)
@@ -139,7 +139,7 @@ def test_targets_of_any_size_find_what_a_naive_search_finds(n_queries):
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 5])
-@pytest.mark.parametrize("metric", ["cosine", "dot"])
+@pytest.mark.parametrize("metric", ["cosine", "geometric", "dot"])
 def test_code_queries_find_what_a_naive_search_finds(metric, n_threads):
     rng = np.random.default_rng(4)
     codes, queries = ragged_codes(rng, 300), ragged_codes(rng, 7)

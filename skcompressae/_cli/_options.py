@@ -166,7 +166,7 @@ def _search(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument(
         "--mode", choices=["auto", "sparse", "reconstructed", "asymmetric"], help="what is compared (default: auto)"
     )
-    parser.add_argument("--metric", choices=["cosine", "dot"], help="(default: cosine)")
+    parser.add_argument("--metric", choices=["cosine", "geometric", "dot"], help="(default: cosine)")
     parser.add_argument("--rerank", type=_positive, metavar="N", help="candidates that residual codes put in order")
     parser.add_argument("--save-index", metavar="FILE", help="keep the index for other searches")
     parser.add_argument("--column", metavar="NAME", help="the embedding column of Parquet queries with several")

@@ -308,6 +308,15 @@ def _blocks(store: CodeStore) -> Iterator[CsrBlock]:
         yield store.block(start, stop)
 
 
+def norm_factors(norms: NDArray[Any], metric: str) -> NDArray[np.float64]:
+    """Return what inner products with rows of these norms are multiplied by; 0 for rows that count as zero.
+
+    One over the norm for cosine, over its square root for the geometric mean of cosine and inner product.
+    """
+    divisors = np.sqrt(norms, dtype=np.float64) if metric == "geometric" else norms
+    return np.divide(1.0, divisors, out=np.zeros(len(norms)), where=norms > _TINY_NORM)
+
+
 def make_chunk(
     store: CodeStore,
     *,
@@ -321,7 +330,7 @@ def make_chunk(
     ----------
     store : CodeStore
         The codes.
-    metric : {"cosine", "dot"}
+    metric : {"cosine", "geometric", "dot"}
         ``"dot"`` needs no norms.
     components : ndarray of shape (n_components, n_features), default=None
         Decoder; given, cosine is taken between reconstructions, else between codes.
@@ -347,8 +356,7 @@ def make_chunk(
         norms = lengths if components is None else reconstruction_norms(store, components, n_threads)
         if not np.isfinite(norms).all():
             raise ValueError(f"reconstructions must have norms within {store.dtype}; rescale codes or components")
-        scale = np.zeros(store.n_rows)
-        np.divide(1.0, norms, out=scale, where=norms > _TINY_NORM)
+        scale = norm_factors(norms, metric)
     reach = float((lengths * scale).max(initial=0.0))
     if reach > _LARGEST_VALUE:
         raise ValueError(

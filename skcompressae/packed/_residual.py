@@ -17,7 +17,7 @@ from skcompressae._core._residual import (
 )
 from skcompressae.packed._quantizer import is_int
 
-__all__ = ["ResidualQuantizer", "check_residual_codes", "training_rows"]
+__all__ = ["ResidualQuantizer", "check_residual_codes", "random_state_from", "training_rows"]
 
 _MAX_TRAINING_ROWS = 32768
 # Numbers in the rows that a quantiser is learned on (64 MB, of which learning holds two), unless 32 rows a centroid
@@ -38,7 +38,7 @@ def _check_lengths(residuals: NDArray[np.float32]) -> None:
         raise ValueError(f"residuals must have norms of at most {_LARGEST_NORM:.3g}, got {norm:.3g}; rescale them")
 
 
-def _random_state(random_state: Any) -> np.random.RandomState:
+def random_state_from(random_state: Any) -> np.random.RandomState:
     """Return what scikit-learn's `check_random_state` would, which packed codes do without."""
     if isinstance(random_state, np.random.RandomState):
         return random_state
@@ -52,7 +52,7 @@ def training_rows(n_rows: int, n_features: int, random_state: int | np.random.Ra
     n_most = min(_MAX_TRAINING_ROWS, max(_MIN_TRAINING_ROWS, _MAX_TRAINING_VALUES // n_features))
     if n_rows <= n_most:
         return np.arange(n_rows)
-    return np.sort(_random_state(random_state).permutation(n_rows)[:n_most])
+    return np.sort(random_state_from(random_state).permutation(n_rows)[:n_most])
 
 
 class ResidualQuantizer:
@@ -176,7 +176,7 @@ class ResidualQuantizer:
             raise ValueError(f"n_iter must be an int of at least 0, got {n_iter!r}")
         if method not in ("pq", "opq"):
             raise ValueError(f"method must be 'pq' or 'opq', got {method!r}")
-        rng = _random_state(random_state)
+        rng = random_state_from(random_state)
         chosen = training_rows(len(data), data.shape[1], rng)
         data = data[chosen] if len(chosen) < len(data) else data
         rotation = None
