@@ -118,6 +118,7 @@ def run_study(name: str, X: np.ndarray, options: argparse.Namespace) -> dict[str
                 **ours(model, documents, data.queries, true, size, options.rerank),
                 "fit_s": fit_s(),
             }
+            mine["params"] |= options.ours
             for row in (mine, *peer_rows(options.peers, documents, data.queries, true, size, seed)):
                 rows.append({**row, "budget_bytes": size, "seed": seed})
                 print(json.dumps(rows[-1], default=lambda value: value.item()), flush=True)

@@ -173,7 +173,7 @@ def test_tables_hold_what_the_results_say(docs_module, tmp_path):
             "recall_at_100": 0.99,
         },  # is measured above
     ]
-    (tmp_path / "hybrid-t.json").write_text(json.dumps({**content, "results": hybrid}))
+    (tmp_path / "hybrid-t.json").write_text(json.dumps({**content, "options": {"k": 16}, "results": hybrid}))
     (study,) = results.load_studies(tmp_path)
     table = results.budget_table(study)
     assert "| skcompressae, sparse codes alone | 0.600 (16) | 0.750 (32) |  |  |  |  |" in table
@@ -183,7 +183,8 @@ def test_tables_hold_what_the_results_say(docs_module, tmp_path):
     full = results.full_table(study)
     assert "| 32 | skcompressae | asymmetric, packed | k=16 | 0.500 | 0.750 | 1 |" in full
     assert (
-        "| 16 | skcompressae, one model | asymmetric, dot product, packed | k=8, k_fit=16 | 0.100 | 0.600 |  |" in full
+        "| 16 | skcompressae, one model | asymmetric, geometric mean, packed | k=8, k_fit=16 | 0.100 | 0.600 |  |"
+        in full
     )
     assert all(name in results.describe(study) for name in ("one.json", "two.json", "hybrid-t.json"))
     fewer = {**content, "data": {**content["data"], "n_documents": 5}, "results": [{**row, "recall_at_100": 0.99}]}

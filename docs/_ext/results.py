@@ -46,6 +46,7 @@ MODES = {
     "asymmetric_4bit": "asymmetric, packed",
     "asymmetric_dot": "asymmetric, dot product",
     "asymmetric_dot_4bit": "asymmetric, dot product, packed",
+    "asymmetric_geometric_4bit": "asymmetric, geometric mean, packed",
     "reconstructed": "reconstructed",
     "reranked": "reranked, packed",
     "sparse": "sparse",
@@ -63,7 +64,7 @@ LEGEND = (
     "*One model* is trained at the k after `k_fit` and serves smaller k; *hybrid* codes carry a product quantisation "
     "of what the sparse code leaves, which puts the first `rerank` candidates in order; *the paper's recipe* is "
     "plain PyTorch. *Packed* codes have values of 4 bits, the others are CSR in float32. *Dot product* is "
-    "that of the query with the stored projection (`norm=None`)."
+    "that of the query with the stored projection (`norm=None`), *geometric mean* that of dot product and cosine."
 )
 SPEEDS = {
     "training_speed": {
@@ -94,14 +95,14 @@ def is_quality_study(content: Any) -> bool:
 def hybrid_rows(content: Any, measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows of `benchmarks/hybrid.py` as the quality study writes them, without points that it has too."""
     known = {(row["method"], str(row["params"]), row["seed"]) for row in measured}
-    k_fit = max(row["params"].get("k", 0) for row in content["results"])
+    k_fit = content["options"]["k"]
     rows = []
     for row in content["results"]:
         new = {"cosine": None, "fit_s": None, "encode_s": None, **row, "mode": "asymmetric"}
         if row["method"] == "sparse":
             others = {key: value for key, value in row["params"].items() if key in OTHERS}
             params = {"k": row["params"]["k"], "k_fit": k_fit, **others}
-            new |= {"method": "ours_once", "mode": "asymmetric_dot_4bit", "params": params}
+            new |= {"method": "ours_once", "mode": "asymmetric_geometric_4bit", "params": params}
         elif row["method"] == "hybrid":
             new["mode"] = "reranked"
         if (new["method"], str(new["params"]), new["seed"]) not in known:
