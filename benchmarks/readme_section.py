@@ -162,8 +162,8 @@ def dense_recall(name: str, mode: str) -> float:
 def bytes_table(curves: dict[str, dict[float, float]]) -> list[str]:
     """Return recall by bytes per vector."""
     lines = [
-        "On the first set at equal bytes per vector (codes of projections packed with 4-bit values, and what they leave "
-        "by a product quantiser; `split_bytes` finds how many bytes go to which, and `metric='geometric'` puts "
+        "On the first set at equal bytes per vector (codes of projections packed with 4-bit values, and what they "
+        "leave by a product quantiser; `split_bytes` finds how many bytes go to which, and `metric='geometric'` puts "
         "documents in order):",
         "",
         "| | " + " | ".join(f"{budget} B" for budget in BUDGETS) + " |",
