@@ -143,7 +143,10 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cache-dir", type=Path, default=DEFAULT_CACHE_DIR)
     parser.add_argument("--prefix", default="hybrid-", help="of the names of the result files")
     parser.add_argument("--out", type=Path, default=Path("benchmark-results"))
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if {"k", "residual_bytes"} & set(options.ours):
+        parser.error("--ours must not hold k or residual_bytes, which --k and the split decide")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -68,8 +68,9 @@ class CodeNearestNeighbors(
         "cosine" is the cosine distance, ``1 - cosine``, clipped to [0, 2]; a zero vector has distance 1 to
         everything. "dot" is the maximum inner product; the distance returned is the negative inner product,
         so that it ascends too. "geometric" is the geometric mean of both for a query of unit norm, the inner
-        product with the document over the square root of its norm, and the distance its negative: for codes of
-        ``norm=None``, whose norms say how much of a row they hold (:ref:`hybrid codes <hybrid-codes>`).
+        product with the document over the square root of its norm, and the distance its negative, 0 for zero vectors:
+        for codes of ``norm=None``, whose norms say how much of a row they hold
+        (:ref:`hybrid codes <hybrid-codes>`).
     radius : float, default=1.0
         Largest distance returned by default by `radius_neighbors`.
     n_jobs : int or None, default=None
@@ -86,8 +87,8 @@ class CodeNearestNeighbors(
         packed documents with residual codes (of a compressor with `residual_bytes`, or made by
         `PackedCodes.with_residual_of`), which stand for :math:`\hat x + \hat r`: candidates are compared with that
         sum, by `metric`, in float32. Recall of the first 100 settles with 500 candidates or so
-        (:ref:`hybrid codes <hybrid-codes>`). `radius_neighbors` goes by the codes alone. An index fitted with `None`
-        has to be fitted again to rerank.
+        (:ref:`hybrid codes <hybrid-codes>`); each takes some 16 bytes a query of the batch. `radius_neighbors`
+        goes by the codes alone. An index fitted with `None` has to be fitted again to rerank.
 
     Attributes
     ----------
@@ -365,8 +366,8 @@ class CodeNearestNeighbors(
         X : {array-like, sparse matrix} or None, default=None
             As for `kneighbors`.
         radius : float, default=None
-            Largest distance; default is the parameter. But for the cosine it is the negative of the smallest
-            score kept.
+            Largest distance; default is the parameter. For ``metric="dot"`` and "geometric" it is the negative of
+            the smallest product kept.
         return_distance : bool, default=True
             Whether to return the distances.
 

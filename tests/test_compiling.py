@@ -57,6 +57,12 @@ def test_kernels_within_kernels_are_compiled_once_for_numbers_of_a_type(monkeypa
     assert len(plus_one.signatures) > 1
 
 
+def test_plain_functions_are_left_alone(monkeypatch):
+    """As with NUMBA_DISABLE_JIT, for debuggers and coverage."""
+    monkeypatch.setattr(_compiling, "numba", SimpleNamespace(njit=lambda **_: lambda function: function))
+    assert njit()(double) is double
+
+
 def test_other_errors_of_the_compiler_are_raised(monkeypatch):
     refuse_to_cache(monkeypatch, "out of memory")
     with pytest.raises(RuntimeError, match="out of memory"):

@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import DOCS, EXAMPLES, ROOT, importable
+from conftest import BENCHMARKS, DOCS, EXAMPLES, ROOT, importable
 
 import skcompressae
 from skcompressae import CodeNearestNeighbors, CompresSAETransformer
@@ -135,6 +135,13 @@ def test_architecture_is_drawn_from_the_imports(docs_module, tmp_path):
     assert all(levels[box] > levels[below] for box in graph for below in graph[box])
     architecture.draw_architecture(tmp_path / "a.svg")
     assert "<svg" in (tmp_path / "a.svg").read_text(encoding="utf-8")
+
+
+def test_committed_results_make_tables(docs_module):
+    results = docs_module("results")
+    studies = results.load_studies(BENCHMARKS / "results")
+    assert len(studies) > 5
+    assert all(results.full_table(study) for study in studies)
 
 
 def test_tables_hold_what_the_results_say(docs_module, tmp_path):

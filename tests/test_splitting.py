@@ -1,14 +1,18 @@
 """How bytes are split between nonzeros and what they leave."""
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
 from conftest import make_embeddings
 from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from skcompressae import CompresSAETransformer
 from skcompressae.packed import ByteSplit, ResidualQuantizer, _splitting, split_bytes
+from skcompressae.packed._rows import row_bytes
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +68,17 @@ def test_mixtures_of_directions_get_nonzeros_and_even_rows_residual_codes():
 
 def test_the_compressor_is_as_it_was_and_a_seed_repeats(projecting):
     compressor, X = projecting
-    before = compressor.get_params()
+    before, attributes = compressor.get_params(), dict(vars(compressor))
     first = split_bytes(compressor, X, 12, random_state=3)
     assert first == split_bytes(compressor, list(X), 12, random_state=np.random.RandomState(3))
     assert compressor.get_params() == before
-    assert isinstance(split_bytes(compressor, X, np.int64(12), random_state=None), ByteSplit)
+    assert all(vars(compressor)[name] is value for name, value in attributes.items())
+    assert [type(part) for part in split_bytes(compressor, X, np.uint8(12), random_state=None)] == [int, int]
 
 
 def test_residual_codes_have_no_more_bytes_than_features(projecting):
     compressor, X = projecting
-    split = split_bytes(compressor, X, 200)
-    assert split.residual_bytes is None or split.residual_bytes <= 24
+    assert split_bytes(compressor, X, 200).residual_bytes == 24
 
 
 def test_one_nonzero_that_fits_is_all_there_is(projecting):
@@ -101,7 +105,10 @@ def test_bad_input_is_refused(projecting, embeddings):
     for n_bytes in (12.0, "12", True, None):
         with pytest.raises(TypeError, match="n_bytes must be an int, got"):
             split_bytes(compressor, X, n_bytes)
-    with pytest.raises(ValueError, match="X must have at least 2 rows, got 1"):
+    for not_one in (None, make_pipeline(StandardScaler(), compressor)):
+        with pytest.raises(TypeError, match="compressor must be a CompresSAETransformer, got"):
+            split_bytes(not_one, X, 12)
+    with pytest.raises(ValueError, match="X must have at least 2 rows whose codes can be packed, got 1"):
         split_bytes(compressor, X[:1], 12)
     with pytest.raises(ValueError, match="value_bits must be an int from 1 to 16, got 17"):
         split_bytes(compressor, X, 12, value_bits=17)
@@ -114,14 +121,51 @@ def test_bad_input_is_refused(projecting, embeddings):
     assert isinstance(split_bytes(compressor, X[:2], 12), ByteSplit)
 
 
-@pytest.mark.parametrize("start", range(7))
-def test_the_walk_ends_in_the_least_of_a_valley_and_sees_no_place_twice(start):
-    heights, seen = [9.0, 5.0, 4.0, 4.0, 4.5, 6.0, 8.0], []
+@pytest.mark.parametrize(
+    ("n_bytes", "n_components", "n_features"), [(5, 64, 24), (40, 128, 32), (300, 4096, 100), (9, 8, 50)]
+)
+def test_what_is_tried_fits_and_holds_the_edges(n_bytes, n_components, n_features):
+    def bytes_left(k):
+        return n_bytes - 2 - row_bytes(n_components, k, 4)
 
-    def height(place):
-        seen.append(place)
-        return heights[place]
+    tried = _splitting._numbers_of_nonzeros(bytes_left, n_components, n_features)
+    most = min(n_components, 2 * n_features)
+    fitting = [k for k in range(1, most + 1) if bytes_left(k) >= 0]
+    assert tried[0] == 1
+    assert tried[-1] == fitting[-1]
+    assert set(tried) <= set(fitting)
+    for n_left in (n_features // 2, n_features):
+        leaving = [k for k in fitting if bytes_left(k) >= n_left]
+        assert not leaving or leaving[-1] in tried
 
-    assert heights[_splitting._walk_to_least(height, start, len(heights))] == 4.0
-    assert len(seen) == len(set(seen))
-    assert _splitting._walk_to_least(height, 0, 1) == 0
+
+def test_the_least_of_several_valleys_is_found():
+    """Where residual codes have a byte for each feature, the error falls at once."""
+    X = np.random.RandomState(0).standard_normal((2500, 32)).astype(np.float32)
+    parameters = {"n_components": 128, "k": 6, "norm": None, "max_iter": 120, "random_state": 0, "device": "cpu"}
+    compressor = CompresSAETransformer(**parameters).fit(X)
+    assert split_bytes(compressor, X, 40) == (4, 32)
+
+
+def test_frames_are_split_without_warnings(embeddings):
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame(embeddings, columns=[f"x{i}" for i in range(embeddings.shape[1])])
+    parameters = {"n_components": 48, "k": 4, "norm": None, "max_iter": 30, "random_state": 0, "device": "cpu"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compressor = CompresSAETransformer(**parameters).fit(frame)
+        split = split_bytes(compressor, frame, 10)
+    assert list(compressor.feature_names_in_) == list(frame.columns)
+    with pytest.raises(ValueError, match="feature names"):
+        split_bytes(compressor, frame.rename(columns=str.upper), 10)
+    assert split == split_bytes(CompresSAETransformer(**parameters).fit(embeddings), embeddings, 10)
+
+
+def test_rows_that_cannot_be_packed_are_left_out(embeddings):
+    parameters = {"n_components": 48, "k": 4, "max_iter": 30, "random_state": 0, "device": "cpu"}
+    compressor = CompresSAETransformer(**parameters).fit(embeddings)
+    X = embeddings.astype(np.float64)
+    X[[3, 50]] = X[[3, 50]] * [[1e35], [1e-35]]
+    assert isinstance(split_bytes(compressor, X, 10), ByteSplit)
+    with pytest.raises(ValueError, match="X must have at least 2 rows whose codes can be packed, got 1"):
+        split_bytes(compressor, X[[3, 50, 51]], 10)

@@ -62,8 +62,8 @@ MARGINS = (
 )
 LEGEND = (
     "*One model* is trained at the k after `k_fit` and serves smaller k; *hybrid* codes carry a product quantisation "
-    "of what the sparse code leaves, which puts the first `rerank` candidates in order; *the paper's recipe* is "
-    "plain PyTorch. *Packed* codes have values of 4 bits, the others are CSR in float32. *Dot product* is "
+    "of what the sparse code leaves, which puts `rerank` candidates in order, or all documents; *the paper's recipe* "
+    "is plain PyTorch. *Packed* codes have values of 4 bits, the others are CSR in float32. *Dot product* is "
     "that of the query with the stored projection (`norm=None`), *geometric mean* that of dot product and cosine."
 )
 SPEEDS = {
@@ -95,14 +95,16 @@ def is_quality_study(content: Any) -> bool:
 def hybrid_rows(content: Any, measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows of `benchmarks/hybrid.py` as the quality study writes them, without points that it has too."""
     known = {(row["method"], str(row["params"]), row["seed"]) for row in measured}
-    k_fit = content["options"]["k"]
+    # without a k of their own, files are of before `split_bytes`: trained at the largest k, searched by dot product
+    k_fit = content["options"].get("k") or max(row["params"].get("k", 0) for row in content["results"])
+    mode = "asymmetric_geometric_4bit" if "k" in content["options"] else "asymmetric_dot_4bit"
     rows = []
     for row in content["results"]:
         new = {"cosine": None, "fit_s": None, "encode_s": None, **row, "mode": "asymmetric"}
         if row["method"] == "sparse":
             others = {key: value for key, value in row["params"].items() if key in OTHERS}
             params = {"k": row["params"]["k"], "k_fit": k_fit, **others}
-            new |= {"method": "ours_once", "mode": "asymmetric_geometric_4bit", "params": params}
+            new |= {"method": "ours_once", "mode": mode, "params": params}
         elif row["method"] == "hybrid":
             new["mode"] = "reranked"
         if (new["method"], str(new["params"]), new["seed"]) not in known:

@@ -21,6 +21,8 @@ def _take_constants_as_numbers(kernel: Any) -> Any:
     at 0, while it does not yet know that the counter changes: a quarter of the time of all kernels that `fit`,
     `transform` and a search compile. LLVM puts the constants in where it pays.
     """
+    if not hasattr(kernel, "get_call_template"):  # a plain function, with NUMBA_DISABLE_JIT
+        return kernel
     resolve = kernel.get_call_template
 
     def get_call_template(args: Any, kws: Any) -> Any:

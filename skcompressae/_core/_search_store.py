@@ -333,7 +333,7 @@ def make_chunk(
     metric : {"cosine", "geometric", "dot"}
         ``"dot"`` needs no norms.
     components : ndarray of shape (n_components, n_features), default=None
-        Decoder; given, cosine is taken between reconstructions, else between codes.
+        Decoder; given, norms are those of reconstructions, else of codes.
     n_threads : int, default=1
         Threads for the norms of reconstructions.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,8 +20,8 @@ __all__ = ["ByteSplit", "split_bytes"]
 _N_LEARNED, _N_HELD_OUT = 8192, 2048
 # Steps of k-means: enough to see which split is the best.
 _N_ITER = 4
-# The walk starts where this share of the bytes is nonzeros.
-_FIRST_SHARE = 0.5
+# Rows of larger entries, or smaller than one over it, are not packed: their codes may be beyond what scales can be.
+_LONG = 2.0**90
 
 
 class ByteSplit(NamedTuple):
@@ -61,17 +62,17 @@ def split_bytes(
     """Find how many nonzeros, and how many bytes for what they leave, keep most of the rows in packed codes of a size.
 
     Nonzeros suit rows near mixtures of a few directions, residual codes rows that are spread evenly over few
-    dimensions. For numbers of nonzeros of a geometric sequence, quantisers are learned on some rows, and the squared
-    error ``|x - x_hat - r_hat|^2`` is that of other rows; a walk to ever smaller errors ends in the least. Which split
-    that is agreed with the split of the best recall on every data set that was tried
-    (docs/research_notes_packing.md).
+    dimensions. For each of some numbers of nonzeros, quantisers are learned on four fifths of a sample, and the squared
+    error ``|x - x_hat - r_hat|^2`` is that of the other fifth; the least decides. On the sets that were tried, that
+    split had the best recall or one within 0.002 of it (docs/research_notes_packing.md).
 
     Parameters
     ----------
     compressor : CompresSAETransformer
         Fitted; best with ``norm=None``, and at a k that is not far from what may be found. It is not changed.
     X : array-like of shape (n_samples, n_features)
-        At least two embeddings; some 10,000 of them are drawn if there are more.
+        At least two embeddings; 10,240 of them are drawn if there are more. Those of ``norm="input"`` whose entries
+        are beyond 2**90 in length are left out.
     n_bytes : int
         Bytes of a row of `PackedCodes`, with its scale and residual code. What residual codes cannot take, as they have
         no more bytes than there are features, is left.
@@ -88,10 +89,10 @@ def split_bytes(
     Raises
     ------
     ValueError
-        If `n_bytes` do not hold a nonzero, there are fewer than two rows, `value_bits` is out of range, or rows cannot
-        be encoded and packed as `transform_packed` requires.
+        If `n_bytes` do not hold a nonzero, there are fewer than two rows, `value_bits` is out of range, or X is not as
+        `transform_packed` requires.
     TypeError
-        If `n_bytes` is no int.
+        If `n_bytes` is no int or the compressor none.
     sklearn.exceptions.NotFittedError
         If the compressor is not fitted.
 
@@ -109,61 +110,76 @@ def split_bytes(
     >>> compressor = CompresSAETransformer(n_components=32, k=4, norm=None, max_iter=20, random_state=0).fit(X)
     >>> k, residual_bytes = split_bytes(compressor, X, n_bytes=8)
     >>> packed = compressor.set_params(k=k).transform_packed(X)
-    >>> packed.with_residual_of(X, compressor.components_, n_bytes=residual_bytes).bytes_per_row
+    >>> if residual_bytes is not None:
+    ...     packed = packed.with_residual_of(X, compressor.components_, n_bytes=residual_bytes)
+    >>> packed.bytes_per_row
     8
     """
     if not is_int(n_bytes):
         raise TypeError(f"n_bytes must be an int, got {n_bytes!r}")
+    if not hasattr(compressor, "transform_packed"):
+        raise TypeError(f"compressor must be a CompresSAETransformer, got {compressor!r}")
+    n_bytes = int(n_bytes)
     model = compressor._as_it_is().set_params(residual_bytes=None)
     rows = model._check_rows(X, reset=False)
-    if len(rows) < 2:
-        raise ValueError(f"X must have at least 2 rows, got {len(rows)}")
+    vars(model).pop("feature_names_in_", None)  # from here on rows come as arrays
     n_components, n_features = model.components_.shape
     scale_bytes = ValueQuantizer.fit(np.ones((1, 1)), value_bits=value_bits).scale_dtype.itemsize
-    sizes = {k: scale_bytes + row_bytes(n_components, k, value_bits) for k in range(1, n_components + 1)}
-    fitting = [k for k, size in sizes.items() if size <= n_bytes]
-    if not fitting:
-        raise ValueError(f"n_bytes must be at least {sizes[1]}, a nonzero and a scale; got {n_bytes}")
-    # steps of about the square root of two
-    ladder = sorted({round(2 ** (step / 2)) for step in range(42)} & set(fitting) | {fitting[-1]})
 
-    drawn = random_state_from(random_state).permutation(len(rows))[: _N_LEARNED + _N_HELD_OUT]
-    n_held_out = min(_N_HELD_OUT, max(1, len(drawn) // 5))
-    held_out, learned = (np.asarray(rows[np.sort(part)]) for part in (drawn[:n_held_out], drawn[n_held_out:]))
+    def bytes_left(k: int) -> int:
+        return n_bytes - scale_bytes - row_bytes(n_components, k, value_bits)
+
+    if bytes_left(1) < 0:
+        raise ValueError(f"n_bytes must be at least {n_bytes - bytes_left(1)}, a nonzero and a scale; got {n_bytes}")
+    learned, held_out = _samples(rows, model.norm, random_state)
 
     def error_of(k: int) -> float:
         model.set_params(k=k)
         packed = model.transform_packed(learned, value_bits=value_bits)
         left = _residuals(model, held_out, packed.quantizer)
-        n_left = min(n_bytes - sizes[k], n_features)
+        n_left = min(bytes_left(k), n_features)
         if n_left > 0:
             quantizer = ResidualQuantizer.fit(_residuals(model, learned, packed.quantizer), n_left, n_iter=_N_ITER)
             left = left - quantizer.decode(quantizer.encode(left))
         return float(np.einsum("ij,ij->", left, left, dtype=np.float64))
 
-    start = min(range(len(ladder)), key=lambda step: abs(sizes[ladder[step]] - _FIRST_SHARE * n_bytes))
-    k = ladder[_walk_to_least(lambda step: error_of(ladder[step]), start, len(ladder))]
-    return ByteSplit(k, min(n_bytes - sizes[k], n_features) or None)
+    k = min(_numbers_of_nonzeros(bytes_left, n_components, n_features), key=error_of)
+    return ByteSplit(k, min(bytes_left(k), n_features) or None)
+
+
+def _numbers_of_nonzeros(bytes_left: Callable[[int], int], n_components: int, n_features: int) -> list[int]:
+    """Return what is tried, ascending: all of the bytes, steps of about the square root of two, and before edges.
+
+    Where residual codes have as many bytes as there are features, or half as many, their parts are of one width, and
+    the error has a dip.
+    """
+    most = min(n_components, 2 * n_features)  # as many as features give any row
+
+    def largest(n_left: int) -> int:
+        """The most nonzeros that leave so many bytes, or 0."""
+        return bisect_right(range(1, most + 1), -n_left, key=lambda k: -bytes_left(k))
+
+    steps = {round(2 ** (step / 2)) for step in range(2 * most.bit_length())}
+    edges = {largest(n_left) for n_left in (0, n_features // 2, n_features)}
+    return sorted(k for k in steps | edges if 1 <= k <= largest(0))
+
+
+def _samples(
+    rows: NDArray[Any], norm: str | None, random_state: int | np.random.RandomState | None
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return rows to learn on and others to measure on, without those of lengths that packed codes do not hold."""
+    drawn = np.sort(random_state_from(random_state).permutation(len(rows))[: _N_LEARNED + _N_HELD_OUT])
+    sample = np.asarray(rows[drawn])
+    if norm == "input":
+        lengths = np.abs(sample).max(axis=1)
+        sample = sample[(lengths == 0) | ((lengths > 1 / _LONG) & (lengths < _LONG))]
+    if len(sample) < 2:
+        raise ValueError(f"X must have at least 2 rows whose codes can be packed, got {len(sample)}")
+    is_held_out = np.arange(len(sample)) % 5 == 4 if len(sample) > 4 else np.arange(len(sample)) == 1
+    return sample[~is_held_out], sample[is_held_out]
 
 
 def _residuals(model: Any, rows: NDArray[Any], quantizer: ValueQuantizer) -> NDArray[np.float32]:
     """Return what packed codes leave of rows."""
     packed = model.transform_packed(rows, quantizer=quantizer)
     return residuals_of(packed, rows, model.components_, normalize=model.norm != "input")
-
-
-def _walk_to_least(value_at: Callable[[int], float], start: int, n: int) -> int:
-    """Return a place in ``range(n)`` from which neither neighbour is smaller, reached from `start` downhill."""
-    known: dict[int, float] = {}
-
-    def value(place: int) -> float:
-        if place not in known:
-            known[place] = value_at(place)
-        return known[place]
-
-    while True:
-        neighbors = [place for place in (start - 1, start + 1) if 0 <= place < n]
-        best = min(neighbors, key=value, default=start)
-        if value(best) >= value(start):
-            return start
-        start = best
