@@ -164,7 +164,7 @@ def bytes_table(curves: dict[str, dict[float, float]]) -> list[str]:
     lines = [
         "On the first set at equal bytes per vector (codes of projections packed with 4-bit values, and what they "
         "leave by a product quantiser; `split_bytes` finds how many bytes go to which, and `metric='geometric'` puts "
-        "documents in order):",
+        "documents in order; the dense recipe is older, with a fixed split and by cosine):",
         "",
         "| | " + " | ".join(f"{budget} B" for budget in BUDGETS) + " |",
         "|---|" + "---:|" * len(BUDGETS),
