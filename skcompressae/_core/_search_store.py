@@ -44,6 +44,7 @@ __all__ = [
     "RowStore",
     "block_to_csr",
     "make_chunk",
+    "norm_factors",
     "reconstruction_norms",
 ]
 
