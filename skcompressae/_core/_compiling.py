@@ -18,8 +18,8 @@ def _take_constants_as_numbers(kernel: Any) -> Any:
     """Have a kernel that another one calls compiled once for numbers of a type.
 
     Numba would compile it for each constant that it is called with as well, and once more for every counter that starts
-    at 0, while it does not yet know that the counter changes: a quarter of the time of all kernels that `fit`,
-    `transform` and a search compile. LLVM puts the constants in where it pays.
+    at 0, while it does not yet know that the counter changes (docs/research_notes_speed.md). LLVM puts the constants in
+    where it pays.
     """
     if not hasattr(kernel, "get_call_template"):  # a plain function, with NUMBA_DISABLE_JIT
         return kernel
