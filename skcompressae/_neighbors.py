@@ -16,7 +16,7 @@ from skcompressae._neighbors_build import IndexBuildMixin
 from skcompressae._neighbors_graph import NeighborsGraphMixin
 from skcompressae._neighbors_io import IndexFileMixin
 from skcompressae._neighbors_queries import score_limits, scores_to_distances
-from skcompressae._neighbors_rerank import rerank_candidates
+from skcompressae._neighbors_rerank import rerank_documents
 from skcompressae._neighbors_validation import QueryValidationMixin
 
 __all__ = ["CodeNearestNeighbors"]
@@ -67,10 +67,10 @@ class CodeNearestNeighbors(
     metric : {"cosine", "geometric", "dot"}, default="cosine"
         "cosine" is the cosine distance, ``1 - cosine``, clipped to [0, 2]; a zero vector has distance 1 to
         everything. "dot" is the maximum inner product; the distance returned is the negative inner product,
-        so that it ascends too. "geometric" is the geometric mean of both for a query of unit norm, the inner
-        product with the document over the square root of its norm, and the distance its negative, 0 for zero vectors:
-        for codes of ``norm=None``, whose norms say how much of a row they hold
-        (:ref:`hybrid codes <hybrid-codes>`).
+        so that it ascends too. "geometric" is the geometric mean of both for a query of unit norm, the inner product
+        with the document over the square root of its norm, and the distance its negative, 0 for zero vectors: for
+        codes of ``norm=None``, whose norms say how much of a row they hold. With `rerank` the cosine times the square
+        root of an estimate of that, as the norm of a sum says little (:ref:`hybrid codes <hybrid-codes>`).
     radius : float, default=1.0
         Largest distance returned by default by `radius_neighbors`.
     n_jobs : int or None, default=None
@@ -86,9 +86,9 @@ class CodeNearestNeighbors(
         Candidates that the codes propose for the residual codes to order; at least `n_neighbors` are taken. Needs
         packed documents with residual codes (of a compressor with `residual_bytes`, or made by
         `PackedCodes.with_residual_of`), which stand for :math:`\hat x + \hat r`: candidates are compared with that
-        sum, by `metric`, in float32. Recall of the first 100 settles with 500 candidates or so
-        (:ref:`hybrid codes <hybrid-codes>`); each takes some 16 bytes a query of the batch. `radius_neighbors`
-        goes by the codes alone. An index fitted with `None` has to be fitted again to rerank.
+        sum, by `metric`, in float32. Each takes some 24 bytes a query of the batch, but as many as there are documents
+        none: those are scored in one pass on the CPU (:ref:`hybrid codes <hybrid-codes>`). `radius_neighbors` goes by
+        the codes alone. An index fitted with `None` has to be fitted again to rerank.
 
     Attributes
     ----------
@@ -339,15 +339,9 @@ class CodeNearestNeighbors(
             queries = index._queries(X)
             distances = np.empty((queries.n_queries, n_neighbors), queries.dtype)
             indices = np.empty((queries.n_queries, n_neighbors), np.int64)
-            n_candidates = index._n_candidates(n_neighbors, exclude_self=X is None)
             batches = queries.batches(index.batch_size, index._n_threads())
             for start, stop, batch, norms, exclude, embeddings in batches:
-                scores, rows = index._search(batch, n_candidates, exclude)
-                if index.rerank is not None:
-                    found = (embeddings, scores, rows)
-                    scores, rows = rerank_candidates(
-                        index._chunks, index._refined, *found, n_neighbors, n_threads=index._n_threads()
-                    )
+                scores, rows = index._search(batch, embeddings, n_neighbors, exclude)
                 indices[start:stop] = rows
                 with np.errstate(over="ignore"):
                     distances[start:stop] = scores_to_distances(index.metric, scores, norms[:, None])
@@ -416,13 +410,19 @@ class CodeNearestNeighbors(
                     distances[start + i], indices[start + i] = near[kept][order], rows[kept][order]
         return (distances, indices) if return_distance else indices
 
-    def _n_candidates(self, n_neighbors: int, *, exclude_self: bool) -> int:
-        if self.rerank is None:
-            return n_neighbors
-        self._check_refined()
-        return min(max(self.rerank, n_neighbors), self.n_samples_fit_ - exclude_self)
-
     def _search(
+        self, batch: Any, embeddings: Any, n_neighbors: int, exclude: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        if self.rerank is None:
+            return self._search_codes(batch, n_neighbors, exclude)
+        self._check_refined()
+        n_candidates, candidates = max(self.rerank, n_neighbors), None
+        if n_candidates < self.n_samples_fit_:
+            _, candidates = self._search_codes(batch, n_candidates, exclude)
+        found = (self._chunks, self._refined, batch, embeddings, candidates, n_neighbors)
+        return rerank_documents(*found, exclude=exclude, n_threads=self._n_threads())
+
+    def _search_codes(
         self, batch: Any, n_neighbors: int, exclude: NDArray[np.int64]
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         n_threads = self._n_threads()

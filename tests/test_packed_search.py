@@ -1,11 +1,10 @@
-"""Searching packed codes as they are, reranking by residual codes, and files of such an index."""
+"""Searching packed codes as they are, what residual codes are of, and files of such an index."""
 
 import pickle
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from neighbor_cases import brute_force
 
 from skcompressae._core._packed_search import fit_polynomials, largest_norm, packed_kernels
 from skcompressae._core._search import search
@@ -220,45 +219,6 @@ def test_an_index_of_packed_codes_equals_one_of_their_csr(tmp_path, mode, metric
         np.testing.assert_array_equal(indices, expected[1])
         np.testing.assert_allclose(distances, expected[0], rtol=0, atol=2e-7)
     assert index.radius_neighbors(queries, 0.5)[1][0].size > 0
-
-
-@pytest.mark.parametrize("metric", ["cosine", "geometric", "dot"])
-@pytest.mark.parametrize("mode", ["reconstructed", "asymmetric"])
-def test_reranked_neighbors_are_those_of_code_and_residual(tmp_path, mode, metric):
-    """With every document a candidate, the order is that of q . (x_hat + r_hat), over norms but for dot."""
-    rng = np.random.default_rng(4)
-    X, decoder, codes = model(rng)
-    packed = PackedCodes.pack(codes).with_residual_of(X, decoder, n_bytes=4, n_iter=3)
-    queries = X[:20] if mode == "asymmetric" else sp.csr_matrix(codes[:20])
-    parameters = {"n_neighbors": 9, "compressor": decoder, "mode": mode, "metric": metric, "rerank": 300}
-    index = CodeNearestNeighbors(**parameters, n_jobs=2).fit(packed[:120]).partial_fit(packed[120:])
-    left = X[:20] if mode == "asymmetric" else codes[:20] @ decoder
-    right = packed.to_csr() @ decoder + packed.residual_quantizer.decode(packed.residual_codes)
-    expected = brute_force(left, right, metric)
-    index.save(tmp_path / "index")
-    for other in (index, CodeNearestNeighbors.load(tmp_path / "index")):
-        distances, indices = other.kneighbors(queries)
-        np.testing.assert_allclose(distances, np.sort(expected, axis=1)[:, :9], rtol=0, atol=2e-6)
-        np.testing.assert_allclose(np.take_along_axis(expected, indices, axis=1), distances, rtol=0, atol=2e-6)
-    few = CodeNearestNeighbors(**{**parameters, "rerank": 1}).fit(packed).kneighbors(queries)[1]
-    first = CodeNearestNeighbors(**{**parameters, "rerank": None}).fit(packed).kneighbors(queries)[1]
-    np.testing.assert_array_equal(np.sort(few, axis=1), np.sort(first, axis=1))
-    # documents as queries leave themselves out
-    if mode == "reconstructed":
-        assert (index.kneighbors(n_neighbors=299)[1] != np.arange(300)[:, None]).all()
-
-
-def test_residual_codes_bring_neighbors_nearer_to_the_truth():
-    rng = np.random.default_rng(5)
-    X, decoder, codes = model(rng, n_rows=600)
-    packed = PackedCodes.pack(codes).with_residual_of(X, decoder, n_bytes=6, n_iter=5)
-    truth = np.argsort(-(X[:50] @ X.T), axis=1)[:, :10]
-    recalls = []
-    for rerank in (None, 60):
-        index = CodeNearestNeighbors(10, compressor=decoder, rerank=rerank).fit(packed)
-        found = index.kneighbors(X[:50], return_distance=False)
-        recalls.append(np.mean([np.isin(a, b).mean() for a, b in zip(truth, found, strict=True)]))
-    assert recalls[1] > recalls[0] + 0.1
 
 
 def test_the_residual_is_of_the_unit_row_or_of_the_row():

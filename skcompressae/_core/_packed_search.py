@@ -27,6 +27,7 @@ from skcompressae._core._packed_vectors import (
     score_words,
     score_words_wide,
 )
+from skcompressae._core._residual import add_residuals
 from skcompressae._core._search_kernels import first_limits, make_room, note_down, offer, replace_worst
 from skcompressae._core._search_pending import compact, reject_below
 from skcompressae._core._search_vectors import LANES, ROWS_AT_ONCE
@@ -42,6 +43,8 @@ __all__ = [
     "mark_ragged",
     "n_terms_of",
     "packed_kernels",
+    "packed_score",
+    "row_scale_of",
 ]
 
 # Rows that are scored before any is looked at, and that share a mark when one of them is short.
@@ -51,10 +54,11 @@ _SMALLEST_WEIGHT = 1e-9
 
 
 class PackedKernels(NamedTuple):
-    """The two scans of one word layout."""
+    """The scans of one word layout: for one query, for many, and for one by residual codes, too."""
 
     single: Any
     wide: Any
+    refined: Any
 
 
 class Words(NamedTuple):
@@ -184,7 +188,7 @@ def largest_norm(target: Any, n: int) -> np.float32:
 
 # ------------------------------------------------------------------------- words, of a layout known at run time
 @njit(nogil=True)
-def _scale_of(row_scales: Any, row: int, is_short: bool) -> np.float32:
+def row_scale_of(row_scales: Any, row: int, is_short: bool) -> np.float32:
     """Return the scale of a row, as `decode_scales` does."""
     if is_short:
         return np.uint32(np.uint32(row_scales[row]) << np.uint32(15)).view(np.float32)
@@ -216,15 +220,18 @@ def _words_from(rows: Any, first: int, number: int, word_bits: int) -> Any:
 
 
 @njit(nogil=True)
-def _is_repeated(pair: Any, word_bits: int) -> bool:
-    """Return whether the two words in the low bits are equal."""
-    return (pair ^ (pair >> np.uint64(word_bits))) & _mask(word_bits) == 0
+def _is_repeated(rows: Any, first: int, number: int, word_bits: int) -> bool:
+    """Return whether word `number` of the row at byte `first` and the next one are equal."""
+    word = _words_from(rows, first, number, word_bits)
+    # both in one load, but for the widest
+    following = word >> np.uint64(word_bits) if word_bits <= 28 else _words_from(rows, first, number + 1, word_bits)
+    return (word ^ following) & _mask(word_bits) == 0
 
 
 @njit(nogil=True)
 def _is_ragged(rows: Any, first: int, k: int, word_bits: int) -> bool:
     """Return whether the row at byte `first` ends in padding."""
-    return k > 1 and _is_repeated(_words_from(rows, first, k - 2, word_bits), word_bits)
+    return k > 1 and _is_repeated(rows, first, k - 2, word_bits)
 
 
 @njit(nogil=True)
@@ -239,14 +246,14 @@ def mark_ragged(rows: Any, row_bytes: int, k: int, word_bits: int, start: int, s
 def _bound(sums: Any, slack: Any, row_scales: Any, scale: Any, is_short: bool) -> None:
     """Turn sums of approximate values into the most that the scores can be."""
     for i in range(np.uint64(scale.shape[0])):
-        sums[i] = (sums[i] + slack) * np.float32(_scale_of(row_scales, i, is_short) * scale[i])
+        sums[i] = (sums[i] + slack) * np.float32(row_scale_of(row_scales, i, is_short) * scale[i])
 
 
 @njit(nogil=True)
 def _row_length(rows: Any, first: int, k: int, word_bits: int) -> int:
     """Return the entries of the row at byte `first`: what stands before the repetitions of its last word."""
     n = k
-    while n > 1 and _is_repeated(_words_from(rows, first, n - 2, word_bits), word_bits):
+    while n > 1 and _is_repeated(rows, first, n - 2, word_bits):
         n -= 1
     return n
 
@@ -260,7 +267,7 @@ def _product(bits: Any, rank: Any, row_scale: Any, levels: Any, target: Any, wor
 
 
 @njit(nogil=True)
-def _exact_score(
+def packed_score(
     rows: Any, first: int, k: int, row_scale: Any, levels: Any, target: Any, word_bits: int, value_bits: int
 ) -> float:
     """Return the float64 inner product of the row at byte `first` with one target."""
@@ -303,8 +310,8 @@ def _settle(
         for i in range(counts[lane]):
             if noted[lane, i] >= limits[lane]:
                 row = np.intp(noted_rows[lane, i])
-                row_scale = _scale_of(row_scales, row, is_short)
-                score = _exact_score(rows, row * row_bytes, k, row_scale, levels, target, word_bits, value_bits)
+                row_scale = row_scale_of(row_scales, row, is_short)
+                score = packed_score(rows, row * row_bytes, k, row_scale, levels, target, word_bits, value_bits)
                 offer(lane, score * scale[row], first_row + row, to_scan_unit, margins, limits, scores, numbers)
         counts[lane] = 0
 
@@ -359,8 +366,8 @@ def packed_kernels(word_bits: int, value_bits: int, n_terms: int, row_scale_type
                 if most[i] < limit or exclude[0] == first_row + start + i:
                     continue
                 row = start + i
-                row_scale = _scale_of(row_scales, row, is_short)
-                score = _exact_score(rows, row * row_bytes, k, row_scale, levels, target, word_bits, value_bits)
+                row_scale = row_scale_of(row_scales, row, is_short)
+                score = packed_score(rows, row * row_bytes, k, row_scale, levels, target, word_bits, value_bits)
                 score *= scale[row]
                 if score > heap[0]:
                     replace_worst(heap, heap_rows, score, first_row + row)
@@ -379,7 +386,7 @@ def packed_kernels(word_bits: int, value_bits: int, n_terms: int, row_scale_type
         n_safe = _safe_rows(rows, row_bytes)
         for row in range(scale.shape[0]):
             first = row * row_bytes
-            row_scale = _scale_of(row_scales, row, is_short)
+            row_scale = row_scale_of(row_scales, row, is_short)
             if row < n_safe:
                 n = k
                 if ragged[(offset + row) // RAGGED_ROWS]:
@@ -391,7 +398,7 @@ def packed_kernels(word_bits: int, value_bits: int, n_terms: int, row_scale_type
             else:
                 reached = np.uint64(0)
                 for lane in range(scores.shape[0]):
-                    score = _exact_score(rows, first, k, row_scale, levels, exact[lane], word_bits, value_bits)
+                    score = packed_score(rows, first, k, row_scale, levels, exact[lane], word_bits, value_bits)
                     found[lane] = np.float32(score * scale[row] * to_scan_unit[lane])
                     reached |= np.uint64(found[lane] >= limits[lane]) << np.uint64(lane)
             full = note_down(reached, row, first_row + row, found, exclude, noted_rows, noted, counts)
@@ -411,4 +418,51 @@ def packed_kernels(word_bits: int, value_bits: int, n_terms: int, row_scale_type
                 )
         _settle(words, scale, first_row, queries, limits, pending, scores, numbers, word_bits, value_bits, is_short)
 
-    return PackedKernels(single, wide)
+    @compiled
+    def refined(
+        words: Words,
+        codes: Any,
+        factors: Any,
+        first_row: int,
+        queries: Any,
+        excluded: int,
+        tables: Any,
+        scores: Any,
+        numbers: Any,
+    ) -> None:
+        rows, row_bytes, k, levels = words.rows, words.row_bytes, words.k, words.levels
+        row_scales, ragged, offset = words.row_scales, words.ragged, words.offset
+        scan, exact, to_scan_unit, slack = queries
+        target, unit = exact[0], to_scan_unit[0]
+        slack += np.float64(words.error * largest_norm(scan, k))
+        sums, most, counted = np.empty(RAGGED_ROWS, np.float32), np.empty(RAGGED_ROWS), np.arange(RAGGED_ROWS)
+        n_rows = factors.shape[0]
+        n_scanned = min(n_rows, _safe_rows(rows, row_bytes)) // ROWS_AT_ONCE * ROWS_AT_ONCE
+        for start in range(0, n_rows, RAGGED_ROWS):
+            n = min(RAGGED_ROWS, n_rows - start)
+            n_here = max(0, min(n, n_scanned - start))
+            for i in range(0, n_here, ROWS_AT_ONCE):
+                first = (start + i) * row_bytes
+                score_words(rows, first, row_bytes, words.coefficients, scan, sums, i, word_bits, value_bits, n_terms)
+            sums[n_here:n] = np.inf
+            if ragged[(offset + start) // RAGGED_ROWS] or ragged[(offset + start + n - 1) // RAGGED_ROWS]:
+                for i in range(n_here):
+                    if _is_ragged(rows, (start + i) * row_bytes, k, word_bits):
+                        sums[i] = np.inf
+            for i in range(np.uint64(n)):
+                most[i] = (np.float64(sums[i]) + slack) * row_scale_of(row_scales, start + i, is_short)
+            residuals = add_residuals(codes, start, counted[:n], tables, unit, factors, most)
+            limit = scores[0] * unit
+            for i in range(n):
+                # NaN, of rows of scale 0 that are not scanned, is not below
+                if most[i] < limit or excluded == first_row + start + i:
+                    continue
+                row = start + i
+                row_scale = row_scale_of(row_scales, row, is_short)
+                score = packed_score(rows, row * row_bytes, k, row_scale, levels, target, word_bits, value_bits)
+                score = (score + np.float64(residuals[i])) * np.float64(factors[row])
+                if score > scores[0]:
+                    replace_worst(scores, numbers, score, first_row + row)
+                    limit = scores[0] * unit
+
+    return PackedKernels(single, wide, refined)

@@ -25,7 +25,7 @@ from skcompressae._core._compiling import njit
 from skcompressae._core._gathers import FAST
 from skcompressae._core._threads import effective_n_threads, row_blocks, run_blocks, single_threaded_blas
 
-__all__ = ["balanced_rotation", "decode_pq", "encode_pq", "learn_pq", "lookup_tables", "padding", "score_pq"]
+__all__ = ["add_residuals", "balanced_rotation", "decode_pq", "encode_pq", "learn_pq", "lookup_tables", "padding"]
 
 Array: TypeAlias = NDArray[Any]
 # Points that one thread takes at a time.
@@ -228,15 +228,30 @@ def lookup_tables(query: NDArray[np.float32], centroids: NDArray[np.float32]) ->
     """
     n_bytes, n_centroids, width = centroids.shape
     tables = np.zeros((n_bytes, 256), dtype=np.float32)
-    tables[:, :n_centroids] = np.einsum("scw,sw->sc", centroids, query.reshape(n_bytes, width))
+    tables[:, :n_centroids] = np.matmul(centroids, query.reshape(n_bytes, width, 1))[:, :, 0]
     return tables
 
 
 @njit(nogil=True)
-def score_pq(codes: Array, tables: Array, out: Array) -> None:
-    """Add to ``out`` (n,) the inner product of the query of `tables` (n_bytes, 256) with every residual of `codes`."""
-    for i in range(codes.shape[0]):
-        total = np.float32(0.0)
-        for s in range(codes.shape[1]):
-            total += tables[s, codes[i, s]]
-        out[i] += total
+def add_residuals(codes: Any, begin: int, which: Any, tables: Any, unit: float, factors: Any, products: Any) -> Any:
+    """Return the inner products r of residual codes with the query of `tables`, float32 of shape (n_bytes, 256).
+
+    Of the rows ``begin + which``, whose `products` become ``(products + r * unit) * factor``.
+    """
+    n_bytes = codes.shape[1]
+    n_quads = n_bytes - n_bytes % 4
+    residuals = np.empty(which.shape[0], np.float32)
+    for i in range(which.shape[0]):
+        row = begin + which[i]
+        # in four sums: one addition waits for the one before
+        first, second, third, fourth = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+        for part in range(0, n_quads, 4):
+            first += tables[part, codes[row, part]]
+            second += tables[part + 1, codes[row, part + 1]]
+            third += tables[part + 2, codes[row, part + 2]]
+            fourth += tables[part + 3, codes[row, part + 3]]
+        for part in range(n_quads, n_bytes):
+            first += tables[part, codes[row, part]]
+        residuals[i] = (first + second) + (third + fourth)
+        products[i] = (products[i] + np.float64(residuals[i]) * unit) * np.float64(factors[row])
+    return residuals

@@ -30,6 +30,7 @@ from skcompressae._core._packed_search import (
     n_terms_of,
     packed_kernels,
 )
+from skcompressae._core._refined_rows import RefinedRows
 from skcompressae._core._search_kernels import row_norms
 from skcompressae._core._search_postings import build_postings, postings_to_rows
 from skcompressae._core._threads import row_blocks, run_blocks
@@ -208,6 +209,11 @@ class PackedStore:
         return 1 << int(self.packed.index_bits)
 
     @property
+    def rounding(self) -> float:
+        """Error of a float32 score of words at scale 1 for the rounding of a target of norm 1, and more."""
+        return 2.0**-20 * float(np.abs(self._levels).max()) * float(np.sqrt(self.packed.k))
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the unpacked values."""
         return np.dtype(self.packed.dtype)
@@ -237,6 +243,21 @@ class PackedStore:
             *polynomials,
             ragged,
             start,
+        )
+
+    def refined_rows(self, factors: NDArray[np.float32]) -> RefinedRows:
+        """Return what a search by residual codes asks of all rows, which must have such codes."""
+        packed = self.packed
+        return RefinedRows(
+            self._rows,
+            self._row_bytes,
+            int(packed.k),
+            int(packed.word_bits),
+            int(packed.value_bits),
+            self._row_scales,
+            self._levels,
+            np.asarray(packed.residual_codes),
+            factors,
         )
 
     def prepare(self, n_threads: int = 1) -> tuple[Polynomials, NDArray[np.bool_]]:

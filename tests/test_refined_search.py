@@ -1,0 +1,180 @@
+"""Searches by code and residual code: candidates put in order, all documents scored, and what the metrics mean then."""
+
+import pickle
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from neighbor_cases import brute_force
+from test_packed_search import model, ragged_codes
+
+from skcompressae._core._refined_search import RefinedChunk, search_refined
+from skcompressae._core._search_store import PackedStore
+from skcompressae._neighbors import CodeNearestNeighbors
+from skcompressae._neighbors_rerank import refined_scales
+from skcompressae.packed import PackedCodes, ResidualQuantizer
+
+
+def squares(rows):
+    """Return the squared norms of rows in float64."""
+    return np.square(rows.astype(np.float64)).sum(axis=1)
+
+
+def lengths_of_rows(hats, residuals, n_first):
+    """Return the guesses of cos(x, x_hat + r_hat), by the formula of the docstring."""
+    left = np.maximum(1.0 - squares(hats), 0.0)
+    kept = min(squares(residuals)[:n_first].sum() / left[:n_first].sum(), 1.0)
+    expected = kept * left
+    return np.sqrt(squares(hats) + expected + (1.0 - kept) * (np.minimum(squares(residuals), left) - expected))
+
+
+def geometric(queries, hats, residuals, n_first):
+    """Return negated geometric means of cosines and of inner products with projections on the sums."""
+    cosines = 1.0 - brute_force(queries, hats + residuals, "cosine")
+    return -cosines * np.sqrt(lengths_of_rows(hats, residuals, n_first))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "geometric", "dot"])
+@pytest.mark.parametrize("mode", ["reconstructed", "asymmetric"])
+def test_reranked_neighbors_are_those_of_code_and_residual(tmp_path, mode, metric):
+    """With every document a candidate, the order is that of q . (x_hat + r_hat), by the metric."""
+    rng = np.random.default_rng(4)
+    X, decoder, codes = model(rng)
+    packed = PackedCodes.pack(codes).with_residual_of(X, decoder, n_bytes=4, n_iter=3)
+    queries = X[:20] if mode == "asymmetric" else sp.csr_matrix(codes[:20])
+    parameters = {"n_neighbors": 9, "compressor": decoder, "mode": mode, "metric": metric, "rerank": 300}
+    index = CodeNearestNeighbors(**parameters, n_jobs=2).fit(packed[:120]).partial_fit(packed[120:])
+    left = X[:20] if mode == "asymmetric" else codes[:20] @ decoder
+    hats, residuals = packed.to_csr() @ decoder, packed.residual_quantizer.decode(packed.residual_codes)
+    expected = brute_force(left, hats + residuals, metric)
+    if metric == "geometric":  # what is added later goes by the share that residual codes keep of the first documents
+        expected = geometric(left, hats, residuals, n_first=120)
+    index.save(tmp_path / "index")
+    for other in (index, CodeNearestNeighbors.load(tmp_path / "index")):
+        distances, indices = other.kneighbors(queries)
+        np.testing.assert_allclose(distances, np.sort(expected, axis=1)[:, :9], rtol=0, atol=2e-6)
+        np.testing.assert_allclose(np.take_along_axis(expected, indices, axis=1), distances, rtol=0, atol=2e-6)
+    few = CodeNearestNeighbors(**{**parameters, "rerank": 1}).fit(packed).kneighbors(queries)[1]
+    first = CodeNearestNeighbors(**{**parameters, "rerank": None}).fit(packed).kneighbors(queries)[1]
+    np.testing.assert_array_equal(np.sort(few, axis=1), np.sort(first, axis=1))
+    # documents as queries leave themselves out
+    if mode == "reconstructed":
+        assert (index.kneighbors(n_neighbors=299)[1] != np.arange(300)[:, None]).all()
+
+
+def test_residual_codes_bring_neighbors_nearer_to_the_truth():
+    rng = np.random.default_rng(5)
+    X, decoder, codes = model(rng, n_rows=600)
+    packed = PackedCodes.pack(codes).with_residual_of(X, decoder, n_bytes=6, n_iter=5)
+    truth = np.argsort(-(X[:50] @ X.T), axis=1)[:, :10]
+    recalls = []
+    for rerank in (None, 60):
+        index = CodeNearestNeighbors(10, compressor=decoder, rerank=rerank).fit(packed)
+        found = index.kneighbors(X[:50], return_distance=False)
+        recalls.append(np.mean([np.isin(a, b).mean() for a, b in zip(truth, found, strict=True)]))
+    assert recalls[1] > recalls[0] + 0.1
+
+
+@pytest.mark.parametrize(
+    ("m", "k", "value_bits", "kind", "n_bytes"),
+    [
+        (16, 1, 4, "ranked", 1),  # one word a row
+        (2048, 20, 4, "ranked", 7),  # 15-bit words, k no multiple of 16
+        (4096, 17, 6, "ranked", 8),
+        (4096, 33, 16, "uniform", 5),  # 28-bit words, two a load of 64 bits
+        (1 << 19, 6, 8, "uniform", 3),  # 27-bit words, which no kernel scans
+        (1 << 20, 6, 16, "uniform", 2),  # 36-bit words
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_all_rows_or_candidates_are_found_as_float64_finds_them(m, k, value_bits, kind, n_bytes, dtype):
+    rng = np.random.default_rng(m + k)
+    n, d, n_queries = 700, 9, 5
+    quantizer = ResidualQuantizer.fit(rng.standard_normal((300, d)), n_bytes, n_iter=1)
+    packed = PackedCodes.pack(ragged_codes(rng, n, m, k), value_bits=value_bits, kind=kind, k=k)
+    codes = quantizer.encode(rng.standard_normal((n, d)))
+    packed = packed.with_residual(codes, quantizer)
+    factors = rng.random(n).astype(np.float32)
+    factors[rng.random(n) < 0.1] = 0
+    bounds = ((0, 40), (40, 41), (41, n))
+    chunks = [RefinedChunk(PackedStore(packed[a:b]), factors[a:b]) for a, b in bounds]
+    targets, queries = rng.standard_normal((m, n_queries)).astype(dtype), rng.standard_normal((n_queries, d))
+    exclude = np.array([-1, 0, 40, 699, 5])
+    tables = [quantizer.tables(query) for query in queries]
+    residuals = np.stack([table[np.arange(n_bytes), codes].sum(axis=1, dtype=np.float64) for table in tables])
+    products = (packed.to_csr().astype(np.float64) @ targets.astype(np.float64)).T
+    expected = (products + residuals) * factors
+    expected[exclude >= 0, exclude[exclude >= 0]] = -np.inf
+    candidates = np.stack([rng.permutation(np.setdiff1d(np.arange(n), [row]))[:100] for row in exclude])
+    for scored, n_threads in ((None, 1), (None, 2), (None, 8), (candidates, 1), (candidates, 2)):
+        found = expected
+        if scored is not None:
+            found = np.full_like(expected, -np.inf)
+            np.put_along_axis(found, scored, np.take_along_axis(expected, scored, axis=1), axis=1)
+        arguments = (targets, lambda query, chunk: tables[query], scored, 60)
+        scores, rows = search_refined(chunks, *arguments, exclude=exclude, n_threads=n_threads)
+        np.testing.assert_allclose(scores, -np.sort(-found, axis=1)[:, :60], rtol=0, atol=2e-5)
+        np.testing.assert_allclose(np.take_along_axis(found, rows, axis=1), scores, rtol=0, atol=2e-5)
+        assert all(len(set(row)) == 60 for row in rows)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+@pytest.mark.parametrize("n_queries", [1, 3])
+def test_candidates_and_all_documents_score_alike(scale, n_queries):
+    """One less than all documents are candidates of a search before, all are not: the same neighbors but for one."""
+    rng = np.random.default_rng(9)
+    X, decoder, codes = model(rng, n_rows=2_000, d=24)
+    packed = PackedCodes.pack(codes).with_residual_of(X, decoder, n_bytes=6, n_iter=3)
+    queries = (scale * rng.standard_normal((n_queries, 24))).astype(np.float32)
+    parameters = {"compressor": decoder, "metric": "geometric", "n_jobs": 2}
+    every = CodeNearestNeighbors(50, **parameters, rerank=10_000).fit(packed).kneighbors(queries)
+    most = CodeNearestNeighbors(50, **parameters, rerank=1_999).fit(packed).kneighbors(queries)
+    np.testing.assert_array_equal(every[1], most[1])
+    np.testing.assert_array_equal(every[0], most[0])
+
+
+def test_equal_documents_score_alike_wherever_they_were_added(tmp_path):
+    rng = np.random.default_rng(10)
+    X, decoder, codes = model(rng)
+    packed = PackedCodes.pack(codes).with_residual_of(X, decoder, n_bytes=4, n_iter=3)
+    parameters = {"n_neighbors": 4, "compressor": decoder, "metric": "geometric", "rerank": 1_000}
+    index = CodeNearestNeighbors(**parameters).fit(packed[:200])
+    index.save(tmp_path / "index")
+    others = [CodeNearestNeighbors.load(tmp_path / "index"), pickle.loads(pickle.dumps(index))]
+    for grown in (index, *others):
+        grown.partial_fit(packed[:50]).partial_fit(packed[100:150])
+        distances, found = grown.kneighbors(X[:50])
+        np.testing.assert_array_equal(found[:, 0], np.arange(50))
+        np.testing.assert_array_equal(found[:, 1], np.arange(200, 250))
+        np.testing.assert_array_equal(distances[:, 0], distances[:, 1])
+        np.testing.assert_array_equal(grown._refined[1], grown._refined[0][:50])
+
+
+def test_the_guess_of_a_cosine_is_nearer_than_the_norm_of_the_sum():
+    rng = np.random.default_rng(11)
+    X, decoder, codes = model(rng, n_rows=3_000, d=24)
+    packed = PackedCodes.pack(codes, value_bits=8).with_residual_of(X, decoder, n_bytes=4)
+    hats, residuals = packed.to_csr() @ decoder, packed.residual_quantizer.decode(packed.residual_codes)
+    norms = np.sqrt(squares(hats + residuals))
+    cosines = np.einsum("ij,ij->i", X, hats + residuals) / norms
+    scales, kept = refined_scales(PackedStore(packed), decoder, "geometric")
+    guesses = (scales * norms) ** 2
+    np.testing.assert_allclose(guesses, lengths_of_rows(hats, residuals, len(X)), rtol=1e-5)
+    assert 0.2 < kept < 0.9
+    assert np.abs(guesses - cosines).mean() < 0.5 * np.abs(norms - cosines).mean()
+
+
+@pytest.mark.parametrize("length", [1.0, 3.0])
+def test_codes_that_are_no_projections_rank_by_the_cosine(length):
+    """Where reconstructions are as long as the rows, nothing tells how much of a row they hold."""
+    rng = np.random.default_rng(12)
+    X, decoder, codes = model(rng)
+    codes *= (length / np.linalg.norm(codes @ decoder, axis=1, keepdims=True)).astype(np.float32)
+    packed = PackedCodes.pack(codes, value_bits=16)
+    packed = packed.with_residual_of(length * X, decoder, n_bytes=4, n_iter=3, normalize=False)
+    found = [
+        CodeNearestNeighbors(20, compressor=decoder, metric=metric, rerank=300).fit(packed).kneighbors(X[:30])
+        for metric in ("cosine", "geometric")
+    ]
+    assert (found[0][1] == found[1][1]).mean() > 0.99
+    np.testing.assert_allclose(found[1][0], -np.sqrt(length) * (1.0 - found[0][0]), rtol=0.01)
