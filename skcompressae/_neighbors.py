@@ -11,12 +11,11 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import check_is_fitted
 
 from skcompressae._compat import HasMethods, Interval, StrOptions, _fit_context, validated_every_time
-from skcompressae._core._search import search, within
 from skcompressae._neighbors_build import IndexBuildMixin
 from skcompressae._neighbors_graph import NeighborsGraphMixin
 from skcompressae._neighbors_io import IndexFileMixin
 from skcompressae._neighbors_queries import score_limits, scores_to_distances
-from skcompressae._neighbors_rerank import rerank_documents
+from skcompressae._neighbors_scan import IndexScanMixin
 from skcompressae._neighbors_validation import QueryValidationMixin
 
 __all__ = ["CodeNearestNeighbors"]
@@ -24,6 +23,7 @@ __all__ = ["CodeNearestNeighbors"]
 
 class CodeNearestNeighbors(
     IndexBuildMixin,
+    IndexScanMixin,
     QueryValidationMixin,
     NeighborsGraphMixin,
     IndexFileMixin,
@@ -86,9 +86,10 @@ class CodeNearestNeighbors(
         Candidates that the codes propose for the residual codes to order; at least `n_neighbors` are taken. Needs
         packed documents with residual codes (of a compressor with `residual_bytes`, or made by
         `PackedCodes.with_residual_of`), which stand for :math:`\hat x + \hat r`: candidates are compared with that
-        sum, by `metric`, in float32. Each takes some 24 bytes a query of the batch, but as many as there are documents
-        none: those are scored in one pass on the CPU (:ref:`hybrid codes <hybrid-codes>`). `radius_neighbors` goes by
-        the codes alone. An index fitted with `None` has to be fitted again to rerank.
+        sum, by `metric`, residual codes in float32. Each takes some 24 bytes a query of the batch, but as many as there
+        are documents none: those are scored in one pass on the CPU (:ref:`hybrid codes <hybrid-codes>`), as by
+        `radius_neighbors`.
+        An index fitted with `None` has to be fitted again to rerank.
 
     Attributes
     ----------
@@ -234,7 +235,8 @@ class CodeNearestNeighbors(
         """Append documents to the index.
 
         What is there is not built again. Small additions of CSR are merged with the one before; packed codes become a
-        part of their own every time, with an overhead in each search, so add them in large blocks.
+        part of their own every time, with an overhead in each search, so add them in large blocks. What "geometric"
+        reckons residual codes to keep, it goes on reckoning by the documents that were indexed first.
 
         Parameters
         ----------
@@ -353,7 +355,7 @@ class CodeNearestNeighbors(
         """Find all documents within a distance of each query.
 
         The number of documents differs from query to query, so arrays of arrays are returned. On any device this is
-        computed on the CPU, and it goes by the codes alone, without `rerank`.
+        computed on the CPU; with `rerank`, whatever its value, all documents are scored by their residual codes, too.
 
         Parameters
         ----------
@@ -399,41 +401,15 @@ class CodeNearestNeighbors(
             queries = index._queries(X)
             distances = np.empty(queries.n_queries, object)
             indices = np.empty(queries.n_queries, object)
-            for start, _, batch, norms, exclude, _ in queries.batches(index.batch_size, index._n_threads()):
-                found = within(
-                    index._chunks, batch, score_limits(index.metric, radius, norms), n_threads=index._n_threads()
-                )
+            batches = queries.batches(index.batch_size, index._n_threads())
+            for start, _, batch, norms, exclude, embeddings in batches:
+                found = index._within(batch, embeddings, score_limits(index.metric, radius, norms))
                 for i, (rows, scores) in enumerate(found):
                     near = scores_to_distances(index.metric, scores, norms[i]).astype(queries.dtype, copy=False)
                     kept = (near <= radius) & (rows != exclude[i])
                     order = np.lexsort((rows[kept], -scores[kept]))
                     distances[start + i], indices[start + i] = near[kept][order], rows[kept][order]
         return (distances, indices) if return_distance else indices
-
-    def _search(
-        self, batch: Any, embeddings: Any, n_neighbors: int, exclude: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        if self.rerank is None:
-            return self._search_codes(batch, n_neighbors, exclude)
-        self._check_refined()
-        n_candidates, candidates = max(self.rerank, n_neighbors), None
-        if n_candidates < self.n_samples_fit_:
-            _, candidates = self._search_codes(batch, n_candidates, exclude)
-        found = (self._chunks, self._refined, batch, embeddings, candidates, n_neighbors)
-        return rerank_documents(*found, exclude=exclude, n_threads=self._n_threads())
-
-    def _search_codes(
-        self, batch: Any, n_neighbors: int, exclude: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        n_threads = self._n_threads()
-        if self._built_for[2]:
-            return search(self._chunks, batch, n_neighbors, exclude=exclude, n_threads=n_threads)
-        from skcompressae._torch._search import DeviceIndex
-
-        device, chunks, index = self._device(), self._chunks, self._device_index
-        if index is None or not index.holds(chunks, device):
-            index = self._device_index = DeviceIndex(chunks, device)
-        return index.search(batch, n_neighbors, exclude=exclude, n_threads=n_threads)
 
     # ------------------------------------------------------------------------------------------ memory, files
     @property

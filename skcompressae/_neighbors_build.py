@@ -50,8 +50,6 @@ class IndexBuildMixin:
     effective_mode_: str
     # of the compressor, as they were last found equal to `components_`; pickles of older versions have none
     _verified_components: Any = None
-    # of residual codes, see `refined_scales`; None until asked for, as in an index from a file
-    _kept_share: float | None = None
     compressor: Any
     mode: str
     metric: str
@@ -169,26 +167,24 @@ class IndexBuildMixin:
         built.effective_mode_ = built._index_mode()
         built.components_ = built._validate_components()
         built._built_for = built._build_key()
-        built._chunks, built._refined, built._kept_share = [], [], None
+        built._chunks, built._refined = [], []
         built._append(store)
         self.__dict__ = built.__dict__
 
     def _append(self, codes: Any) -> None:
         """Add documents; what is there changes only once all of them are built."""
+        self._check_refined()
         if self.rerank is not None:
             check_residuals(codes, self.components_ if self._built_for[0] == "reconstructed" else None)
         chunks = self._extended(list(self._chunks), codes)
-        refined, kept = self._refined, self._kept_share
+        refined = self._refined
         if self.rerank is not None and self.components_ is not None:
-            first: Any = self._chunks[0].store if self._chunks else None
-            arguments = (codes, self.components_, self.metric, self._n_threads())
-            scales, kept = refined_scales(*arguments, first=first, kept=kept)
+            earlier: Any = [chunk.store for chunk in self._chunks]
+            scales = refined_scales(codes, self.components_, self.metric, self._n_threads(), earlier)
             refined = [*refined, scales]
         n_samples = sum(chunk.store.n_rows for chunk in chunks)
         # in one step: see `_as_it_is`
-        self.__dict__.update(
-            _device_index=None, _chunks=chunks, _refined=refined, _kept_share=kept, n_samples_fit_=n_samples
-        )
+        self.__dict__.update(_device_index=None, _chunks=chunks, _refined=refined, n_samples_fit_=n_samples)
 
     @contextmanager
     def _as_it_is(self) -> Iterator[Any]:

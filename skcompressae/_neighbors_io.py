@@ -425,7 +425,8 @@ class IndexFileMixin:
                 for i, chunk in enumerate(index._chunks):
                     check_residuals(chunk.store, index.components_)
                     refined = arrays[f"{i}.refined"]
-                    if refined.dtype != np.float32 or refined.shape != (chunk.store.n_rows,) or not _is_finite(refined):
+                    is_whole = refined.dtype == np.float32 and refined.shape == (chunk.store.n_rows,)
+                    if not is_whole or not _is_finite(refined) or (refined < 0).any():
                         raise CodesFormatError(f"chunk {i} has arrays that do not fit each other")
                     index._refined.append(refined)
         except (KeyError, TypeError, IndexError, ValueError, OverflowError, AttributeError) as error:

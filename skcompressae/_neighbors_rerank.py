@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from skcompressae._core._refined_search import RefinedChunk, search_refined
+from skcompressae._core._refined_search import RefinedChunk, search_refined, within_refined
+from skcompressae._core._search import Found
 from skcompressae._core._search_store import Chunk, PackedStore, norm_factors
 from skcompressae._core._threads import run_blocks
 
-__all__ = ["check_residuals", "refined_scales", "rerank_documents"]
+__all__ = ["check_residuals", "refined_scales", "refined_within", "rerank_documents"]
 
 _NORM_BLOCK_ROWS = 2_048
+# Of a unit row, values of few bits and all.
+_LONGEST_PROJECTION = 1.25
 
 
 def check_residuals(store: Any, components: NDArray[Any] | None) -> None:
@@ -32,26 +35,36 @@ def check_residuals(store: Any, components: NDArray[Any] | None) -> None:
 
 
 class _Energies(NamedTuple):
-    """Norms of ``x_hat + r_hat``, and squared norms of ``x_hat`` and of ``r_hat``, float64, a number a row."""
+    """Squared norms of ``x_hat + r_hat``, of ``x_hat`` and of ``r_hat``, float64, a number a row."""
 
-    norms: NDArray[np.float64]
+    sums: NDArray[np.float64]
     hats: NDArray[np.float64]
     residuals: NDArray[np.float64]
 
     @property
     def left(self) -> NDArray[np.float64]:
-        """Squared norms of what projections of unit rows leave of them, 0 where codes are no projections."""
+        """Squared norms of what projections of unit rows leave of them."""
         return np.maximum(1.0 - self.hats, 0.0)
 
+    def are_projections(self) -> bool:
+        """Return whether the codes look like projections of unit rows, by what holds of those on average.
+
+        They are no longer than 1, but for the quantisation of their values, and what they leave is orthogonal to them.
+        Of codes as long as their rows (``norm="unit"`` or "input") ``x_hat . r`` is ``-|r|^2 / 2``.
+        """
+        along = 0.5 * float((self.sums - self.hats - self.residuals).sum())
+        return float(self.hats.max(initial=0.0)) < _LONGEST_PROJECTION**2 and along > -0.1 * self.residuals.sum()
+
     def kept_share(self) -> float:
-        """Return the share of the energy that codes leave which residual codes keep.
+        """Return the share of the energy that projections leave which residual codes keep; NaN if they are none.
 
         A centroid is the mean of its residuals r, so that ``r . r_hat`` is |r_hat|^2 on average, and |r|^2 is
-        1 - |x_hat|^2 where x_hat is the projection of a unit row. It is 0 where codes, being no projections, do not
-        tell.
+        1 - |x_hat|^2.
         """
         left = float(self.left.sum())
-        return min(float(self.residuals.sum()) / left, 1.0) if left > 0 else 0.0
+        if left == 0 or not self.are_projections():
+            return np.nan
+        return min(float(self.residuals.sum()) / left, 1.0)
 
 
 def _energies(store: PackedStore, components: NDArray[Any], n_threads: int) -> _Energies:
@@ -65,7 +78,7 @@ def _energies(store: PackedStore, components: NDArray[Any], n_threads: int) -> _
             out[start:stop] = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
 
     run_blocks(work, len(packed), _NORM_BLOCK_ROWS, n_threads)
-    return _Energies(np.sqrt(sums), hats, residuals)
+    return _Energies(sums, hats, residuals)
 
 
 def refined_scales(
@@ -73,17 +86,16 @@ def refined_scales(
     components: NDArray[Any],
     metric: str,
     n_threads: int = 1,
-    *,
-    first: PackedStore | None = None,
-    kept: float | None = None,
-) -> tuple[NDArray[np.float32], float | None]:
+    earlier: Sequence[PackedStore] = (),
+) -> NDArray[np.float32]:
     """Return what inner products with ``v = x_hat + r_hat`` are multiplied by: for cosine 1 / |v|, for dot 1.
 
     The geometric mean of the cosine and of the inner product with the projection of the row x on v asks for the length
     of that, ``cos(x, v)``, which stands for x as |x_hat| does where there is no residual. |v| is a poor guess of it, as
     x_hat . r_hat is only noise. ``|x_hat|^2 + r . r_hat`` is its square, and of r . r_hat there are two guesses:
     |r_hat|^2, and the share of |r|^2 that residual codes keep. The less they keep, the more the first one tells: its
-    weight is the share that is lost.
+    weight is the share that is lost. Where codes are no projections of unit rows, |x_hat| is taken, the length of the
+    row.
 
     Parameters
     ----------
@@ -93,28 +105,25 @@ def refined_scales(
         The decoder.
     metric : {"cosine", "geometric", "dot"}
     n_threads : int, default=1
-    first : PackedStore, default=None
-        The documents that were indexed first, whose residual codes say what share they keep; by default these.
-    kept : float, default=None
-        That share, where it is known.
-
-    Returns
-    -------
-    scales : ndarray of shape (n_rows,), dtype=float32
-    kept : float or None
-        The share; None for the metrics that do not ask.
+    earlier : sequence of PackedStore
+        What was indexed before: the first with the same residual quantiser says what share it keeps, so that equal
+        documents have equal scores.
     """
     if metric == "dot":
-        return np.ones(len(store.packed), np.float32), None
+        return np.ones(len(store.packed), np.float32)
     energies = _energies(store, components, n_threads)
-    scales = norm_factors(energies.norms, "cosine")
+    scales = norm_factors(np.sqrt(energies.sums), "cosine")
     if metric == "cosine":
-        return scales.astype(np.float32), None
-    if kept is None:
-        kept = (energies if first is None else _energies(first, components, n_threads)).kept_share()
+        return scales.astype(np.float32)
+    quantizer = store.packed.residual_quantizer
+    first = next((other for other in earlier if other.packed.residual_quantizer == quantizer), store)
+    if first.kept_share is None:
+        first.kept_share = (energies if first is store else _energies(first, components, n_threads)).kept_share()
+    kept, left = first.kept_share, energies.left
     # |r_hat|^2, drawn towards its expectation
-    guess = (1.0 - kept) * np.minimum(energies.residuals, energies.left) + kept * kept * energies.left
-    return (scales * np.sqrt(np.sqrt(energies.hats + guess))).astype(np.float32), kept
+    guess = (1.0 - kept) * np.minimum(energies.residuals, left) + kept * kept * left
+    squares = energies.hats if np.isnan(kept) else energies.hats + guess
+    return (scales * np.sqrt(np.sqrt(squares))).astype(np.float32)
 
 
 def rerank_documents(
@@ -152,10 +161,35 @@ def rerank_documents(
     scores, rows : ndarrays of shape (n_queries, n_neighbors), dtype float64 and int64
         Best first; equal scores by ascending row.
     """
-    stores: list[Any] = [chunk.store for chunk in chunks]
-    documents = [RefinedChunk(store, factors) for store, factors in zip(stores, refined, strict=True)]
+    documents = _documents(chunks, refined)
+    tables = _tables_by(chunks, embeddings)
+    return search_refined(documents, targets, tables, candidates, n_neighbors, exclude=exclude, n_threads=n_threads)
+
+
+def refined_within(
+    chunks: Sequence[Chunk],
+    refined: Sequence[NDArray[np.float32]],
+    targets: NDArray[Any],
+    embeddings: NDArray[Any],
+    limits: NDArray[np.float64],
+    n_threads: int = 1,
+) -> list[Found]:
+    """Find all documents whose score by `rerank_documents` reaches the limit of the query; arguments as there."""
+    tables = _tables_by(chunks, embeddings)
+    return within_refined(_documents(chunks, refined), targets, tables, limits, n_threads=n_threads)
+
+
+def _documents(chunks: Sequence[Chunk], refined: Sequence[NDArray[np.float32]]) -> list[RefinedChunk]:
+    stores: Any = [chunk.store for chunk in chunks]
+    return [RefinedChunk(store, factors) for store, factors in zip(stores, refined, strict=True)]
+
+
+def _tables_by(chunks: Sequence[Chunk], embeddings: NDArray[Any]) -> Callable[[int, int], NDArray[np.float32]]:
+    """Return what gives the tables of one query for the residual codes of one chunk."""
 
     def tables(query: int, number: int) -> NDArray[np.float32]:
-        return stores[number].packed.residual_quantizer.tables(embeddings[query])
+        store: Any = chunks[number].store
+        table: NDArray[np.float32] = store.packed.residual_quantizer.tables(embeddings[query])
+        return table
 
-    return search_refined(documents, targets, tables, candidates, n_neighbors, exclude=exclude, n_threads=n_threads)
+    return tables

@@ -112,7 +112,8 @@ def test_mapped_arrays_that_lead_out_of_themselves_are_refused(saved, name, plac
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "message"), [("0.refined", np.inf, "do not fit"), ("0.row_scales", 65535, "scale that is")]
+    ("name", "value", "message"),
+    [("0.refined", np.inf, "do not fit"), ("0.refined", -1.0, "do not fit"), ("0.row_scales", 65535, "scale that is")],
 )
 def test_mapped_factors_of_packed_documents_are_looked_at(tmp_path, name, value, message):
     X, decoder, codes = model(np.random.default_rng(7))

@@ -140,8 +140,8 @@ def test_parameters_set_after_fitting_are_checked(tmp_path):
                 call(documents)
         index.set_params(**{name: before})
     index.set_params(rerank=4)
-    assert len(index.radius_neighbors(documents)[0]) == 12  # which does not rerank
-    for call in (index.kneighbors, lambda _: index.save(tmp_path / "index")):
+    calls = (index.kneighbors, index.radius_neighbors, index.partial_fit, lambda _: index.save(tmp_path / "index"))
+    for call in calls:
         with pytest.raises(ValueError, match="rerank=4 was set after fitting with rerank=None; fit the index again"):
             call(documents)
     assert not any(tmp_path.iterdir())

@@ -134,20 +134,50 @@ def test_candidates_and_all_documents_score_alike(scale, n_queries):
 
 
 def test_equal_documents_score_alike_wherever_they_were_added(tmp_path):
+    """By what the first documents say of residual codes, also in an index from a file; others have their own."""
     rng = np.random.default_rng(10)
     X, decoder, codes = model(rng)
     packed = PackedCodes.pack(codes).with_residual_of(X, decoder, n_bytes=4, n_iter=3)
+    other = packed.with_residual_of(X, decoder, n_bytes=2, n_iter=3)
     parameters = {"n_neighbors": 4, "compressor": decoder, "metric": "geometric", "rerank": 1_000}
     index = CodeNearestNeighbors(**parameters).fit(packed[:200])
     index.save(tmp_path / "index")
     others = [CodeNearestNeighbors.load(tmp_path / "index"), pickle.loads(pickle.dumps(index))]
     for grown in (index, *others):
-        grown.partial_fit(packed[:50]).partial_fit(packed[100:150])
-        distances, found = grown.kneighbors(X[:50])
-        np.testing.assert_array_equal(found[:, 0], np.arange(50))
-        np.testing.assert_array_equal(found[:, 1], np.arange(200, 250))
-        np.testing.assert_array_equal(distances[:, 0], distances[:, 1])
-        np.testing.assert_array_equal(grown._refined[1], grown._refined[0][:50])
+        grown.partial_fit(packed[3:50])
+        distances, found = grown.kneighbors(X[3:50])
+        np.testing.assert_array_equal(np.sort(found[:, :2], axis=1), np.arange(3, 50)[:, None] + [0, 197])
+        np.testing.assert_allclose(distances[:, 0], distances[:, 1], rtol=1e-6)
+        grown.partial_fit(other[:100]).partial_fit(other[90:100])
+        first, second, third, fourth = grown._refined
+        np.testing.assert_allclose(second, first[3:50], rtol=1e-6)
+        np.testing.assert_allclose(fourth, third[90:], rtol=1e-6)
+        alone = refined_scales(PackedStore(other[:100]), decoder, "geometric")
+        np.testing.assert_array_equal(third, alone)
+
+
+def test_a_bound_that_rejects_a_row_holds():
+    """Full rows, of which most are rejected by values that are approximated: the same as each row scored by itself."""
+    rng = np.random.default_rng(14)
+    n, m, k, n_queries = 20_000, 4096, 17, 10
+    columns = rng.permuted(np.tile(np.arange(m), (n * k // m + 1, 1)), axis=1).ravel()[: n * k]
+    codes = sp.csr_matrix((rng.standard_normal(n * k), columns, np.arange(n + 1) * k), shape=(n, m), dtype=np.float32)
+    codes.sum_duplicates()
+    packed = PackedCodes.pack(codes, value_bits=6, k=k)
+    quantizer = ResidualQuantizer.fit(0.01 * rng.standard_normal((300, 6)), 3, n_iter=1)
+    packed = packed.with_residual(rng.integers(0, 256, (n, 3)).astype(np.uint8), quantizer)
+    chunks = [RefinedChunk(PackedStore(packed), np.ones(n, np.float32))]
+    targets, queries = rng.standard_normal((m, n_queries)).astype(np.float32), rng.standard_normal((n_queries, 6))
+    tables = [quantizer.tables(query) for query in queries]
+    candidates = np.tile(np.arange(n), (n_queries, 1))
+    found = [
+        search_refined(
+            chunks, targets, lambda query, chunk: tables[query], scored, 2_000, exclude=np.full(n_queries, -1)
+        )
+        for scored in (None, candidates)
+    ]
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+    np.testing.assert_array_equal(found[0][0], found[1][0])
 
 
 def test_the_guess_of_a_cosine_is_nearer_than_the_norm_of_the_sum():
@@ -157,24 +187,53 @@ def test_the_guess_of_a_cosine_is_nearer_than_the_norm_of_the_sum():
     hats, residuals = packed.to_csr() @ decoder, packed.residual_quantizer.decode(packed.residual_codes)
     norms = np.sqrt(squares(hats + residuals))
     cosines = np.einsum("ij,ij->i", X, hats + residuals) / norms
-    scales, kept = refined_scales(PackedStore(packed), decoder, "geometric")
+    store = PackedStore(packed)
+    scales = refined_scales(store, decoder, "geometric")
     guesses = (scales * norms) ** 2
     np.testing.assert_allclose(guesses, lengths_of_rows(hats, residuals, len(X)), rtol=1e-5)
-    assert 0.2 < kept < 0.9
+    assert 0.2 < store.kept_share < 0.9
     assert np.abs(guesses - cosines).mean() < 0.5 * np.abs(norms - cosines).mean()
 
 
-@pytest.mark.parametrize("length", [1.0, 3.0])
-def test_codes_that_are_no_projections_rank_by_the_cosine(length):
-    """Where reconstructions are as long as the rows, nothing tells how much of a row they hold."""
+@pytest.mark.parametrize("spread", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("middle", [0.5, 1.0, 3.0])
+def test_codes_as_long_as_their_rows_say_nothing_of_how_much_they_hold(middle, spread):
+    """They rank by the cosine times the square root of the length, whatever that is."""
     rng = np.random.default_rng(12)
     X, decoder, codes = model(rng)
-    codes *= (length / np.linalg.norm(codes @ decoder, axis=1, keepdims=True)).astype(np.float32)
+    lengths = (middle * np.exp(spread * rng.standard_normal((len(X), 1)))).astype(np.float32)
+    codes *= lengths / np.linalg.norm(codes @ decoder, axis=1, keepdims=True)
     packed = PackedCodes.pack(codes, value_bits=16)
-    packed = packed.with_residual_of(length * X, decoder, n_bytes=4, n_iter=3, normalize=False)
-    found = [
-        CodeNearestNeighbors(20, compressor=decoder, metric=metric, rerank=300).fit(packed).kneighbors(X[:30])
-        for metric in ("cosine", "geometric")
-    ]
-    assert (found[0][1] == found[1][1]).mean() > 0.99
-    np.testing.assert_allclose(found[1][0], -np.sqrt(length) * (1.0 - found[0][0]), rtol=0.01)
+    packed = packed.with_residual_of(lengths * X, decoder, n_bytes=4, n_iter=3, normalize=False)
+    cosines = 1.0 - brute_force(
+        X[:30], packed.to_csr() @ decoder + packed.residual_quantizer.decode(packed.residual_codes), "cosine"
+    )
+    expected = -cosines * np.sqrt(lengths.ravel())
+    index = CodeNearestNeighbors(300, compressor=decoder, metric="geometric", rerank=300).fit(packed)
+    distances, found = index.kneighbors(X[:30])
+    np.testing.assert_allclose(distances, np.take_along_axis(expected, found, axis=1), rtol=0, atol=1e-4 * middle)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "geometric", "dot"])
+def test_documents_within_a_radius_are_the_neighbors_up_to_it(monkeypatch, metric):
+    """Distances by code and residual code, as of `kneighbors`, whatever the number of candidates."""
+    monkeypatch.setattr("skcompressae._core._refined_search.BLOCK_ROWS", 64)
+    rng = np.random.default_rng(13)
+    X, decoder, codes = model(rng)
+    packed = PackedCodes.pack(codes).with_residual_of(X, decoder, n_bytes=5, n_iter=3)
+    index = CodeNearestNeighbors(300, compressor=decoder, metric=metric, rerank=300)
+    index.fit(packed[:100]).partial_fit(packed[100:])
+    distances, indices = index.kneighbors(X[:20])
+    radius = float(distances[3, 40])
+    for rerank in (300, 1):
+        found = index.set_params(rerank=rerank).radius_neighbors(X[:20], radius)
+        for i in range(20):
+            n = int((distances[i] <= radius).sum())
+            np.testing.assert_array_equal(found[1][i], indices[i, :n])
+            np.testing.assert_array_equal(found[0][i], distances[i, :n])
+    assert 40 < len(found[1][3]) < 50
+    # documents as queries leave themselves out
+    own = index.radius_neighbors(radius=radius, return_distance=False)
+    assert all(row not in near for row, near in enumerate(own))
+    graph = index.radius_neighbors_graph(X[:20], radius)
+    np.testing.assert_array_equal(graph.getnnz(axis=1), (distances <= radius).sum(axis=1))

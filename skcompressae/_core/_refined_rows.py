@@ -12,7 +12,7 @@ from skcompressae._core._packed_search import packed_score, row_scale_of
 from skcompressae._core._residual import add_residuals
 from skcompressae._core._search_kernels import replace_worst
 
-__all__ = ["RefinedRows", "offer_rows"]
+__all__ = ["RefinedRows", "offer_rows", "refined_scores"]
 
 
 class RefinedRows(NamedTuple):
@@ -46,6 +46,21 @@ class RefinedRows(NamedTuple):
 
 
 @njit(nogil=True)
+def refined_scores(stored: RefinedRows, is_short: bool, begin: int, which: Any, target: Any, tables: Any) -> Any:
+    """Return the scores of the rows ``begin + which`` for one query, float64."""
+    rows, row_bytes, k = stored.rows, stored.row_bytes, stored.k
+    row_scales, levels = stored.row_scales, stored.levels
+    word_bits, value_bits = stored.word_bits, stored.value_bits
+    products = np.empty(which.shape[0])
+    for i in range(which.shape[0]):
+        row = begin + which[i]
+        row_scale = row_scale_of(row_scales, row, is_short)
+        products[i] = packed_score(rows, row * row_bytes, k, row_scale, levels, target, word_bits, value_bits)
+    add_residuals(stored.codes, begin, which, tables, 1.0, stored.factors, products)
+    return products
+
+
+@njit(nogil=True)
 def offer_rows(
     stored: RefinedRows,
     is_short: bool,
@@ -59,16 +74,8 @@ def offer_rows(
     numbers: Any,
 ) -> None:
     """Offer the rows ``begin + which``, ascending, to the heap of one query; `first_row` is the number of row 0."""
-    rows, row_bytes, k = stored.rows, stored.row_bytes, stored.k
-    row_scales, levels, codes, factors = stored.row_scales, stored.levels, stored.codes, stored.factors
-    word_bits, value_bits = stored.word_bits, stored.value_bits
-    products = np.empty(which.shape[0])
-    for i in range(which.shape[0]):
-        row = begin + which[i]
-        row_scale = row_scale_of(row_scales, row, is_short)
-        products[i] = packed_score(rows, row * row_bytes, k, row_scale, levels, target, word_bits, value_bits)
-    add_residuals(codes, begin, which, tables, 1.0, factors, products)
+    found = refined_scores(stored, is_short, begin, which, target, tables)
     for i in range(which.shape[0]):
         number = first_row + begin + which[i]
-        if products[i] > scores[0] and number != excluded:
-            replace_worst(scores, numbers, products[i], number)
+        if found[i] > scores[0] and number != excluded:
+            replace_worst(scores, numbers, found[i], number)

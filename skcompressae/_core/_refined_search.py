@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from skcompressae._core._refined_rows import RefinedRows, offer_rows
-from skcompressae._core._search import TargetGroup, prepare_group
+from skcompressae._core._refined_rows import RefinedRows, offer_rows, refined_scores
+from skcompressae._core._search import Found, TargetGroup, prepare_group
 from skcompressae._core._search_kernels import merge_heaps, sort_heaps
 from skcompressae._core._search_store import BLOCK_ROWS, PackedStore
 from skcompressae._core._threads import row_blocks, run_blocks
 
-__all__ = ["RefinedChunk", "search_refined"]
+__all__ = ["RefinedChunk", "search_refined", "within_refined"]
 
 _NO_ROW = np.iinfo(np.int64).max
 
@@ -49,6 +49,11 @@ class _Heap(NamedTuple):
     excluded: int
 
 
+def _is_short(rows: RefinedRows) -> bool:
+    """Return whether the scales of rows are stored in 16 bits."""
+    return bool(rows.row_scales.dtype == np.uint16)
+
+
 def _offer(
     rows: RefinedRows,
     which: NDArray[np.int64],
@@ -59,8 +64,8 @@ def _offer(
     heap: _Heap,
 ) -> None:
     """Score the rows ``start + which``, ascending, each by itself; `first_row` is the number of row 0."""
-    is_short, place = rows.row_scales.dtype == np.uint16, (start, which, first_row, heap.excluded)
-    offer_rows(rows, is_short, *place, target, tables, heap.scores, heap.numbers)
+    place = (start, which, first_row, heap.excluded)
+    offer_rows(rows, _is_short(rows), *place, target, tables, heap.scores, heap.numbers)
 
 
 def _scan(
@@ -83,6 +88,17 @@ def _scan(
     codes, factors = rows.codes[start:stop], chunk.factors[start:stop]
     place = (first_row + start, queries, heap.excluded)
     store.kernels.refined(words, codes, factors, *place, tables, heap.scores, heap.numbers)
+
+
+def _target(targets: NDArray[Any], query: int, n_rows: int) -> NDArray[Any]:
+    """Return one of the targets, with zeros up to any index that a word can hold."""
+    target = np.zeros(n_rows, targets.dtype)
+    target[: len(targets)] = targets[:, query]
+    return target
+
+
+def _n_target_rows(chunks: Sequence[RefinedChunk]) -> int:
+    return max(chunk.store.n_targets for chunk in chunks)
 
 
 def search_refined(
@@ -123,7 +139,7 @@ def search_refined(
     n_queries = targets.shape[1]
     rows = [chunk.store.refined_rows(chunk.factors) for chunk in chunks]
     starts = np.cumsum([0, *(len(chunk.factors) for chunk in chunks)])
-    n_target_rows = max(chunk.store.n_targets for chunk in chunks)
+    n_target_rows = _n_target_rows(chunks)
     n_shares = n_threads if candidates is None and n_queries < n_threads else 1
     bounds = np.linspace(0, starts[-1], n_shares + 1).astype(np.int64)
     heaps = np.full((n_shares, n_queries, n_neighbors), -np.inf)
@@ -142,8 +158,7 @@ def search_refined(
                 _scan(chunk, rows[i], (start - begin, stop - begin), begin, group, tables_of(query, i), heap)
 
     def offer(query: int, mine: NDArray[np.int64], heap: _Heap) -> None:
-        target = np.zeros(n_target_rows, targets.dtype)
-        target[: len(targets)] = targets[:, query]
+        target = _target(targets, query, n_target_rows)
         for i in range(len(chunks)):
             begin, end = np.searchsorted(mine, starts[i : i + 2])
             if begin < end:
@@ -166,3 +181,46 @@ def search_refined(
         merge_heaps(scores, found, heaps[share], numbers[share])
     sort_heaps(scores, found, 0, n_queries)
     return scores, found
+
+
+def within_refined(
+    chunks: Sequence[RefinedChunk],
+    targets: NDArray[Any],
+    tables_of: Callable[[int, int], NDArray[np.float32]],
+    limits: NDArray[np.float64],
+    *,
+    n_threads: int = 1,
+) -> list[Found]:
+    """Find all rows whose score by code and residual code reaches the limit of the query.
+
+    Parameters
+    ----------
+    chunks, targets, tables_of, n_threads
+        As in `search_refined`.
+    limits : ndarray of shape (n_queries,)
+        Smallest score kept.
+
+    Returns
+    -------
+    found : list of (rows, scores)
+        One pair per query, by ascending row.
+    """
+    n_target_rows = _n_target_rows(chunks)
+    pieces, first_row = [], 0
+    for number, chunk in enumerate(chunks):
+        pieces += [(number, first_row, *bounds) for bounds in row_blocks(len(chunk.factors), BLOCK_ROWS)]
+        first_row += len(chunk.factors)
+    rows = [chunk.store.refined_rows(chunk.factors) for chunk in chunks]
+    parts: list[list[Found]] = [[] for _ in limits]
+
+    def work(first: int, last: int) -> None:
+        for query in range(first, last):
+            target = _target(targets, query, n_target_rows)
+            for number, first_row, start, stop in pieces:
+                place = (_is_short(rows[number]), start, np.arange(stop - start))
+                scores = refined_scores(rows[number], *place, target, tables_of(query, number))
+                kept = np.flatnonzero(scores >= limits[query])
+                parts[query].append((kept + first_row + start, scores[kept]))
+
+    run_blocks(work, len(limits), 1, n_threads)
+    return [(np.concatenate([part[0] for part in of]), np.concatenate([part[1] for part in of])) for of in parts]

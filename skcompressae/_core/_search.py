@@ -30,7 +30,7 @@ from skcompressae._core._search_store import BLOCK_ROWS, Chunk, CodeStore, Packe
 from skcompressae._core._search_vectors import LANES
 from skcompressae._core._threads import row_blocks, run_blocks
 
-__all__ = ["TargetGroup", "prepare_group", "rounding_margins", "scan_units", "search", "within"]
+__all__ = ["Found", "TargetGroup", "prepare_group", "rounding_margins", "scan_units", "search", "within"]
 
 Found = tuple[NDArray[np.int64], NDArray[np.float64]]
 

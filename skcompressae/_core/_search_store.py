@@ -185,6 +185,8 @@ class PackedStore:
         self._codebook = self._levels * np.float32(2.0**-31)
         n_terms = n_terms_of(packed.quantizer.levels)
         self._prepared: tuple[Polynomials, NDArray[np.bool_]] | None = None
+        # of the energy that the codes leave, what residual codes keep; found where an index asks for it
+        self.kept_share: float | None = None
         self.kernels = packed_kernels(packed.word_bits, packed.value_bits, n_terms, self._row_scales.dtype.str)
 
     def __getstate__(self) -> Any:

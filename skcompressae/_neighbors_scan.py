@@ -1,0 +1,59 @@
+"""How an index is searched for a batch of queries: by codes or by residual codes, too, on the CPU or on a device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skcompressae._core._search import Found, search, within
+from skcompressae._core._search_store import Chunk
+from skcompressae._neighbors_rerank import refined_within, rerank_documents
+
+__all__ = ["IndexScanMixin"]
+
+
+class IndexScanMixin:
+    """The searching half of `CodeNearestNeighbors`, for queries that are validated and in code space."""
+
+    rerank: int | None
+    n_samples_fit_: int
+    _built_for: tuple[str, str, bool]
+    _chunks: list[Chunk]
+    _refined: list[NDArray[np.float32]]
+    _device_index: Any
+    _check_refined: Any
+    _device: Any
+    _n_threads: Any
+
+    def _search(
+        self, batch: Any, embeddings: Any, n_neighbors: int, exclude: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        if self.rerank is None:
+            return self._search_codes(batch, n_neighbors, exclude)
+        self._check_refined()
+        n_candidates, candidates = max(self.rerank, n_neighbors), None
+        if n_candidates < self.n_samples_fit_:
+            candidates = self._search_codes(batch, n_candidates, exclude)[1]
+        found = (self._chunks, self._refined, batch, embeddings, candidates, n_neighbors)
+        return rerank_documents(*found, exclude=exclude, n_threads=self._n_threads())
+
+    def _within(self, batch: Any, embeddings: Any, limits: NDArray[np.float64]) -> list[Found]:
+        if self.rerank is None:
+            return within(self._chunks, batch, limits, n_threads=self._n_threads())
+        self._check_refined()
+        return refined_within(self._chunks, self._refined, batch, embeddings, limits, self._n_threads())
+
+    def _search_codes(
+        self, batch: Any, n_neighbors: int, exclude: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        n_threads = self._n_threads()
+        if self._built_for[2]:
+            return search(self._chunks, batch, n_neighbors, exclude=exclude, n_threads=n_threads)
+        from skcompressae._torch._search import DeviceIndex
+
+        device, chunks, index = self._device(), self._chunks, self._device_index
+        if index is None or not index.holds(chunks, device):
+            index = self._device_index = DeviceIndex(chunks, device)
+        return index.search(batch, n_neighbors, exclude=exclude, n_threads=n_threads)
