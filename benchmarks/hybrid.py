@@ -85,14 +85,26 @@ def peer_rows(
     return rows
 
 
+def kept_peers(path: Path, data: dict[str, Any]) -> tuple[list[Row], dict[str, Any]]:
+    """Return the peers' rows of an earlier run on the same data, and what that ran on."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content["data"] != data:
+        raise SystemExit(f"{path} is of {content['data']}, not of {data}; its peers cannot be kept")
+    rows = [row for row in content["results"] if row["method"] not in ("hybrid", "sparse")]
+    return rows, content.get("environment_of_peers", content["environment"])
+
+
 def run_study(name: str, X: np.ndarray, options: argparse.Namespace) -> dict[str, Any]:
     """Measure every budget on one data set and write its result file."""
     data = split(name, X, options.max_queries, options.max_documents)
     documents = unit_rows(data.documents)
     true = cosine_neighbors(data.queries, documents, min(N_NEIGHBORS, len(documents)))
     rows: list[Row] = []
+    measured = {"name": name, "sha256": checksum(X), "n_features": X.shape[1], "n_documents": len(documents)}
+    path = options.out / f"{options.prefix}{name}.json"
+    kept, environment_of_peers = kept_peers(path, measured) if options.keep_peers else ([], {})
     content = {
-        "data": {"name": name, "sha256": checksum(X), "n_features": X.shape[1], "n_documents": len(documents)},
+        "data": measured,
         "environment": environment(),
         # no paths of the machine: "data" says what was measured
         "options": {
@@ -100,6 +112,8 @@ def run_study(name: str, X: np.ndarray, options: argparse.Namespace) -> dict[str
         },
         "results": rows,
     }
+    if options.keep_peers:
+        content["environment_of_peers"] = environment_of_peers
     for seed in options.seeds:
         parameters = {"max_iter": options.steps} if options.steps is not None else {}
         # the projection as it comes: its residual is smaller than that of a unit reconstruction
@@ -122,8 +136,9 @@ def run_study(name: str, X: np.ndarray, options: argparse.Namespace) -> dict[str
             for row in (mine, *peer_rows(options.peers, documents, data.queries, true, size, seed)):
                 rows.append({**row, "budget_bytes": size, "seed": seed})
                 print(json.dumps(rows[-1], default=lambda value: value.item()), flush=True)
+            rows += [row for row in kept if (row["budget_bytes"], row["seed"]) == (size, seed)]
         content["peak_memory_bytes"] = peak_memory_bytes()
-        write_json(options.out / f"{options.prefix}{name}.json", content)
+        write_json(path, content)
     return content
 
 
@@ -132,6 +147,9 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", nargs="+", required=True, help=".npy files or names (see _data.py)")
     parser.add_argument("--sizes", nargs="+", type=int, default=[16, 32, 64, 128, 256], help="bytes per vector")
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
+    parser.add_argument(
+        "--keep-peers", action="store_true", help="instead of measuring peers, keep those of the file in --out"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--n-components", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=None, help="training steps; default: the estimator's")
@@ -144,6 +162,8 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--prefix", default="hybrid-", help="of the names of the result files")
     parser.add_argument("--out", type=Path, default=Path("benchmark-results"))
     options = parser.parse_args(arguments)
+    if options.keep_peers:
+        options.peers = []
     if {"k", "residual_bytes"} & set(options.ours):
         parser.error("--ours must not hold k or residual_bytes, which --k and the split decide")
     return options

@@ -59,12 +59,12 @@ class _Energies(NamedTuple):
         """Return the share of the energy that projections leave which residual codes keep; NaN if they are none.
 
         A centroid is the mean of its residuals r, so that ``r . r_hat`` is |r_hat|^2 on average, and |r|^2 is
-        1 - |x_hat|^2.
+        1 - |x_hat|^2, but for the quantisation of values, which cancels in the mean.
         """
-        left = float(self.left.sum())
-        if left == 0 or not self.are_projections():
+        if not self.are_projections():
             return np.nan
-        return min(float(self.residuals.sum()) / left, 1.0)
+        left, kept = float((1.0 - self.hats).sum()), float(self.residuals.sum())
+        return kept / left if kept < left else 1.0
 
 
 def _energies(store: PackedStore, components: NDArray[Any], n_threads: int) -> _Energies:
@@ -122,7 +122,8 @@ def refined_scales(
     kept, left = first.kept_share, energies.left
     # |r_hat|^2, drawn towards its expectation
     guess = (1.0 - kept) * np.minimum(energies.residuals, left) + kept * kept * left
-    squares = energies.hats if np.isnan(kept) else energies.hats + guess
+    # values of few bits make some projections longer than 1, which no cosine is
+    squares = energies.hats if np.isnan(kept) else np.minimum(energies.hats + guess, 1.0)
     return (scales * np.sqrt(np.sqrt(squares))).astype(np.float32)
 
 

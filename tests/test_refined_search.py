@@ -23,9 +23,10 @@ def squares(rows):
 def lengths_of_rows(hats, residuals, n_first):
     """Return the guesses of cos(x, x_hat + r_hat), by the formula of the docstring."""
     left = np.maximum(1.0 - squares(hats), 0.0)
-    kept = min(squares(residuals)[:n_first].sum() / left[:n_first].sum(), 1.0)
+    kept = min(squares(residuals)[:n_first].sum() / (1.0 - squares(hats)[:n_first]).sum(), 1.0)
     expected = kept * left
-    return np.sqrt(squares(hats) + expected + (1.0 - kept) * (np.minimum(squares(residuals), left) - expected))
+    guesses = squares(hats) + expected + (1.0 - kept) * (np.minimum(squares(residuals), left) - expected)
+    return np.sqrt(np.minimum(guesses, 1.0))
 
 
 def geometric(queries, hats, residuals, n_first):
@@ -180,10 +181,12 @@ def test_a_bound_that_rejects_a_row_holds():
     np.testing.assert_array_equal(found[0][0], found[1][0])
 
 
-def test_the_guess_of_a_cosine_is_nearer_than_the_norm_of_the_sum():
+@pytest.mark.parametrize(("k", "value_bits", "n_bytes"), [(5, 8, 4), (16, 4, 12), (20, 3, 20)])
+def test_the_guess_of_a_cosine_is_nearer_than_the_norm_of_the_sum(k, value_bits, n_bytes):
+    """Also where hardly anything is left, and the quantisation of values makes projections longer than the rows."""
     rng = np.random.default_rng(11)
-    X, decoder, codes = model(rng, n_rows=3_000, d=24)
-    packed = PackedCodes.pack(codes, value_bits=8).with_residual_of(X, decoder, n_bytes=4)
+    X, decoder, codes = model(rng, n_rows=3_000, d=24, k=k)
+    packed = PackedCodes.pack(codes, value_bits=value_bits).with_residual_of(X, decoder, n_bytes=n_bytes)
     hats, residuals = packed.to_csr() @ decoder, packed.residual_quantizer.decode(packed.residual_codes)
     norms = np.sqrt(squares(hats + residuals))
     cosines = np.einsum("ij,ij->i", X, hats + residuals) / norms
@@ -191,7 +194,9 @@ def test_the_guess_of_a_cosine_is_nearer_than_the_norm_of_the_sum():
     scales = refined_scales(store, decoder, "geometric")
     guesses = (scales * norms) ** 2
     np.testing.assert_allclose(guesses, lengths_of_rows(hats, residuals, len(X)), rtol=1e-5)
-    assert 0.2 < store.kept_share < 0.9
+    assert 0.2 < store.kept_share <= 1.0
+    assert (squares(hats) > 1.0).any() == (k > 12)
+    assert guesses.max() <= 1.0 + 1e-6
     assert np.abs(guesses - cosines).mean() < 0.5 * np.abs(norms - cosines).mean()
 
 
