@@ -163,8 +163,8 @@ def bytes_table(curves: dict[str, dict[float, float]]) -> list[str]:
     """Return recall by bytes per vector."""
     lines = [
         "On the first set at equal bytes per vector (codes of projections packed with 4-bit values, and what they "
-        "leave by a product quantiser; `split_bytes` finds how many bytes go to which, and `metric='geometric'` puts "
-        "documents in order; the dense recipe is older, with a fixed split and by cosine):",
+        "leave by a product quantiser; `split_bytes` finds how many bytes go to which, and all documents are scored by "
+        "both, with `metric='geometric'`):",
         "",
         "| | " + " | ".join(f"{budget} B" for budget in BUDGETS) + " |",
         "|---|" + "---:|" * len(BUDGETS),

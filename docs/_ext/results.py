@@ -95,16 +95,14 @@ def is_quality_study(content: Any) -> bool:
 def hybrid_rows(content: Any, measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows of `benchmarks/hybrid.py` as the quality study writes them, without points that it has too."""
     known = {(row["method"], str(row["params"]), row["seed"]) for row in measured}
-    # without a k of their own, files are of before `split_bytes`: trained at the largest k, searched by dot product
-    k_fit = content["options"].get("k") or max(row["params"].get("k", 0) for row in content["results"])
-    mode = "asymmetric_geometric_4bit" if "k" in content["options"] else "asymmetric_dot_4bit"
+    k_fit = content["options"]["k"]
     rows = []
     for row in content["results"]:
         new = {"cosine": None, "fit_s": None, "encode_s": None, **row, "mode": "asymmetric"}
         if row["method"] == "sparse":
             others = {key: value for key, value in row["params"].items() if key in OTHERS}
             params = {"k": row["params"]["k"], "k_fit": k_fit, **others}
-            new |= {"method": "ours_once", "mode": mode, "params": params}
+            new |= {"method": "ours_once", "mode": "asymmetric_geometric_4bit", "params": params}
         elif row["method"] == "hybrid":
             new["mode"] = "reranked"
         if (new["method"], str(new["params"]), new["seed"]) not in known:
