@@ -38,7 +38,7 @@ BUDGETS = (16, 32, 64, 128, 256)
 OTHERS = ("recipe", "usage_power", "neighborhood_weight", "flattening")
 # Okabe and Ito's colours; ours stand out by weight.
 CURVES: dict[str, tuple[str, dict[str, Any]]] = {
-    "ours": ("skcompressae (packed; from 64 bytes with a residual code)", {"color": "#0072B2", "marker": "o", "lw": 3}),
+    "ours": ("skcompressae (packed, by split_bytes)", {"color": "#0072B2", "marker": "o", "lw": 3}),
     "dense": ('the same, recipe="dense"', {"color": "#56B4E9", "marker": "o", "lw": 2}),
     "opq": ("OPQ", {"color": "#D55E00", "marker": "D"}),
     "pq": ("PQ", {"color": "#E69F00", "marker": "s"}),

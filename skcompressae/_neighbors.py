@@ -88,8 +88,7 @@ class CodeNearestNeighbors(
         `PackedCodes.with_residual_of`), which stand for :math:`\hat x + \hat r`: candidates are compared with that
         sum, by `metric`, residual codes in float32. Each takes some 24 bytes a query of the batch, but as many as there
         are documents none: those are scored in one pass on the CPU (:ref:`hybrid codes <hybrid-codes>`), as by
-        `radius_neighbors`.
-        An index fitted with `None` has to be fitted again to rerank.
+        `radius_neighbors`. An index fitted with `None` has to be fitted again to rerank.
 
     Attributes
     ----------
