@@ -77,17 +77,17 @@ def test_residual_codes_bring_neighbors_nearer_to_the_truth():
 
 
 @pytest.mark.parametrize(
-    ("m", "k", "value_bits", "kind", "n_bytes"),
+    ("m", "k", "value_bits", "kind", "n_bytes", "dtype"),
     [
-        (16, 1, 4, "ranked", 1),  # one word a row
-        (2048, 20, 4, "ranked", 7),  # 15-bit words, k no multiple of 16
-        (4096, 17, 6, "ranked", 8),
-        (4096, 33, 16, "uniform", 5),  # 28-bit words, two a load of 64 bits
-        (1 << 19, 6, 8, "uniform", 3),  # 27-bit words, which no kernel scans
-        (1 << 20, 6, 16, "uniform", 2),  # 36-bit words
+        (16, 1, 4, "ranked", 1, np.float32),  # one word a row
+        (2048, 20, 4, "ranked", 7, np.float32),  # 15-bit words, k no multiple of 16
+        (4096, 17, 6, "ranked", 8, np.float32),
+        (4096, 17, 6, "ranked", 8, np.float64),  # targets whose rounding to float32 counts
+        (4096, 33, 16, "uniform", 5, np.float32),  # 28-bit words, two a load of 64 bits
+        (1 << 19, 6, 8, "uniform", 3, np.float32),  # 27-bit words, which no kernel scans
+        (1 << 20, 6, 16, "uniform", 2, np.float64),  # 36-bit words
     ],
 )
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_all_rows_or_candidates_are_found_as_float64_finds_them(m, k, value_bits, kind, n_bytes, dtype):
     rng = np.random.default_rng(m + k)
     n, d, n_queries = 700, 9, 5
