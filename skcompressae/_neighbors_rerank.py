@@ -1,4 +1,4 @@
-"""Searches by the residual codes of packed documents: candidates scored again, or all documents at once."""
+"""What a search by the residual codes of packed documents needs: checks, factors of rows, tables of queries."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from skcompressae._core._refined_search import RefinedChunk, search_refined, within_refined
-from skcompressae._core._search import Found
+from skcompressae._core._refined_search import RefinedChunk
 from skcompressae._core._search_store import Chunk, PackedStore, norm_factors
 from skcompressae._core._threads import run_blocks
 
-__all__ = ["check_residuals", "refined_scales", "refined_within", "rerank_documents"]
+__all__ = ["check_residuals", "refined_chunks", "refined_scales", "tables_by"]
 
 _NORM_BLOCK_ROWS = 2_048
 # Of a unit row, values of few bits and all.
@@ -127,66 +126,14 @@ def refined_scales(
     return (scales * np.sqrt(np.sqrt(squares))).astype(np.float32)
 
 
-def rerank_documents(
-    chunks: Sequence[Chunk],
-    refined: Sequence[NDArray[np.float32]],
-    targets: NDArray[Any],
-    embeddings: NDArray[Any],
-    candidates: NDArray[np.int64] | None,
-    n_neighbors: int,
-    *,
-    exclude: NDArray[np.int64],
-    n_threads: int = 1,
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Find the best candidates by ``q . (x_hat + r_hat)`` times the refined factor of the row.
-
-    Parameters
-    ----------
-    chunks : sequence of Chunk
-        Of `PackedStore` with residual codes.
-    refined : sequence of ndarrays
-        `refined_scales` of every chunk.
-    targets : ndarray of shape (n_components, n_queries)
-        The queries in code space.
-    embeddings : ndarray of shape (n_queries, n_features)
-        The queries as they were compared with the reconstructions.
-    candidates : ndarray of shape (n_queries, n_candidates) or None
-        What `search` found; None for all documents.
-    n_neighbors : int
-    exclude : ndarray of shape (n_queries,)
-        A document to leave out per query; -1 for none.
-    n_threads : int, default=1
-
-    Returns
-    -------
-    scores, rows : ndarrays of shape (n_queries, n_neighbors), dtype float64 and int64
-        Best first; equal scores by ascending row.
-    """
-    documents = _documents(chunks, refined)
-    tables = _tables_by(chunks, embeddings)
-    return search_refined(documents, targets, tables, candidates, n_neighbors, exclude=exclude, n_threads=n_threads)
-
-
-def refined_within(
-    chunks: Sequence[Chunk],
-    refined: Sequence[NDArray[np.float32]],
-    targets: NDArray[Any],
-    embeddings: NDArray[Any],
-    limits: NDArray[np.float64],
-    n_threads: int = 1,
-) -> list[Found]:
-    """Find all documents whose score by `rerank_documents` reaches the limit of the query; arguments as there."""
-    tables = _tables_by(chunks, embeddings)
-    return within_refined(_documents(chunks, refined), targets, tables, limits, n_threads=n_threads)
-
-
-def _documents(chunks: Sequence[Chunk], refined: Sequence[NDArray[np.float32]]) -> list[RefinedChunk]:
+def refined_chunks(chunks: Sequence[Chunk], refined: Sequence[NDArray[np.float32]]) -> list[RefinedChunk]:
+    """Return chunks of `PackedStore` as what is searched by residual codes, with the `refined_scales` of each."""
     stores: Any = [chunk.store for chunk in chunks]
     return [RefinedChunk(store, factors) for store, factors in zip(stores, refined, strict=True)]
 
 
-def _tables_by(chunks: Sequence[Chunk], embeddings: NDArray[Any]) -> Callable[[int, int], NDArray[np.float32]]:
-    """Return what gives the tables of one query for the residual codes of one chunk."""
+def tables_by(chunks: Sequence[Chunk], embeddings: NDArray[Any]) -> Callable[[int, int], NDArray[np.float32]]:
+    """Return what gives the tables of one query, as it was compared with reconstructions, for one chunk."""
 
     def tables(query: int, number: int) -> NDArray[np.float32]:
         store: Any = chunks[number].store

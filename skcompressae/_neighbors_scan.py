@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skcompressae._core._refined_search import search_refined, within_refined
 from skcompressae._core._search import Found, search, within
 from skcompressae._core._search_store import Chunk
-from skcompressae._neighbors_rerank import refined_within, rerank_documents
+from skcompressae._neighbors_rerank import refined_chunks, tables_by
 
 __all__ = ["IndexScanMixin"]
 
@@ -36,14 +37,15 @@ class IndexScanMixin:
         n_candidates, candidates = max(self.rerank, n_neighbors), None
         if n_candidates < self.n_samples_fit_:
             candidates = self._search_codes(batch, n_candidates, exclude)[1]
-        found = (self._chunks, self._refined, batch, embeddings, candidates, n_neighbors)
-        return rerank_documents(*found, exclude=exclude, n_threads=self._n_threads())
+        documents = (refined_chunks(self._chunks, self._refined), batch, tables_by(self._chunks, embeddings))
+        return search_refined(*documents, candidates, n_neighbors, exclude=exclude, n_threads=self._n_threads())
 
     def _within(self, batch: Any, embeddings: Any, limits: NDArray[np.float64]) -> list[Found]:
         if self.rerank is None:
             return within(self._chunks, batch, limits, n_threads=self._n_threads())
         self._check_refined()
-        return refined_within(self._chunks, self._refined, batch, embeddings, limits, self._n_threads())
+        documents = (refined_chunks(self._chunks, self._refined), batch, tables_by(self._chunks, embeddings))
+        return within_refined(*documents, limits, n_threads=self._n_threads())
 
     def _search_codes(
         self, batch: Any, n_neighbors: int, exclude: NDArray[np.int64]

@@ -206,21 +206,20 @@ def within_refined(
         One pair per query, by ascending row.
     """
     n_target_rows = _n_target_rows(chunks)
-    pieces, first_row = [], 0
-    for number, chunk in enumerate(chunks):
-        pieces += [(number, first_row, *bounds) for bounds in row_blocks(len(chunk.factors), BLOCK_ROWS)]
-        first_row += len(chunk.factors)
     rows = [chunk.store.refined_rows(chunk.factors) for chunk in chunks]
     parts: list[list[Found]] = [[] for _ in limits]
 
     def work(first: int, last: int) -> None:
         for query in range(first, last):
-            target = _target(targets, query, n_target_rows)
-            for number, first_row, start, stop in pieces:
-                place = (_is_short(rows[number]), start, np.arange(stop - start))
-                scores = refined_scores(rows[number], *place, target, tables_of(query, number))
-                kept = np.flatnonzero(scores >= limits[query])
-                parts[query].append((kept + first_row + start, scores[kept]))
+            target, first_row = _target(targets, query, n_target_rows), 0
+            for number, stored in enumerate(rows):
+                tables = tables_of(query, number)
+                for start, stop in row_blocks(len(stored.factors), BLOCK_ROWS):
+                    which = np.arange(stop - start)
+                    scores = refined_scores(stored, _is_short(stored), start, which, target, tables)
+                    kept = np.flatnonzero(scores >= limits[query])
+                    parts[query].append((kept + first_row + start, scores[kept]))
+                first_row += len(stored.factors)
 
     run_blocks(work, len(limits), 1, n_threads)
     return [(np.concatenate([part[0] for part in of]), np.concatenate([part[1] for part in of])) for of in parts]
