@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._compiling import readable
 from skcompressae._core._few_products import FEW_VECTORS, count_few_threads
 from skcompressae._core._few_rows import encode_few
 from skcompressae._core._flattening import AS_FITTED, Flattening
@@ -79,6 +80,9 @@ class Encoder:
         divisors: FloatArray | None = None,
     ) -> None:
         given = weights
+        if device.type == "cpu":
+            weights = Weights(*map(readable, weights.arrays))
+            divisors = None if divisors is None else readable(divisors)
         if divisors is not None:
             weights = replace(weights, bias=weights.bias / divisors)
         self._weights = weights
@@ -233,7 +237,7 @@ class Encoder:
         if coding != "activations" and n_candidates == k:  # as in `_fit`
             coding = "least_squares"
         codes = encode_few(
-            np.require(rows, requirements=["C", "W"]),  # kernels are compiled anew for other arrays
+            readable(np.ascontiguousarray(rows)),
             *self._weights.arrays,
             k,
             n_candidates if coding == "pursuit" else self._n_recomputed(k),

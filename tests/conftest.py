@@ -33,12 +33,15 @@ ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS, EXAMPLES, DOCS = ROOT / "benchmarks", ROOT / "examples", ROOT / "docs"
 
 
-# Files that take longest, mostly to start clusters: begun with, so that no process is left with one of them at the end.
-LONGEST = ("test_spark.py", "test_dask.py", "test_examples.py", "test_sharing.py")
+# Begun with, in this order. The first example compiles what most other tests take, which two processes would do at
+# once, so the other process has tests that need few kernels. Then those that take longest, mostly to start clusters:
+# no process is left with one of them at the end.
+FIRST = ("examples", "triton_kernels", "architecture", "docs", "spark", "dask", "sharing")
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    order = {f"test_{name}.py": place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(FIRST)))
 
 
 def make_embeddings(n_rows=400, n_features=24, n_topics=12, seed=0, dtype=np.float32):

@@ -4,10 +4,11 @@ import warnings
 from types import SimpleNamespace
 
 import numba
+import numpy as np
 import pytest
 
 from skcompressae._core import _compiling
-from skcompressae._core._compiling import njit
+from skcompressae._core._compiling import njit, readable
 
 
 def refuse_to_cache(monkeypatch, message):
@@ -67,3 +68,28 @@ def test_other_errors_of_the_compiler_are_raised(monkeypatch):
     refuse_to_cache(monkeypatch, "out of memory")
     with pytest.raises(RuntimeError, match="out of memory"):
         njit()(double)
+
+
+def test_read_only_arrays_are_lent_to_kernels_as_they_are(tmp_path):
+    array = np.arange(12.0).reshape(3, 4)
+    assert readable(array) is array
+    np.save(tmp_path / "array.npy", array)
+    total = njit()(lambda rows: rows[1:].sum())
+    for kept in (np.load(tmp_path / "array.npy", mmap_mode="r"), np.load(tmp_path / "array.npy", mmap_mode="r")[::2]):
+        lent = readable(kept)
+        assert type(lent) is np.ndarray
+        assert lent.flags.writeable
+        assert np.shares_memory(lent, kept)
+        assert lent.strides == kept.strides
+        assert not kept.flags.writeable
+        assert total(lent) == kept[1:].sum()
+    del kept
+    np.testing.assert_array_equal(lent, array[::2])  # it keeps the map
+
+
+def test_lent_arrays_share_a_signature():
+    array = np.arange(4.0)
+    array.setflags(write=False)
+    double = njit()(lambda x: 2 * x[0])
+    assert double(readable(array)) == double(np.ones(4)) - 2
+    assert len(double.signatures) == 1

@@ -1,15 +1,18 @@
 """One fitted compressor used by many threads and processes at once: each gets the codes that it would get alone."""
 
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from conftest import make_embeddings
 from joblib import Parallel, delayed
+from numba.core.registry import CPUDispatcher
 from threadpoolctl import threadpool_limits
 
-from skcompressae import CompresSAETransformer, load_model, model_hash
+from skcompressae import CodeNearestNeighbors, CompresSAETransformer, load_model, model_hash
 
 N_THREADS = 4
 
@@ -93,3 +96,49 @@ def test_processes_share_a_model_and_its_file(fitted, rows, tmp_path):
         assert found == expected
     for found in workers(delayed(load_and_use)(path, rows) for _ in range(2)):
         assert found == expected
+
+
+def compiled_signatures():
+    """Count for how many types of arguments each kernel has been compiled or loaded."""
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith("skcompressae._core.")]
+    kernels = {kernel for module in modules for kernel in vars(module).values() if isinstance(kernel, CPUDispatcher)}
+    return {f"{kernel.__module__}.{kernel.__name__}": len(kernel.signatures) for kernel in kernels}
+
+
+def read_only(array):
+    copy = np.array(array)
+    copy.setflags(write=False)
+    return copy
+
+
+def read_only_codes(codes):
+    return sp.csr_array(tuple(map(read_only, (codes.data, codes.indices, codes.indptr))), shape=codes.shape)
+
+
+def use_and_search(model, X, folder, *, mmap):
+    """Use a model and an index that is saved and loaded; return what came."""
+    codes = model.transform(X)
+    codes = read_only_codes(codes) if mmap else codes
+    found = [*use(model, X), digest_of(model.transform(X[:1])), digest_of(model.inverse_transform(codes))]
+    for mode, queries in (("asymmetric", X), ("sparse", codes)):
+        for documents in (codes, model.transform_packed(X)):
+            path = folder / f"{mode}-{mmap}-{len(found)}"
+            CodeNearestNeighbors(compressor=model, mode=mode).fit(documents).save(path)
+            index = CodeNearestNeighbors.load(path, compressor=model, mmap=mmap)
+            for n_queries in (1, 100):
+                found.append([array.tobytes() for array in index.kneighbors(queries[:n_queries])])
+    return found
+
+
+@pytest.mark.parametrize("coding", ["pursuit", "activations"])
+def test_read_only_arrays_take_the_same_kernels(fitted, rows, coding, tmp_path):
+    model = CompresSAETransformer(**{**fitted.get_params(), "coding": coding})
+    vars(model).update({name: value for name, value in vars(fitted).items() if name.endswith("_")})
+    expected = use_and_search(model, rows, tmp_path, mmap=False)
+    before = compiled_signatures()
+    assert before["skcompressae._core._rows.divide_by_norms"] > 0
+    for name, value in vars(model).items():
+        if isinstance(value, np.ndarray):
+            setattr(model, name, read_only(value))
+    assert use_and_search(model, read_only(rows), tmp_path, mmap=True) == expected
+    assert compiled_signatures() == before

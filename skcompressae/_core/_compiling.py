@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
+import numpy as np
 from numba.core.types.misc import unliteral
+from numpy.typing import NDArray
 
-__all__ = ["njit"]
+__all__ = ["njit", "readable"]
 
 _refused: list[str] = []
 
@@ -57,3 +59,21 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
             return _take_constants_as_numbers(numba.njit(**options)(function))
 
     return compiled
+
+
+class _Memory:
+    """Lend an array's memory by NumPy's array interface, and keep the array."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.array = array
+        self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
+
+
+def readable(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array for kernels to read, without copying it.
+
+    Numba compiles a kernel once more for arrays that are read-only, as memory-mapped ones are and the weights that
+    joblib hands to its workers: half a minute for all that `transform` takes. Here they look like others. What is
+    returned must not be written to.
+    """
+    return array if array.flags.writeable else np.asarray(_Memory(array))

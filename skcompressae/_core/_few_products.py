@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from skcompressae._core._arrays import FloatArray
-from skcompressae._core._compiling import njit
+from skcompressae._core._compiling import njit, readable
 from skcompressae._core._gathers import FAST, dot
 from skcompressae._core._threads import run_blocks
 
@@ -30,6 +30,7 @@ def count_few_threads(n_vectors: int, rows: FloatArray) -> int:
 
 def multiply_few(vectors: FloatArray, rows: FloatArray, products: FloatArray, n_threads: int) -> None:
     """Write ``vectors @ rows.T`` to `products`, each thread multiplying some of the rows; all of one dtype."""
+    vectors, rows = readable(vectors), readable(rows)
 
     def multiply(start: int, stop: int) -> None:
         multiply_rows(vectors, rows, start, stop, products)

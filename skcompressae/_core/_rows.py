@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from skcompressae._core._arrays import FloatArray, IndexArray
-from skcompressae._core._compiling import njit
+from skcompressae._core._compiling import njit, readable
 from skcompressae._core._gathers import add_combination, dot
 from skcompressae._core._pursuit import RIDGE
 from skcompressae._core._threads import run_blocks
@@ -100,7 +100,7 @@ def unit_rows(
     """
     if x.dtype not in (np.float32, np.float64):
         x = np.asarray(x, dtype=np.float32 if x.dtype.itemsize <= 2 else np.float64)
-    block = np.ascontiguousarray(x)
+    block = readable(np.ascontiguousarray(x))
     unit = np.empty(block.shape, dtype=dtype) if out is None else out
     norms = np.empty(block.shape[0], dtype=np.float64)
     divide_by_norms(block, unit, norms)
@@ -163,8 +163,9 @@ def decode_csr(codes: Any, decoder: FloatArray, *, n_threads: int) -> FloatArray
     x_hat : array of shape (n_rows, n_features), of the dtype of `codes`
     """
     x_hat = np.empty((codes.shape[0], decoder.shape[1]), dtype=codes.dtype)
+    indptr, indices, values = map(readable, (codes.indptr, codes.indices, codes.data))
     run_blocks(
-        lambda start, stop: _decode_csr(decoder, codes.indptr, codes.indices, codes.data, start, stop, x_hat),
+        lambda start, stop: _decode_csr(decoder, indptr, indices, values, start, stop, x_hat),
         len(x_hat),
         64,
         n_threads,

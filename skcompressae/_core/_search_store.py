@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from skcompressae._core._compiling import readable
 from skcompressae._core._packed_search import (
     RAGGED_ROWS,
     Polynomials,
@@ -91,8 +92,20 @@ class CodeStore(Protocol):
         """Return the rows ``start:stop`` in CSR layout, columns ascending and unique in each row."""
 
 
+class _Readable:
+    """A dataclass whose arrays, also those of a pickle or a file that is memory-mapped, look alike to kernels."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, np.ndarray):
+                object.__setattr__(self, name, readable(value))
+
+    def __reduce__(self) -> Any:
+        return type(self), tuple(vars(self).values())
+
+
 @dataclass(frozen=True)
-class RowStore:
+class RowStore(_Readable):
     """CSR rows with the narrowest column type."""
 
     indptr: NDArray[Any]
@@ -128,7 +141,7 @@ class RowStore:
 
 
 @dataclass(frozen=True)
-class PostingStore:
+class PostingStore(_Readable):
     """At most `BLOCK_ROWS` rows, listed by component."""
 
     offsets: NDArray[Any]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from skcompressae._core._arrays import FloatArray, IndexArray
-from skcompressae._core._compiling import njit
+from skcompressae._core._compiling import njit, readable
 from skcompressae._core._gathers import FAST, dot, dots
 from skcompressae._core._threads import run_blocks
 from skcompressae._core._topk import kth_largest, write_largest
@@ -111,6 +111,7 @@ def candidate_activations(
 ) -> FloatArray:
     """Recompute the pre-activations of each row's candidates, in a fixed order; arguments as in `activation_codes`."""
     activations = np.empty(candidates.shape, dtype=x.dtype)
+    encoder = readable(encoder)
     run_blocks(
         lambda start, stop: _candidate_activations(x, encoder, bias, candidates, start, stop, activations),
         len(x),
