@@ -373,9 +373,10 @@ def test_what_is_screened_is_what_the_processor_multiplies_fast(monkeypatch):
     monkeypatch.setattr(_screened, "_has_integer_product", lambda: True)
     assert _screened.roundings_worth_screening(4096, 768) == ["int8", "bfloat16"]
     assert _screened.roundings_worth_screening(64, 768) == []
-    # sums of so many products might leave 32 bits, and torch multiplies a single column wrongly
+    assert _screened.roundings_worth_screening(4096, 159) == []
+    assert _screened.roundings_worth_screening(4096, 160) == ["int8", "bfloat16"]
+    # sums of so many products might leave 32 bits
     assert _screened.roundings_worth_screening(4096, 140_000) == ["bfloat16"]
-    assert _screened.roundings_worth_screening(4096, 1) == ["bfloat16"]
     monkeypatch.setattr(_screened, "_has_integer_product", lambda: False)
     assert _screened.roundings_worth_screening(4096, 768) == ["bfloat16"]
     monkeypatch.setattr(_screened, "MULTIPLIES_BFLOAT16", False)
@@ -384,6 +385,7 @@ def test_what_is_screened_is_what_the_processor_multiplies_fast(monkeypatch):
     assert _screened.roundings_worth_screening(4096, 768) == ["int16"]
     assert _screened.roundings_worth_screening(200, 768) == ["int16"]
     assert _screened.roundings_worth_screening(100, 768) == []
+    assert _screened.roundings_worth_screening(4096, 159) == []
     assert _screened.roundings_worth_screening(4096, 140_000) == []
 
 

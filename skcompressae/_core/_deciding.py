@@ -50,7 +50,8 @@ def _decide(
     places = np.empty(n_components, dtype=np.int64)
     n_violations = 0
     for i in range(start, stop):
-        n_picks, picks, proposed = survivors.counts[i], survivors.latents[i], survivors.activations[i]
+        n_picks = np.int64(survivors.counts[i])  # as counts are elsewhere: selections are compiled for each type
+        picks, proposed = survivors.latents[i], survivors.activations[i]
         errors[i] = np.float32(0)
         if n_picks > len(picks):
             n_violations += n_picks > n_components

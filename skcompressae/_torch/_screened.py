@@ -36,24 +36,28 @@ __all__ = ["ScreenedActivations", "roundings_worth_screening"]
 _MIN_ROWS = 1024
 # The same for 16-bit integers, of which no rows are tried first.
 _MIN_INT16_ROWS = 192
+# Columns below which a product is over so soon that it does not matter how fast it is (docs/research_notes_speed.md).
+_MIN_COLUMNS = 160
 # Encoder rows of larger norm might overflow.
 _MAX_WEIGHT = 1e37
 # Activations computed again per latent asked for, from which the float32 product is the faster way.
 _MAX_RECOMPUTED = 6
 # Rows by which it is decided whether the others are screened at all.
 _N_PROBED = 256
-# Products of so many columns cannot leave 32 bits; torch takes the transposed encoder for a row where there is but one.
-_MIN_COLUMNS, _MAX_COLUMNS = 2, 2**31 // 127**2
+# Products of so many columns cannot leave 32 bits.
+_MAX_COLUMNS = 2**31 // 127**2
 
 
 def roundings_worth_screening(n_rows: int, n_features: int) -> list[str]:
-    """Return what to round to, best first: what this processor multiplies fast, if there are rows enough."""
-    roundings = []
+    """Return what to round to, best first: what this processor multiplies fast, if rows are many and long enough."""
+    roundings: list[str] = []
+    if n_features < _MIN_COLUMNS:
+        return roundings
     if MULTIPLIES_INT16 and n_features <= MAX_COLUMNS and n_rows >= _MIN_INT16_ROWS:
         roundings.append("int16")
     if n_rows < _MIN_ROWS:
         return roundings
-    if MULTIPLIES_INT8 and _MIN_COLUMNS <= n_features <= _MAX_COLUMNS and _has_integer_product():
+    if MULTIPLIES_INT8 and n_features <= _MAX_COLUMNS and _has_integer_product():
         roundings.append("int8")
     if MULTIPLIES_BFLOAT16:
         roundings.append("bfloat16")
