@@ -78,7 +78,8 @@ class CodeNearestNeighbors(
     device : str, default="cpu"
         "cpu"; "cuda" or "cuda:<number>": search on that GPU; "auto": "cuda" where there is one. All return
         the same neighbors: final scores, and queries with many near ties, are computed on the CPU, and so is
-        `radius_neighbors`.
+        `radius_neighbors`. It may change after fitting, and an index may be loaded where there is another; only codes
+        that were indexed on a GPU and are compared with codes on the CPU are searched faster after a new fit.
     batch_size : int, default=256
         Queries searched at once; bounds the memory of a search to about ``16 * n_components * batch_size``
         bytes beside the codes and the result. A GPU takes 2 MB a query besides.
@@ -88,7 +89,8 @@ class CodeNearestNeighbors(
         `PackedCodes.with_residual_of`), which stand for :math:`\hat x + \hat r`: candidates are compared with that
         sum, by `metric`, residual codes in float32. Each takes some 24 bytes a query of the batch, but as many as there
         are documents none: those are scored in one pass on the CPU (:ref:`hybrid codes <hybrid-codes>`), as by
-        `radius_neighbors`. An index fitted with `None` has to be fitted again to rerank.
+        `radius_neighbors`. Queries that are such documents, packed or fitted (``X=None``), stand for that sum, too. An
+        index fitted with `None` has to be fitted again to rerank.
 
     Attributes
     ----------
@@ -151,7 +153,7 @@ class CodeNearestNeighbors(
         "compressor": [HasMethods(["transform"]), "array-like", None],
         "mode": [StrOptions({"auto", "sparse", "reconstructed", "asymmetric"})],
         "metric": [StrOptions({"cosine", "geometric", "dot"})],
-        "radius": [Interval(Real, None, None, closed="neither")],
+        "radius": [Interval(Real, None, None, closed="both")],
         "n_jobs": [Integral, None],
         "device": [str],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
@@ -252,8 +254,7 @@ class CodeNearestNeighbors(
         Raises
         ------
         ValueError
-            If the codes have another width, or `mode`, `metric`, `device` or the compressor's weights were changed
-            since fitting.
+            If the codes have another width, or `mode`, `metric` or the compressor's weights were changed since fitting.
 
         See Also
         --------
@@ -343,13 +344,14 @@ class CodeNearestNeighbors(
             batches = queries.batches(index.batch_size, index._n_threads())
             for start, stop, batch, norms, exclude, embeddings in batches:
                 scores, rows = index._search(batch, embeddings, n_neighbors, exclude)
+                _check_found(scores)
                 indices[start:stop] = rows
                 with np.errstate(over="ignore"):
                     distances[start:stop] = scores_to_distances(index.metric, scores, norms[:, None])
         return (distances, indices) if return_distance else indices
 
     def radius_neighbors(
-        self, X: Any = None, radius: float | None = None, return_distance: bool = True
+        self, X: Any = None, radius: float | None = None, return_distance: bool = True, sort_results: bool = False
     ) -> tuple[NDArray[Any], NDArray[Any]] | NDArray[Any]:
         """Find all documents within a distance of each query.
 
@@ -365,6 +367,8 @@ class CodeNearestNeighbors(
             the smallest product kept.
         return_distance : bool, default=True
             Whether to return the distances.
+        sort_results : bool, default=False
+            Ignored: results are sorted always. scikit-learn's neighbors have it.
 
         Returns
         -------
@@ -398,6 +402,8 @@ class CodeNearestNeighbors(
         with self._as_it_is() as index:
             radius = index._check_radius(radius)
             queries = index._queries(X)
+            with np.errstate(over="ignore"):  # infinite in float32, as distances beyond that are
+                largest = np.asarray(radius, queries.dtype)
             distances = np.empty(queries.n_queries, object)
             indices = np.empty(queries.n_queries, object)
             batches = queries.batches(index.batch_size, index._n_threads())
@@ -405,7 +411,7 @@ class CodeNearestNeighbors(
                 found = index._within(batch, embeddings, score_limits(index.metric, radius, norms))
                 for i, (rows, scores) in enumerate(found):
                     near = scores_to_distances(index.metric, scores, norms[i]).astype(queries.dtype, copy=False)
-                    kept = (near <= radius) & (rows != exclude[i])
+                    kept = (near <= largest) & (rows != exclude[i])
                     order = np.lexsort((rows[kept], -scores[kept]))
                     distances[start + i], indices[start + i] = near[kept][order], rows[kept][order]
         return (distances, indices) if return_distance else indices
@@ -473,3 +479,12 @@ class CodeNearestNeighbors(
         tags.input_tags.sparse = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+
+def _check_found(scores: NDArray[np.float64]) -> None:
+    """Raise if a score is beyond float64: what is not more than minus infinity is in no result."""
+    if not np.isfinite(scores).all():
+        raise ValueError(
+            "the product of a query with a document is beyond float64; scale the components or the values of the codes "
+            "down"
+        )

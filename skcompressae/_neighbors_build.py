@@ -56,7 +56,7 @@ class IndexBuildMixin:
     device: str
     n_jobs: int | None
     rerank: int | None
-    _built_for: tuple[str, str, bool]
+    _built_for: tuple[str, str]
     _chunks: list[Chunk]
     _refined: list[NDArray[np.float32]]
     _device_index: Any
@@ -124,9 +124,9 @@ class IndexBuildMixin:
             return "cpu"
         raise ValueError(f"device={self.device!r} was asked for, but torch finds no CUDA device")
 
-    def _build_key(self) -> tuple[str, str, bool]:
-        """Return what decides the form of the index: a change of these parameters asks for a new fit."""
-        return self._index_mode(), self.metric, self._device() == "cpu"
+    def _build_key(self) -> tuple[str, str]:
+        """Return what decides what the index holds: a change of these parameters asks for a new fit."""
+        return self._index_mode(), self.metric
 
     def _check_parameters(self) -> None:
         """Raise for parameters that were set since fitting to what is not allowed."""
@@ -138,10 +138,10 @@ class IndexBuildMixin:
 
     def _check_unchanged(self) -> None:
         if self._build_key() != self._built_for:
-            mode, metric, on_cpu = self._built_for
+            mode, metric = self._built_for
             raise ValueError(
-                f"the index was fitted for mode={mode!r}, metric={metric!r}, on the "
-                f"{'CPU' if on_cpu else 'GPU'}; after changing these parameters, fit it again"
+                f"the index was fitted for mode={mode!r}, metric={metric!r}; after changing these parameters, fit it "
+                "again"
             )
 
     def _check_compressor(self) -> None:
@@ -196,8 +196,7 @@ class IndexBuildMixin:
 
     def _extended(self, chunks: list[Chunk], codes: Any) -> list[Chunk]:
         """Return `chunks` with those of `codes` at the end."""
-        mode, _, on_cpu = self._built_for
-        if isinstance(codes, PackedStore) and mode == "sparse" and on_cpu:
+        if isinstance(codes, PackedStore) and self._lists_postings():
             # a query of k nonzeros visits k posting lists of thousands: far faster than a scan of every word
             for start in range(0, codes.n_rows, BLOCK_ROWS):
                 block = codes.block(start, min(start + BLOCK_ROWS, codes.n_rows))
@@ -217,9 +216,15 @@ class IndexBuildMixin:
             chunks = chunks[:-1]
         return chunks + [self._make_chunk(store) for store in self._stores(codes)]
 
+    def _lists_postings(self) -> bool:
+        """Return whether new documents are listed by component: where codes are compared on the CPU.
+
+        Either kind of store is searched on any device.
+        """
+        return self._device() == "cpu" and self._built_for[0] == "sparse"
+
     def _stores(self, codes: csr_matrix) -> Iterator[RowStore | PostingStore]:
-        mode, _, on_cpu = self._built_for
-        if mode == "sparse" and on_cpu:
+        if self._lists_postings():
             for start in range(0, codes.shape[0], BLOCK_ROWS):
                 yield PostingStore.from_csr(codes[start : start + BLOCK_ROWS])
         else:

@@ -78,7 +78,9 @@ class NeighborsGraphMixin(TransformerMixin):
         indptr = np.arange(0, n_queries * width + 1, width)
         return _graph(values, indices.ravel(), indptr, index.n_samples_fit_)
 
-    def radius_neighbors_graph(self, X: Any = None, radius: float | None = None, mode: str = "connectivity") -> Any:
+    def radius_neighbors_graph(
+        self, X: Any = None, radius: float | None = None, mode: str = "connectivity", sort_results: bool = False
+    ) -> Any:
         """Compute the graph of documents within a distance.
 
         Row i has as many entries as there are documents within `radius` of query i.
@@ -91,6 +93,8 @@ class NeighborsGraphMixin(TransformerMixin):
             As for `radius_neighbors`.
         mode : {"connectivity", "distance"}, default="connectivity"
             Values of the graph: ones or distances.
+        sort_results : bool, default=False
+            Ignored: results are sorted always. scikit-learn's neighbors have it.
 
         Returns
         -------
@@ -122,7 +126,9 @@ class NeighborsGraphMixin(TransformerMixin):
             distances, indices = index.radius_neighbors(X, radius, return_distance=True)
         indptr = np.concatenate([[0], np.cumsum([len(rows) for rows in indices], dtype=np.int64)])
         columns = np.concatenate([np.empty(0, np.int64), *indices])
-        values = np.ones(len(columns)) if mode == "connectivity" else np.concatenate([*distances, []])
+        values = np.ones(len(columns))
+        if mode == "distance" and len(distances):
+            values = np.concatenate(list(distances))
         return _graph(values, columns, indptr, index.n_samples_fit_)
 
     def transform(self, X: Any) -> Any:

@@ -287,7 +287,7 @@ class IndexFileMixin:
     components_: NDArray[Any] | None
     _chunks: list[Chunk]
     _refined: list[NDArray[np.float32]]
-    _built_for: tuple[str, str, bool]
+    _built_for: tuple[str, str]
     _check_parameters: Any
     _check_refined: Any
 
@@ -415,8 +415,8 @@ class IndexFileMixin:
                 index.feature_names_in_ = np.array(meta["feature_names_in"], dtype=object)
             index.components_ = arrays.get("components")
             index.compressor = index.components_ if compressor is None else compressor
-            mode, metric, on_cpu = meta["built_for"]
-            index._built_for, index.effective_mode_ = (str(mode), str(metric), bool(on_cpu)), str(mode)
+            mode, metric = meta["built_for"][:2]  # files of earlier versions say the kind of device, too
+            index._built_for, index.effective_mode_ = (str(mode), str(metric)), str(mode)
             index._chunks = load_chunks(meta["chunks"], arrays, index.n_features_in_)
             if index.components_ is not None:
                 _check_components(index.components_, index.n_features_in_)
@@ -435,7 +435,9 @@ class IndexFileMixin:
             raise CodesFormatError(f"{path} has a damaged header: {error!r}") from error
         if compressor is not None:
             found = index._validate_components()
-            if index.components_ is None or not np.array_equal(found, index.components_):
+            if index.components_ is None:
+                raise ValueError("compressor must be None, as the saved index has no components_")
+            if not np.array_equal(found, index.components_):
                 raise ValueError("compressor must have the components_ of the saved index, got others")
         index._device_index = None
         index.n_samples_fit_ = sum(chunk.store.n_rows for chunk in index._chunks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,43 +10,61 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, issparse, vstack
 
 from skcompressae._core._few_products import FEW_VECTORS, multiply_few
-from skcompressae._core._search_store import Chunk, PostingStore, block_to_csr
+from skcompressae._core._search_store import CodeStore, PackedStore, PostingStore, block_to_csr
 from skcompressae._core._threads import run_blocks, single_threaded_blas
 
-__all__ = ["FittedCodes", "Queries", "is_packed", "score_limits", "scores_to_distances"]
+__all__ = ["Codes", "Queries", "Sums", "is_packed", "score_limits", "scores_to_distances"]
 
 # Between these, float32 sums of products with thousands of components neither overflow nor lose digits.
 _MODERATE = (2.0**-60, 2.0**60)
 
 
-class FittedCodes:
-    """The fitted codes as queries: ``[start:stop]`` gives CSR, one chunk of rows in memory at a time."""
+class Codes:
+    """Stored codes as queries: ``[start:stop]`` gives CSR, that of one store of postings in memory at a time."""
 
-    def __init__(self, chunks: list[Chunk]) -> None:
-        self._chunks = chunks
+    def __init__(self, stores: Sequence[CodeStore]) -> None:
+        self._stores = stores
         self._cached: tuple[int, csr_matrix] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
-        n_rows = sum(chunk.store.n_rows for chunk in self._chunks)
-        return n_rows, self._chunks[0].store.n_components
+        return sum(store.n_rows for store in self._stores), self._stores[0].n_components
 
-    def _rows(self, number: int, start: int, stop: int) -> csr_matrix:
-        store = self._chunks[number].store
+    def _rows(self, number: int, start: int, stop: int) -> Any:
+        store = self._stores[number]
         if not isinstance(store, PostingStore):
             return block_to_csr(store.block(start, stop), store.n_components)
         if self._cached is None or self._cached[0] != number:
             self._cached = number, block_to_csr(store.block(0, store.n_rows), store.n_components)
         return self._cached[1][start:stop]
 
-    def __getitem__(self, rows: slice) -> csr_matrix:
+    def __getitem__(self, rows: slice) -> Any:
         parts, first_row = [], 0
-        for number, chunk in enumerate(self._chunks):
-            start, stop = max(rows.start - first_row, 0), min(rows.stop - first_row, chunk.store.n_rows)
+        for number, store in enumerate(self._stores):
+            start, stop = max(rows.start - first_row, 0), min(rows.stop - first_row, store.n_rows)
             if start < stop:
                 parts.append(self._rows(number, start, stop))
-            first_row += chunk.store.n_rows
-        return parts[0] if len(parts) == 1 else vstack(parts, format="csr")
+            first_row += store.n_rows
+        if len(parts) == 1:
+            return parts[0]
+        return vstack(parts, format="csr") if issparse(parts[0]) else np.concatenate(parts)
+
+
+class Sums(Codes):
+    """Packed codes with residual codes as queries: ``[start:stop]`` gives ``x_hat + r_hat``, dense."""
+
+    def __init__(self, stores: Sequence[PackedStore], components: NDArray[Any]) -> None:
+        super().__init__(stores)
+        self._packed = [store.packed for store in stores]
+        self._components = components
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return super().shape[0], self._components.shape[1]
+
+    def _rows(self, number: int, start: int, stop: int) -> Any:
+        block = self._packed[number][start:stop]
+        return block.to_csr() @ self._components + block.residual_quantizer.decode(block.residual_codes)
 
 
 def _moderate_rows(rows: Any) -> tuple[Any, NDArray[np.float64]]:

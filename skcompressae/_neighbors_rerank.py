@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skcompressae._core._refined_search import RefinedChunk
+from skcompressae._core._residual import decode_pq
 from skcompressae._core._search_store import Chunk, PackedStore, norm_factors
 from skcompressae._core._threads import run_blocks
 
@@ -66,13 +67,23 @@ class _Energies(NamedTuple):
         return kept / left if kept < left else 1.0
 
 
+def _decoded(quantizer: Any, codes: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Decode residual codes in float64.
+
+    How BLAS rounds a row's product depends on its place among the others: in float32, equal documents would get factors
+    that differ, and would not come in the order in which they were fitted.
+    """
+    decoded = decode_pq(codes, quantizer.centroids).astype(np.float64)
+    return decoded if quantizer.rotation is None else decoded @ quantizer.rotation.astype(np.float64)
+
+
 def _energies(store: PackedStore, components: NDArray[Any], n_threads: int) -> _Energies:
     packed = store.packed
     sums, hats, residuals = (np.empty(len(packed)) for _ in range(3))
 
     def work(start: int, stop: int) -> None:
         block = packed[start:stop]
-        hat, residual = block.to_csr() @ components, packed.residual_quantizer.decode(block.residual_codes)
+        hat, residual = block.to_csr() @ components, _decoded(packed.residual_quantizer, block.residual_codes)
         for out, rows in ((hats, hat), (residuals, residual), (sums, hat + residual)):
             out[start:stop] = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
 

@@ -20,7 +20,6 @@ class IndexScanMixin:
 
     rerank: int | None
     n_samples_fit_: int
-    _built_for: tuple[str, str, bool]
     _chunks: list[Chunk]
     _refined: list[NDArray[np.float32]]
     _device_index: Any
@@ -50,12 +49,12 @@ class IndexScanMixin:
     def _search_codes(
         self, batch: Any, n_neighbors: int, exclude: NDArray[np.int64]
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        n_threads = self._n_threads()
-        if self._built_for[2]:
-            return search(self._chunks, batch, n_neighbors, exclude=exclude, n_threads=n_threads)
+        device, chunks, n_threads = self._device(), self._chunks, self._n_threads()
+        if device == "cpu":
+            return search(chunks, batch, n_neighbors, exclude=exclude, n_threads=n_threads)
         from skcompressae._torch._search import DeviceIndex
 
-        device, chunks, index = self._device(), self._chunks, self._device_index
+        index = self._device_index
         if index is None or not index.holds(chunks, device):
             index = self._device_index = DeviceIndex(chunks, device)
         return index.search(batch, n_neighbors, exclude=exclude, n_threads=n_threads)

@@ -14,10 +14,11 @@ from sklearn.utils.validation import assert_all_finite, validate_data
 
 from skcompressae._compat import transform_plainly
 from skcompressae._core._rows import canonical_csr
-from skcompressae._core._search_store import Chunk, CodeStore, PostingStore, block_to_csr
+from skcompressae._core._search_store import Chunk, CodeStore, PackedStore, PostingStore, block_to_csr
 from skcompressae._neighbors_build import FLOATS, is_components
-from skcompressae._neighbors_queries import FittedCodes, Queries, is_packed
-from skcompressae._plain_rows import are_plain_rows
+from skcompressae._neighbors_queries import Codes, Queries, Sums, is_packed
+from skcompressae._neighbors_rerank import check_residuals
+from skcompressae._plain_rows import are_plain_rows, own_dtype_first
 
 __all__ = ["QueryValidationMixin"]
 
@@ -33,11 +34,14 @@ class QueryValidationMixin:
     mode: str
     metric: str
     radius: float
+    rerank: int | None
     effective_mode_: str
     _chunks: list[Chunk]
     _check_parameters: Any
     _check_unchanged: Any
     _check_compressor: Any
+    _check_refined: Any
+    _device: Any
 
     def _check_n_neighbors(self, n_neighbors: Any, *, exclude_self: bool) -> int:
         n_neighbors = self.n_neighbors if n_neighbors is None else n_neighbors
@@ -56,23 +60,31 @@ class QueryValidationMixin:
 
     def _check_radius(self, radius: Any) -> float:
         radius = self.radius if radius is None else radius
-        if not isinstance(radius, Real) or math.isnan(radius):
+        try:
+            number = float(radius) if isinstance(radius, Real) else math.nan
+        except OverflowError:
+            raise ValueError("radius must be a number of float64, got one that is beyond") from None
+        if math.isnan(number):
             raise ValueError(f"radius must be a real number, got {radius!r}")
-        return float(radius)
+        return number
 
     def _queries(self, X: Any) -> Queries:
         """Decide what the queries are, and bring them to the side on which they are compared."""
         self._check_parameters()
         self._check_unchanged()
         fit_dtype = np.result_type(*(chunk.store.dtype for chunk in self._chunks))
-        by_postings = all(isinstance(chunk.store, PostingStore) for chunk in self._chunks)
+        stores: Any = [chunk.store for chunk in self._chunks]
+        by_postings = self._device() == "cpu" and all(isinstance(store, PostingStore) for store in stores)
         decoder = None if self.effective_mode_ == "sparse" else self.components_
         if X is None:
             self._refuse_codes("the fitted codes (X=None)")
-            return Queries(
-                FittedCodes(self._chunks), decoder, by_postings, fit_dtype, metric=self.metric, exclude_self=True
-            )
+            return Queries(self._stored(stores), decoder, by_postings, fit_dtype, metric=self.metric, exclude_self=True)
         if is_packed(X):
+            if self.rerank is not None and X.residual_codes is not None and X.n_components == self.n_features_in_:
+                self._refuse_codes("codes")
+                packed = PackedStore(X)
+                check_residuals(packed, self.components_)
+                return Queries(self._stored([packed]), decoder, False, fit_dtype, metric=self.metric)
             X = X.to_csr()
         elif not isinstance(X, np.ndarray) and not issparse(X) and isinstance(X, CodeStore):
             X = block_to_csr(X.block(0, X.n_rows), X.n_components)
@@ -81,7 +93,7 @@ class QueryValidationMixin:
                 assert_all_finite(X, input_name="X")
                 dense = X
             else:
-                dense = check_array(X, dtype=FLOATS, ensure_min_samples=0, input_name="X")
+                dense = check_array(X, dtype=own_dtype_first(X, FLOATS), ensure_min_samples=0, input_name="X")
             if dense.shape[1] == self.components_.shape[1]:
                 if decoder is not None and self.mode != "reconstructed":
                     if self._are_names_known(X):
@@ -97,6 +109,13 @@ class QueryValidationMixin:
         self._refuse_codes("codes")
         X = validate_data(self, X, accept_sparse="csr", dtype=FLOATS, reset=False, ensure_min_samples=0)
         return self._of_codes(X, decoder, by_postings, fit_dtype)
+
+    def _stored(self, stores: Any) -> Codes:
+        """Return stored codes as queries, with their residual codes where documents are compared by those, too."""
+        if self.rerank is None or self.components_ is None:
+            return Codes(stores)
+        self._check_refined()
+        return Sums(stores, self.components_)
 
     def _of_codes(self, X: Any, decoder: NDArray[Any] | None, by_postings: bool, fit_dtype: np.dtype[Any]) -> Queries:
         X = canonical_csr(X)

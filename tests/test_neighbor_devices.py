@@ -90,7 +90,7 @@ def test_an_index_is_of_the_device_that_was_current(monkeypatch):
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")
 def test_an_index_of_documents_that_were_there_before_is_not_used(monkeypatch):
     """A search that runs beside `partial_fit` may leave one."""
-    monkeypatch.setattr(CodeNearestNeighbors, "_build_key", lambda self: ("sparse", "cosine", False))
+    monkeypatch.setattr(CodeNearestNeighbors, "_device", lambda self: "cpu:0")
     documents = random_codes(np.random.default_rng(27), 10, dtype=np.float32)
     index = CodeNearestNeighbors(1).fit(documents[:5])
     index.kneighbors(documents)
@@ -99,8 +99,10 @@ def test_an_index_of_documents_that_were_there_before_is_not_used(monkeypatch):
     assert index._device_index is before
     index.partial_fit(documents[5:])
     index._device_index = before
+    found = index.kneighbors(documents, return_distance=False)
+    monkeypatch.undo()
     expected = CodeNearestNeighbors(1).fit(documents).kneighbors(documents, return_distance=False)
-    np.testing.assert_array_equal(index.kneighbors(documents, return_distance=False), expected)
+    np.testing.assert_array_equal(found, expected)
     assert expected.max() > 4
 
 
@@ -111,3 +113,34 @@ def test_without_cuda():
         CodeNearestNeighbors(device="cuda").fit(documents)
     index = CodeNearestNeighbors(2, device="auto").fit(documents)
     assert isinstance(index._chunks[0].store, PostingStore)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")
+@pytest.mark.parametrize("is_packed", [False, True])
+@pytest.mark.parametrize("mode", ["sparse", "reconstructed", "asymmetric"])
+def test_an_index_may_move_to_another_device(monkeypatch, tmp_path, mode, is_packed):
+    """Fitted, added to, saved and searched here and there, in any order; a torch device of the CPU plays the GPU."""
+    rng = np.random.default_rng(28)
+    there = [False]
+    monkeypatch.setattr(CodeNearestNeighbors, "_device", lambda self: "cpu:0" if there[0] else "cpu")
+    compressor = fitted_compressor("float32")
+    documents = random_codes(rng, 300, dtype=np.float32)
+    documents = PackedCodes.pack(documents) if is_packed else documents
+    queries = rng.standard_normal((20, N_FEATURES)).astype(np.float32)
+    parameters = {"n_neighbors": 9, "compressor": compressor, "mode": mode, "device": "auto"}
+    expected = CodeNearestNeighbors(**parameters).fit(documents).kneighbors(queries)
+    for first in (False, True):
+        there[0] = first
+        index = CodeNearestNeighbors(**parameters).fit(documents[:200])
+        there[0] = not first
+        index.partial_fit(documents[200:])
+        index.save(tmp_path / "index")
+        for moved in (False, True):
+            there[0] = moved
+            for other in (index, CodeNearestNeighbors.load(tmp_path / "index", compressor=compressor)):
+                distances, indices = other.kneighbors(queries)
+                np.testing.assert_array_equal(indices, expected[1])
+                np.testing.assert_allclose(distances, expected[0], atol=1e-6)
+                assert len(other.radius_neighbors(queries, radius=0.9)[1]) == len(queries)
+                assert other.set_params(device="cpu").kneighbors(queries)[1].shape == (20, 9)
+                other.set_params(device="auto")

@@ -184,3 +184,40 @@ def test_a_radius_that_is_no_number(radius):
     with pytest.raises(ValueError, match="radius must be a real number, got"):
         index.radius_neighbors(np.eye(3), radius=radius)
     assert len(index.radius_neighbors(np.eye(3)[:1], radius=np.float32(0.5), return_distance=False)[0]) == 1
+
+
+@pytest.mark.parametrize("n_queries", [1, 20])
+def test_scores_beyond_float64_are_refused(n_queries):
+    """What is not more than minus infinity would be in no result."""
+    rng = np.random.default_rng(9)
+    components = 1e290 * rng.standard_normal((16, 4))
+    index = CodeNearestNeighbors(3, compressor=components, metric="dot").fit(csr_matrix(1e29 * np.eye(5, 16)))
+    with pytest.raises(ValueError, match="the product of a query with a document is beyond float64; scale"):
+        index.kneighbors(rng.standard_normal((n_queries, 4)))
+
+
+def test_any_radius_that_is_a_number():
+    documents = random_codes(np.random.default_rng(10), 30, dtype=np.float32)
+    index = CodeNearestNeighbors(radius=np.inf, metric="dot").fit(documents)
+    for radius in (None, 1e300):  # the second is infinite in float32
+        assert {len(rows) for rows in index.radius_neighbors(documents, radius, sort_results=True)[1]} == {30}
+    assert {len(rows) for rows in index.radius_neighbors(documents, -1e300)[1]} == {0}
+    for radius in (10**400, -(10**400)):
+        with pytest.raises(ValueError, match="radius must be a number of float64, got one that is beyond"):
+            index.radius_neighbors(documents, radius)
+    with pytest.raises(ValueError, match="The 'radius' parameter of CodeNearestNeighbors must be a float"):
+        CodeNearestNeighbors(radius=np.nan).fit(documents)
+
+
+def test_distances_of_float32_stay_float32():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(11)
+    compressor = fitted_compressor("float32")
+    index = CodeNearestNeighbors(2, compressor=compressor).fit(random_codes(rng, 30, dtype=np.float32))
+    queries = rng.standard_normal((4, N_FEATURES)).astype(np.float32)
+    for rows in (queries, torch.from_numpy(queries)):
+        assert index.kneighbors(rows)[0].dtype == np.float32
+        for mode in ("kneighbors_graph", "radius_neighbors_graph"):
+            assert getattr(index, mode)(rows, mode="distance").dtype == np.float32
+    assert index.radius_neighbors_graph(queries[:0], mode="distance").shape == (0, 30)
+    assert index.radius_neighbors_graph(queries, 0.7, mode="distance", sort_results=True).dtype == np.float32

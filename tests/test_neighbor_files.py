@@ -117,6 +117,9 @@ def test_another_compressor_is_refused(saved):
     other.components_ = other.components_[::-1]
     with pytest.raises(ValueError, match="must have the components_ of the saved index, got others"):
         CodeNearestNeighbors.load(path, compressor=other)
+    CodeNearestNeighbors().fit(random_codes(np.random.default_rng(1), 5)).save(path)
+    with pytest.raises(ValueError, match="compressor must be None, as the saved index has no components_"):
+        CodeNearestNeighbors.load(path, compressor=other)
 
 
 def header_of(content):

@@ -148,11 +148,12 @@ def test_equal_documents_score_alike_wherever_they_were_added(tmp_path):
         grown.partial_fit(packed[3:50])
         distances, found = grown.kneighbors(X[3:50])
         np.testing.assert_array_equal(np.sort(found[:, :2], axis=1), np.arange(3, 50)[:, None] + [0, 197])
-        np.testing.assert_allclose(distances[:, 0], distances[:, 1], rtol=1e-6)
+        np.testing.assert_array_equal(distances[:, 0], distances[:, 1])
+        np.testing.assert_array_equal(found[:, 0], np.arange(3, 50))
         grown.partial_fit(other[:100]).partial_fit(other[90:100])
         first, second, third, fourth = grown._refined
-        np.testing.assert_allclose(second, first[3:50], rtol=1e-6)
-        np.testing.assert_allclose(fourth, third[90:], rtol=1e-6)
+        np.testing.assert_array_equal(second, first[3:50])
+        np.testing.assert_array_equal(fourth, third[90:])
         alone = refined_scales(PackedStore(other[:100]), decoder, "geometric")
         np.testing.assert_array_equal(third, alone)
 
@@ -242,3 +243,52 @@ def test_documents_within_a_radius_are_the_neighbors_up_to_it(monkeypatch, metri
     assert all(row not in near for row, near in enumerate(own))
     graph = index.radius_neighbors_graph(X[:20], radius)
     np.testing.assert_array_equal(graph.getnnz(axis=1), (distances <= radius).sum(axis=1))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "geometric"])
+def test_equal_documents_come_in_the_order_in_which_they_were_fitted(metric):
+    rng = np.random.default_rng(11)
+    X, decoder, codes = model(rng, n_rows=1_005)
+    packed = PackedCodes.pack(codes).with_residual_of(X, decoder, n_bytes=4, n_iter=3)
+    twice = PackedCodes.concatenate([packed, packed])
+    for rerank in (50, len(twice)):
+        index = CodeNearestNeighbors(2, compressor=decoder, metric=metric, rerank=rerank).fit(twice)
+        distances, found = index.kneighbors(X)
+        is_twin = found[:, 1] == found[:, 0] + len(packed)
+        assert is_twin.mean() > 0.9
+        np.testing.assert_array_equal(distances[is_twin, 0], distances[is_twin, 1])
+        assert not (found[:, 0] == found[:, 1] + len(packed)).any()
+
+
+@pytest.mark.parametrize("mode", ["auto", "reconstructed"])
+def test_documents_as_queries_are_what_they_are_as_documents(mode):
+    """Code and residual code, whether they are the fitted ones or packed ones that are passed."""
+    rng = np.random.default_rng(12)
+    X, decoder, codes = model(rng)
+    packed = PackedCodes.pack(codes).with_residual_of(X, decoder, n_bytes=4, n_iter=3)
+    index = CodeNearestNeighbors(6, compressor=decoder, mode=mode, rerank=len(packed), batch_size=70)
+    index.fit(packed[:120]).partial_fit(packed[120:])
+    sums = packed.to_csr() @ decoder + packed.residual_quantizer.decode(packed.residual_codes)
+    expected = brute_force(sums, sums, "cosine")
+    distances, found = index.kneighbors(packed[40:90])
+    np.testing.assert_array_equal(found[:, 0], np.arange(40, 90))
+    np.testing.assert_allclose(distances[:, 0], 0, atol=1e-6)
+    np.testing.assert_allclose(np.take_along_axis(expected[40:90], found, axis=1), distances, atol=2e-6)
+    np.fill_diagonal(expected, np.inf)
+    distances, found = index.kneighbors()
+    np.testing.assert_allclose(distances, np.sort(expected, axis=1)[:, :6], atol=2e-6)
+    assert not (found == np.arange(len(packed))[:, None]).any()
+    radius = float(np.median(distances[:, 3]))
+    for rows, (near, numbers) in zip(expected, zip(*index.radius_neighbors(radius=radius), strict=True), strict=True):
+        assert abs(len(near) - (rows <= radius).sum()) <= 1
+        np.testing.assert_allclose(rows[numbers], near, atol=2e-6)
+    # codes alone, without residual codes, are what they were
+    plain = PackedCodes.pack(codes, quantizer=packed.quantizer)
+    np.testing.assert_array_equal(index.kneighbors(plain[:9])[1], index.kneighbors(plain[:9].to_csr())[1])
+    with pytest.raises(ValueError, match="the residual codes have 3 features, but the compressor has"):
+        index.kneighbors(
+            plain.with_residual_of(np.ones((len(plain), 3), np.float32), np.ones((len(decoder), 3)), n_bytes=1)
+        )
+    asymmetric = CodeNearestNeighbors(2, compressor=decoder, mode="asymmetric", rerank=9).fit(packed)
+    with pytest.raises(ValueError, match="mode='asymmetric' needs dense embeddings as queries, got codes"):
+        asymmetric.kneighbors(packed[:3])

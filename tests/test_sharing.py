@@ -4,6 +4,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import joblib
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -142,3 +143,33 @@ def test_read_only_arrays_take_the_same_kernels(fitted, rows, coding, tmp_path):
             setattr(model, name, read_only(value))
     assert use_and_search(model, read_only(rows), tmp_path, mmap=True) == expected
     assert compiled_signatures() == before
+
+
+def test_an_index_that_joblib_maps_takes_the_same_kernels(fitted, rows, tmp_path):
+    """By codes, packed codes and residual codes; and joblib finds the maps again, so that nothing is written twice."""
+    packed = fitted.transform_packed(rows)
+    hybrid = packed.with_residual_of(rows, fitted.components_, n_bytes=4, n_iter=2)
+    indexes = [
+        CodeNearestNeighbors(compressor=fitted, mode="sparse").fit(packed),
+        CodeNearestNeighbors(compressor=fitted).fit(fitted.transform(rows)),
+        CodeNearestNeighbors(compressor=fitted).fit(packed),
+        CodeNearestNeighbors(compressor=fitted, rerank=20).fit(hybrid),
+        CodeNearestNeighbors(compressor=fitted, rerank=len(rows)).fit(hybrid[::2]).partial_fit(hybrid[::-2]),
+    ]
+
+    def search(index):
+        found = [index.kneighbors(rows[:n]) for n in (1, 100)]
+        return [array.tobytes() for pair in found for array in pair] + [index.radius_neighbors(rows[:2], 0.9)[1][0]]
+
+    joblib.dump(indexes, tmp_path / "indexes")
+    expected = [search(index) for index in indexes]
+    before = compiled_signatures()
+    mapped = joblib.load(tmp_path / "indexes", mmap_mode="r")
+    for index, wanted in zip(mapped, expected, strict=True):
+        for found, array in zip(search(index), wanted, strict=True):
+            np.testing.assert_array_equal(found, array)
+    assert compiled_signatures() == before
+    values = mapped[1]._chunks[0].store.values
+    while not isinstance(values, np.memmap):
+        values = values.base
+    assert not values.flags.writeable

@@ -11,7 +11,7 @@ import numpy as np
 from numba.core.types.misc import unliteral
 from numpy.typing import NDArray
 
-__all__ = ["njit", "readable"]
+__all__ = ["contiguous", "njit", "readable"]
 
 _refused: list[str] = []
 
@@ -65,7 +65,7 @@ class _Memory:
     """Lend an array's memory by NumPy's array interface, and keep the array."""
 
     def __init__(self, array: NDArray[Any]) -> None:
-        self.array = array
+        self.base = array  # as views call it: joblib looks there for a file that is mapped already
         self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
 
 
@@ -77,3 +77,10 @@ def readable(array: NDArray[Any]) -> NDArray[Any]:
     returned must not be written to.
     """
     return array if array.flags.writeable else np.asarray(_Memory(array))
+
+
+def contiguous(array: NDArray[Any]) -> NDArray[Any]:
+    """Return a plain, contiguous and read-only array, of which there may be no copy: what packed codes are made of."""
+    plain = np.ascontiguousarray(array).view(np.ndarray)
+    plain.setflags(write=False)
+    return plain

@@ -85,7 +85,7 @@ def _scan(
             _offer(rows, np.arange(end - block), start + block, first_row, group.exact[0], tables, heap)
         return
     queries = (group.scan, group.exact, group.to_scan_unit, store.rounding * float(group.norms[0]))
-    codes, factors = rows.codes[start:stop], chunk.factors[start:stop]
+    codes, factors = rows.codes[start:stop], rows.factors[start:stop]
     place = (first_row + start, queries, heap.excluded)
     store.kernels.refined(words, codes, factors, *place, tables, heap.scores, heap.numbers)
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from skcompressae._core._compiling import readable
+from skcompressae._core._compiling import contiguous, readable
 from skcompressae._core._packed_search import (
     RAGGED_ROWS,
     Polynomials,
@@ -187,11 +187,10 @@ class PackedStore:
 
     def __init__(self, packed: Any) -> None:
         self.packed = packed
-        # plain views: a kernel is compiled for one kind of array, and a memory map is another
-        self._rows = np.ascontiguousarray(packed.rows).view(np.ndarray).reshape(-1)
-        self._rows.setflags(write=False)
-        self._row_scales = np.ascontiguousarray(packed._scales).view(np.ndarray)
-        self._row_scales.setflags(write=False)
+        self._rows = contiguous(packed.rows).reshape(-1)
+        self._row_scales = contiguous(packed._scales)
+        codes = packed.residual_codes
+        self._residual_codes: Any = None if codes is None else contiguous(codes)
         self._row_bytes = int(packed.rows.shape[1])
         self._levels = packed.signed_levels.copy()
         # in the unit in which `score_lanes` takes values
@@ -271,8 +270,8 @@ class PackedStore:
             int(packed.value_bits),
             self._row_scales,
             self._levels,
-            np.asarray(packed.residual_codes),
-            factors,
+            self._residual_codes,
+            readable(factors),
         )
 
     def prepare(self, n_threads: int = 1) -> tuple[Polynomials, NDArray[np.bool_]]:
@@ -293,7 +292,7 @@ class PackedStore:
 
 
 @dataclass(frozen=True)
-class Chunk:
+class Chunk(_Readable):
     """A store with what turns its dot products into scores.
 
     Attributes

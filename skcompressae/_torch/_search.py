@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from skcompressae._core._search import rounding_margins, scan_units, search
 from skcompressae._core._search_kernels import score_pairs
-from skcompressae._core._search_store import Chunk, CsrBlock, PackedStore
+from skcompressae._core._search_store import Chunk, CsrBlock, PackedStore, PostingStore, RowStore
 from skcompressae._core._threads import row_blocks, run_blocks
 from skcompressae._torch import _devices
 
@@ -47,11 +48,12 @@ class DeviceIndex:
     def __init__(self, chunks: Sequence[Chunk], device: str) -> None:
         self.device = _devices.with_index(torch.device(device))
         self.chunks = list(chunks)
+        self._by_rows = [_listed_by_row(chunk) for chunk in self.chunks]
         self.n_rows = sum(chunk.store.n_rows for chunk in self.chunks)
         self._blocks: list[tuple[torch.Tensor, torch.Tensor, int]] = []
         first_row = 0
         with _devices.own_modes(self.device):
-            for chunk in self.chunks:
+            for chunk in self._by_rows:
                 for start, stop in row_blocks(chunk.store.n_rows, _BLOCK_ROWS):
                     self._blocks.append((*self._upload(chunk, start, stop), first_row + start))
                 first_row += chunk.store.n_rows
@@ -160,7 +162,7 @@ class DeviceIndex:
         if len(unsettled):
             part = np.ascontiguousarray(targets[:, unsettled])
             scores[unsettled], rows[unsettled] = search(
-                self.chunks, part, n_neighbors, exclude=exclude[unsettled], n_threads=n_threads
+                self._by_rows, part, n_neighbors, exclude=exclude[unsettled], n_threads=n_threads
             )
         return scores, rows
 
@@ -171,7 +173,7 @@ class DeviceIndex:
         """
         scores = np.full(rows.shape, -np.inf)
         first_row = 0
-        for chunk in self.chunks:
+        for chunk in self._by_rows:
             local = rows - first_row
             local[(local < 0) | (local >= chunk.store.n_rows) | (rows < 0)] = -1
             block, scale, local = _csr_of(chunk, local)
@@ -184,6 +186,13 @@ class DeviceIndex:
             run_blocks(work, len(rows), _QUERIES_PER_TASK, n_threads)
             first_row += chunk.store.n_rows
         return scores
+
+
+def _listed_by_row(chunk: Chunk) -> Chunk:
+    """Return a chunk whose codes are listed by row, as the final scores take them; on the CPU it may not have been."""
+    if not isinstance(chunk.store, PostingStore):
+        return chunk
+    return replace(chunk, store=RowStore(*chunk.store.block(0, chunk.store.n_rows), chunk.store.n_components))
 
 
 def _csr_of(chunk: Chunk, rows: NDArray[np.int64]) -> tuple[CsrBlock, NDArray[Any], NDArray[np.int64]]:

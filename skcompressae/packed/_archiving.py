@@ -21,6 +21,7 @@ from skcompressae._core._archive import (
     normalise_counts,
     slots_of,
 )
+from skcompressae._core._compiling import contiguous
 from skcompressae._core._packing import compress_bits, decode_scales, max_word_dtype, row_lengths
 from skcompressae._packed_io import Container, SectionSource, container_bytes
 from skcompressae.exceptions import CodesFormatError
@@ -31,7 +32,7 @@ from skcompressae.packed._files import (
     read_quantizer,
     read_residual,
 )
-from skcompressae.packed._rows import contiguous, row_bytes
+from skcompressae.packed._rows import row_bytes
 from skcompressae.packed._store import PackedCodes
 
 __all__ = ["from_archive", "to_archive"]

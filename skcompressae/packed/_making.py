@@ -341,10 +341,10 @@ class PackedMakingMixin:
         Raises
         ------
         TypeError
-            If `quantizer` is no ResidualQuantizer.
+            If `quantizer` is no ResidualQuantizer, or `X` or `components` are sparse or no real numbers.
         ValueError
-            If shapes do not fit, both or none of `n_bytes` and `quantizer` are given, `X` is not finite, or what is
-            left is too long for float32.
+            If shapes do not fit, both or none of `n_bytes` and `quantizer` are given, `X` or `components` are not
+            finite, or what is left is too long for float32.
 
         See Also
         --------

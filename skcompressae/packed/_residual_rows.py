@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from skcompressae._core._rows import unit_rows
@@ -24,6 +25,16 @@ def residuals_of(store: Any, X: NDArray[Any], components: NDArray[Any], *, norma
     return np.asarray(rows - store.to_csr() @ components, dtype=np.float32)
 
 
+def _real(name: str, array: Any) -> NDArray[Any]:
+    """Return an argument as an array of real numbers."""
+    if sp.issparse(array):
+        raise TypeError(f"{name} must be dense, got a sparse {type(array).__name__}")
+    array = np.asarray(array)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name} must hold real numbers, got {array.dtype}")
+    return array
+
+
 def residual_codes_of(
     store: Any,
     X: Any,
@@ -36,9 +47,11 @@ def residual_codes_of(
     random_state: int | np.random.RandomState | None,
 ) -> tuple[NDArray[np.uint8], ResidualQuantizer]:
     """Return the residual codes of the rows of a packed store and their quantiser; see `with_residual_of`."""
-    X, components = np.asarray(X), np.asarray(components)
+    X, components = _real("X", X), _real("components", components)
     if components.ndim != 2 or components.shape[0] != store.n_components:
         raise ValueError(f"components must have {store.n_components} rows, got shape {components.shape}")
+    if not np.isfinite(components).all():
+        raise ValueError("components must be finite, got NaN or infinity")
     if X.shape != (len(store), components.shape[1]):
         raise ValueError(f"X must have shape {(len(store), components.shape[1])}, got {X.shape}")
     if (n_bytes is None) == (quantizer is None):

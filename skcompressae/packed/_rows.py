@@ -8,6 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from skcompressae._core._compiling import contiguous, readable
 from skcompressae._core._pack_rows import PACK_ERRORS, pack_ranked, pack_uniform
 from skcompressae._core._packing import (
     decode_scales,
@@ -22,7 +23,7 @@ from skcompressae.packed._quantizer import ValueQuantizer, is_int
 if TYPE_CHECKING:
     from skcompressae.packed._store import PackedCodes
 
-__all__ = ["BLOCK_ROWS", "MAX_COMPONENTS", "check_sizes", "contiguous", "pack_arrays", "row_bytes", "unpack_csr"]
+__all__ = ["BLOCK_ROWS", "MAX_COMPONENTS", "check_sizes", "pack_arrays", "row_bytes", "unpack_csr"]
 
 Array: TypeAlias = NDArray[Any]
 MAX_COMPONENTS = 1 << 20
@@ -30,13 +31,6 @@ MAX_COMPONENTS = 1 << 20
 BLOCK_ROWS = 8192
 # Packing them takes a millisecond, ten times as long as to hand them to another thread.
 _MIN_ROWS_PER_THREAD = 1024
-
-
-def contiguous(array: Array) -> Array:
-    """Return a plain, contiguous, read-only array: kernels are compiled for this one kind."""
-    plain = np.ascontiguousarray(array).view(np.ndarray)
-    plain.setflags(write=False)
-    return plain
 
 
 def row_bytes(n_components: int, k: int, value_bits: int) -> int:
@@ -123,7 +117,7 @@ def unpack_csr(store: PackedCodes, n_threads: int) -> sp.csr_matrix:
     nnz = int(indptr[-1])
     indices = np.empty(nnz, dtype=np.int32)
     data = np.empty(nnz, dtype=np.float32)
-    levels = store.signed_levels
+    levels = readable(store.signed_levels)
 
     def work(start: int, stop: int) -> None:
         scales = contiguous(decode_scales(store._scales[start:stop]))

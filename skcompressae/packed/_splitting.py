@@ -117,7 +117,7 @@ def split_bytes(
     """
     if not is_int(n_bytes):
         raise TypeError(f"n_bytes must be an int, got {n_bytes!r}")
-    if not hasattr(compressor, "transform_packed"):
+    if isinstance(compressor, type) or not hasattr(compressor, "transform_packed"):
         raise TypeError(f"compressor must be a CompresSAETransformer, got {compressor!r}")
     n_bytes = int(n_bytes)
     model = compressor._as_it_is().set_params(residual_bytes=None)

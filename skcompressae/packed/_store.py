@@ -10,13 +10,14 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from skcompressae._core._compiling import contiguous
 from skcompressae._core._packing import expand_bits, max_word_dtype
 from skcompressae.packed._formats import PackedFormatsMixin
 from skcompressae.packed._layout import PackedLayoutMixin
 from skcompressae.packed._making import PackedMakingMixin
 from skcompressae.packed._quantizer import ValueQuantizer, is_int
 from skcompressae.packed._residual import ResidualQuantizer
-from skcompressae.packed._rows import BLOCK_ROWS, check_sizes, contiguous, row_bytes, unpack_csr
+from skcompressae.packed._rows import BLOCK_ROWS, check_sizes, row_bytes, unpack_csr
 
 __all__ = ["PackedCodes"]
 
@@ -91,6 +92,9 @@ class PackedCodes(PackedMakingMixin, PackedLayoutMixin, PackedFormatsMixin):
         n_components, k = check_sizes(n_components, k)
         if quantizer.kind == "ranked" and len(quantizer.levels) != k:
             raise ValueError(f"k must be {len(quantizer.levels)}, the ranks of the quantizer's codebook, got {k}")
+        for name, part in {"rows": rows, "scales": scales, "residual_codes": residual_codes}.items():
+            if not isinstance(part, np.ndarray) and (part is not None or name != "residual_codes"):
+                raise TypeError(f"{name} must be a NumPy array, got a {type(part).__name__}")
         width = row_bytes(n_components, k, quantizer.value_bits)
         if rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != width:
             raise ValueError(f"rows must be uint8 of shape (n, {width}), got {rows.dtype} {rows.shape}")
