@@ -8,12 +8,19 @@ shape; everything else goes to scikit-learn, which converts it or raises.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import scipy.sparse as sp
 
-__all__ = ["ROW_DTYPES", "are_plain_codes", "are_plain_rows", "code_dtype", "own_dtype_first"]
+__all__ = [
+    "ROW_DTYPES",
+    "are_plain_codes",
+    "are_plain_rows",
+    "code_dtype",
+    "own_dtype_first",
+    "refuse_column_of_lists",
+]
 
 # What rows are read as they are, block by block; others are converted to the first, whole.
 ROW_DTYPES: list[type] = [np.float64, np.float32, np.float16, np.int8, np.uint8, np.int16, np.int32, np.int64]
@@ -44,22 +51,36 @@ def are_plain_codes(X: Any, dtypes: Sequence[type], n_components: int) -> bool:
     return any(X.dtype == dtype for dtype in dtypes)
 
 
+def refuse_column_of_lists(cause: BaseException | None = None) -> NoReturn:
+    """Raise ValueError for X that is a column of lists, or a table of one, and say what to do with it."""
+    raise ValueError(
+        "X must have one column a feature, got a column of lists; stack them, "
+        "as in np.stack(df['embedding'].to_numpy())."
+    ) from cause
+
+
 def own_dtype_first(X: Any, dtypes: Sequence[type]) -> list[type]:
     """Return the dtypes, in front that of X as a NumPy array where it is one of them.
 
-    scikit-learn converts to the first where it cannot read the dtype of X, as of tensors and of frames other than
-    pandas'. This one is read off no rows, so that nothing is copied.
+    scikit-learn converts to the first where it cannot read the dtype of X, as of tensors, of frames other than pandas'
+    and of pandas' own types of floats. This one is read off no rows, so that nothing is copied.
 
     Raises
     ------
     TypeError
         If NumPy cannot read X.
     """
-    is_read_by_scikit_learn = isinstance(getattr(X, "dtype", None), np.dtype) or hasattr(
-        getattr(X, "dtypes", None), "__array__"
-    )
+    # a LazyFrame, which warns when asked for its types
+    if hasattr(X, "collect") and not hasattr(X, "__array__"):
+        raise TypeError(
+            f"X must be an array, or what NumPy can read as one, got a {type(X).__name__}, of which nothing is "
+            "computed yet: pass X.collect()."
+        )
+    if hasattr(getattr(X, "dtypes", None), "__array__"):
+        own = _float_of_frame(X.dtypes)
+        return list(dtypes) if own is None else sorted(dtypes, key=lambda dtype: own != dtype)
     is_table = hasattr(X, "__array__") and hasattr(X, "__getitem__") and getattr(X, "ndim", 2) == 2
-    if is_read_by_scikit_learn or not is_table:
+    if isinstance(getattr(X, "dtype", None), np.dtype) or not is_table:
         return list(dtypes)
     try:
         own = np.asarray(X[:0]).dtype
@@ -70,3 +91,15 @@ def own_dtype_first(X: Any, dtypes: Sequence[type]) -> list[type]:
             f"{error}"
         ) from error
     return sorted(dtypes, key=lambda dtype: own != dtype)
+
+
+def _float_of_frame(types: Any) -> np.dtype[Any] | None:
+    """Return the float dtype of a frame of pandas with columns of pandas' or Arrow's numbers, else None.
+
+    Integers are not told of: those of a column with missing values become floats only.
+    """
+    plain = [getattr(kind, "numpy_dtype", kind) for kind in types]
+    if not plain or not all(isinstance(kind, np.dtype) and kind.kind in "biuf" for kind in plain):
+        return None
+    own = np.result_type(*plain)
+    return own if own.kind == "f" else None

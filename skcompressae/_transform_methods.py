@@ -18,7 +18,14 @@ from skcompressae import _encoding
 from skcompressae._compat import csr_type, validate_parameters
 from skcompressae._core._threads import copy_rows, effective_n_threads, row_blocks, run_blocks
 from skcompressae._model_weights import encoder_scale, flattening, scales_mean_apart
-from skcompressae._plain_rows import ROW_DTYPES, are_plain_codes, are_plain_rows, code_dtype, own_dtype_first
+from skcompressae._plain_rows import (
+    ROW_DTYPES,
+    are_plain_codes,
+    are_plain_rows,
+    code_dtype,
+    own_dtype_first,
+    refuse_column_of_lists,
+)
 from skcompressae._recipes import RECIPES
 from skcompressae._residual_codes import with_residual_codes
 from skcompressae._restoring import twin_of
@@ -383,11 +390,10 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
             except ValueError as error:
                 of_lists = "setting an array element with a sequence", "X does not contain any features"
                 if hasattr(X, "__array__") and not isinstance(X, np.ndarray) and str(error).startswith(of_lists):
-                    raise ValueError(
-                        "X must have one column a feature, got a column of lists; stack them, "
-                        "as in np.stack(df['embedding'].to_numpy())."
-                    ) from error
+                    refuse_column_of_lists(error)
                 raise
+            if len(getattr(X, "shape", rows.shape)) == 1:  # a Series of arrays, whose features would not be counted
+                refuse_column_of_lists()
         if not reset and rows.shape[1] != self.encoder_weights_.shape[1]:  # kernels would read beyond the rows
             raise ValueError(
                 f"X has {rows.shape[1]} features, but the weights have {self.encoder_weights_.shape[1]}: another "
@@ -421,12 +427,13 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
 
     def _check_codes(self, X: Any) -> Any:
         """Validate codes: dtype, shape, finiteness and, of sparse ones, that every index is one of a latent."""
-        dtypes = [np.float64, np.float32]
+        dtypes: list[type] = [np.float64, np.float32]
         n_components = self.components_.shape[0]
         if not are_plain_codes(X, dtypes, n_components):
-            X = check_array(X, accept_sparse="csr", dtype=dtypes, input_name="X", estimator=self)
-        elif not get_config()["assume_finite"]:
-            assert_all_finite(X.data, estimator_name=type(self).__name__, input_name="X")
+            dtypes = own_dtype_first(X, dtypes)
+            X = check_array(X, accept_sparse="csr", dtype=dtypes, ensure_all_finite=False, estimator=self)
+        # without the estimator's name, as of rows
+        assert_all_finite(X, input_name="X")
         if X.shape[1] != n_components:
             raise ValueError(
                 f"X has {X.shape[1]} columns, but the codes of this {type(self).__name__} have "

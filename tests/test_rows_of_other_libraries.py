@@ -83,8 +83,81 @@ def test_the_first_row_that_is_not_finite_is_named(model, value, words):
         model.transform(rows)
 
 
-def test_a_series_of_arrays_is_told_to_be_stacked(fitted, embeddings):
-    polars = pytest.importorskip("polars")
-    series = polars.Series(embeddings[:3].tolist(), dtype=polars.Array(polars.Float32, 24))
+@pytest.mark.parametrize("dtype", ["Float32", "float32[pyarrow]", "Float64", "float64[pyarrow]", "Int32"])
+def test_codes_have_the_dtype_of_the_floats_of_pandas_and_arrow(model, dtype):
+    if "pyarrow" in dtype:
+        pytest.importorskip("pyarrow")
+    rows = (8 * ROWS).astype("int32" if dtype == "Int32" else "float64" if "64" in dtype else "float32")
+    frame = pd.DataFrame(rows).astype(dtype)
+    codes = model.transform(frame)
+    assert codes.dtype == ("float32" if "loat32" in dtype else "float64")
+    assert (codes != model.transform(rows)).nnz == 0
+
+
+def test_a_frame_of_two_types_of_floats_is_read_as_the_wider(model):
+    frame = pd.DataFrame(ROWS).astype({0: "Float64"} | dict.fromkeys(range(1, 24), "Float32"))
+    assert model.transform(frame).dtype == "float64"
+
+
+@pytest.mark.parametrize("dtype", ["Float32", "float32[pyarrow]", "Int32"])
+def test_missing_values_of_pandas_are_refused_as_nan(model, dtype):
+    if "pyarrow" in dtype:
+        pytest.importorskip("pyarrow")
+    frame = pd.DataFrame(np.ones_like(ROWS)).astype(dtype)
+    frame.iloc[3, 2] = pd.NA
+    with pytest.raises(ValueError, match=r"^Input X contains NaN, first in row 3\.$"):
+        model.transform(frame)
+
+
+@pytest.mark.parametrize("library", ["torch", "polars", "pandas"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_reconstructions_have_the_dtype_of_the_codes_of_other_libraries(model, library, dtype):
+    codes = model.transform(ROWS).toarray().astype(dtype)
+    if library == "torch":
+        converted = torch.tensor(codes)
+    elif library == "polars":
+        converted = pytest.importorskip("polars").DataFrame(codes)
+    else:
+        converted = pd.DataFrame(codes).astype(dtype.capitalize())
+    found = model.inverse_transform(converted)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, model.inverse_transform(codes))
+
+
+def test_codes_that_numpy_cannot_read_are_refused(model):
+    with pytest.raises(TypeError, match=r"^X must be .* got a Tensor .*\.cpu\(\)"):
+        model.inverse_transform(torch.ones((2, 32), device="meta"))
+
+
+def series_of(library):
+    rows = ROWS.tolist()
+    if library == "polars":
+        polars = pytest.importorskip("polars")
+        return polars.Series(rows, dtype=polars.Array(polars.Float32, 24))
+    if library == "pandas":
+        return pd.Series(rows)
+    pyarrow = pytest.importorskip("pyarrow")
+    arrays = pyarrow.array(rows, pyarrow.list_(pyarrow.float32(), 24))
+    return arrays if library == "pyarrow" else pd.Series(arrays, dtype=pd.ArrowDtype(arrays.type))
+
+
+@pytest.mark.parametrize("library", ["polars", "pandas", "pyarrow", "pandas of pyarrow"])
+@pytest.mark.parametrize("method", ["fit", "fit_transform", "partial_fit", "transform", "refit"])
+def test_a_series_of_arrays_is_told_to_be_stacked(library, method):
+    series = series_of(library)
+    model = CompresSAETransformer(16, k=3, max_iter=5, random_state=0)
+    if method in ("transform", "refit"):
+        model.fit(ROWS[:, :12])
+    before = dict(model.__dict__)
     with pytest.raises(ValueError, match=r"one column a feature, got a column of lists; stack them"):
-        fitted.transform(series)
+        getattr(model, "fit" if method == "refit" else method)(series)
+    assert model.__dict__ == before
+
+
+@pytest.mark.parametrize("method", ["fit", "partial_fit", "transform", "inverse_transform"])
+def test_a_lazy_frame_is_told_to_be_collected(method):
+    lazy = as_polars(ROWS).lazy()
+    model = CompresSAETransformer(32, k=3, max_iter=5, random_state=0).fit(ROWS)
+    with pytest.raises(TypeError, match=r"^X must be an array.*, got a LazyFrame, .*: pass X\.collect\(\)\.$"):
+        getattr(model, method)(lazy)
+    assert model.fit(lazy.collect()).n_features_in_ == 24

@@ -72,7 +72,7 @@ def test_unfitted_estimators_say_so(method):
 def test_codes_that_cannot_be_decoded_are_refused(fitted):
     with pytest.raises(ValueError, match=r"X has 7 columns, but the codes of this .* have n_components=48"):
         fitted.inverse_transform(sp.csr_matrix((3, 7)))
-    with pytest.raises(ValueError, match="Input X contains NaN"):
+    with pytest.raises(ValueError, match=r"^Input X contains NaN\.$"):  # and recommends no estimators of targets
         fitted.inverse_transform(np.full((3, 48), np.nan))
     with pytest.raises(ValueError, match="Expected 2D array, got 1D array instead"):
         fitted.inverse_transform(np.ones(48))
@@ -81,6 +81,9 @@ def test_codes_that_cannot_be_decoded_are_refused(fitted):
     codes = fitted.transform(make_embeddings(5, 24))
     codes.data[3] = np.inf
     with pytest.raises(ValueError, match="Input X contains infinity"):
+        fitted.inverse_transform(codes)
+    codes.data[3] = np.nan
+    with pytest.raises(ValueError, match=r"^Input X contains NaN\.$"):
         fitted.inverse_transform(codes)
 
 

@@ -23,6 +23,7 @@ GROUPS = {
     "command_line": ("cli", "_cli", "__main__"),
     "training": (
         "_transform",
+        "_plain",
         "_fit",
         "_encoding",
         "_recipes",
