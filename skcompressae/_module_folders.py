@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from skcompressae._model_format import check_format_version
-from skcompressae._state_dicts import DAMAGED_STATE_ERRORS, state_array
+from skcompressae._state_dicts import DAMAGED_STATE_ERRORS, reason_of, state_array
 from skcompressae.exceptions import ModelFormatError
 
 __all__ = ["FORMAT_VERSION", "HEADER", "MODULE_SETTINGS", "MODULE_WEIGHTS", "read_folder", "write_folder"]
@@ -86,8 +86,7 @@ def read_folder(
         # what torch raises where a file is cut and it looks for a part of it before the beginning
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
-        first_line = (str(error).splitlines() or [repr(error)])[0]
-        raise ModelFormatError(f"{name} is damaged: its weights cannot be read ({first_line}).") from error
+        raise ModelFormatError(f"{name} is damaged: its weights cannot be read ({reason_of(error)}).") from error
     if not isinstance(state, dict):
         raise ModelFormatError(f"{name} is damaged: its weights are a {type(state).__name__}.")
     # earlier versions left fitted values as they are and scaled all latents alike, and did not say so

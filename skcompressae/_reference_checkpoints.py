@@ -26,7 +26,7 @@ from skcompressae._checks import check_compressor
 from skcompressae._files import atomic_write
 from skcompressae._fitting import measure_usage
 from skcompressae._model_weights import check_finite, stored_weights, unscaled_encoder
-from skcompressae._state_dicts import DAMAGED_STATE_ERRORS, state_array
+from skcompressae._state_dicts import DAMAGED_STATE_ERRORS, reason_of, state_array
 from skcompressae._transformer import CompresSAETransformer
 from skcompressae.exceptions import ModelFormatError
 
@@ -197,9 +197,8 @@ def _read(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray
         except OSError:
             raise
         except DAMAGED_STATE_ERRORS as error:
-            first_line = (str(error).splitlines() or [repr(error)])[0]
             raise ModelFormatError(
-                f"{path} is no torch state dict that loads with weights_only=True, or it is damaged: {first_line}"
+                f"{path} is no torch state dict that loads with weights_only=True, or it is damaged: {reason_of(error)}"
             ) from error
     if not isinstance(state, dict) or set(state) != set(_KEYS):
         keys = sorted(map(str, state))[:8] if isinstance(state, dict) else type(state).__name__

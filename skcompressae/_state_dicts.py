@@ -14,13 +14,20 @@ from numpy.typing import NDArray
 
 from skcompressae.exceptions import ModelFormatError
 
-__all__ = ["DAMAGED_STATE_ERRORS", "state_array"]
+__all__ = ["DAMAGED_STATE_ERRORS", "reason_of", "state_array"]
 
 # Neither torch nor zipfile documents its errors; damaged files were seen to raise each of these.
 DAMAGED_STATE_ERRORS = (
     zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, LookupError,
     AttributeError, AssertionError, OverflowError, MemoryError, ImportError, struct.error,
 )  # fmt: skip
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the first line of what a reader raised, but for PyTorch, which recommends to let the file execute code."""
+    if isinstance(error, pickle.UnpicklingError | RuntimeError):
+        return "PyTorch refuses it"
+    return (str(error).splitlines() or [repr(error)])[0]
 
 
 def state_array(path: str | os.PathLike[str], key: str, tensor: Any) -> NDArray[np.float32]:

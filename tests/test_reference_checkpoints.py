@@ -152,6 +152,13 @@ def test_other_files_are_refused(tmp_path, monkeypatch, change, message):
     assert os.listdir(tmp_path) == ["model.pt"]
 
 
+def test_nobody_is_told_to_let_a_file_execute_code(tmp_path):
+    torch.save({**make_state(), "encoder_b": Malicious()}, tmp_path / "model.pt")
+    with pytest.raises(ModelFormatError, match=r"weights_only=True, or it is damaged: PyTorch refuses it$") as caught:
+        from_reference_checkpoint(tmp_path / "model.pt", k=5)
+    assert isinstance(caught.value.__cause__, pickle.UnpicklingError)
+
+
 def test_damaged_and_foreign_files(tmp_path):
     path = tmp_path / "model.pt"
     torch.save(make_state(d=3, m=4), path)
