@@ -36,6 +36,12 @@ def test_nothing_is_told_where_lengths_do_not_matter(fitted, embeddings):
     assert found > 0.5
 
 
+@pytest.mark.parametrize("factor", [2.0**-700, 2.0**540, 2.0**1000])
+def test_scores_by_cosine_know_no_scale(fitted, embeddings, factor):
+    rows = embeddings.astype(np.float64)
+    assert RetrievalRecallScorer()(fitted, factor * rows) == RetrievalRecallScorer()(fitted, rows)
+
+
 @pytest.mark.parametrize("metric", ["cosine", "dot"])
 @pytest.mark.parametrize("wrapped", [FrozenEstimator, lambda model: make_pipeline(FrozenEstimator(model))])
 def test_frozen_compressors_are_scored_as_they_are(fitted, embeddings, metric, wrapped):

@@ -24,6 +24,8 @@ IndexArray = npt.NDArray[np.int64]
 _RESCORE_BYTES = 16 * 2**20
 # Squares of what is a few digits smaller than the largest entry of such a row are still normal numbers.
 _TINY = 1e-130
+# Sums of the squares of rows below, however long they are, do not overflow.
+_HUGE = 1e130
 
 
 def exact_search(
@@ -54,12 +56,12 @@ def exact_search(
     similarities = np.full((n_queries, n_neighbors), -np.inf)
     indices = np.full((n_queries, n_neighbors), -1, dtype=np.int64)
     for first, last in row_blocks(documents.shape[0], document_batch_size):
-        rows = _without_tiny_rows(documents[first:last]) if is_cosine else documents[first:last]
+        rows = _without_extreme_rows(documents[first:last]) if is_cosine else documents[first:last]
         norms = _row_norms(rows, "X_documents")
         # for the dot product one scale for the block keeps the order and keeps float32 from overflowing
         block = _Block(rows, norms, scale=norms if is_cosine else norms.max(keepdims=True), is_cosine=is_cosine)
         for start, stop in row_blocks(n_queries, query_batch_size):
-            rows = _without_tiny_rows(queries[start:stop]) if is_cosine else queries[start:stop]
+            rows = _without_extreme_rows(queries[start:stop]) if is_cosine else queries[start:stop]
             norms = _row_norms(rows, "X_queries")
             batch = _Block(rows, norms, scale=norms, is_cosine=is_cosine)
             _merge_block(batch, block, first, similarities[start:stop], indices[start:stop])
@@ -79,15 +81,15 @@ class _Block:
         np.divide(rows, scale[:, None], out=self.unit_rows, casting="same_kind")
 
 
-def _without_tiny_rows(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return rows, those whose squares underflow float64 times a power of two, which changes no cosine."""
+def _without_extreme_rows(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return rows, those whose squares leave float64 times a power of two, which changes no cosine."""
     if rows.dtype != np.float64:
         return rows
     peaks = np.abs(rows).max(axis=1, initial=0.0)
-    is_tiny = (peaks > 0) & (peaks < _TINY)
-    if not is_tiny.any():
+    is_extreme = (peaks > 0) & ((peaks < _TINY) | (peaks > _HUGE)) & np.isfinite(peaks)
+    if not is_extreme.any():
         return rows
-    exponents = np.where(is_tiny, np.minimum(-np.frexp(peaks)[1], 1023), 0)
+    exponents = np.where(is_extreme, np.minimum(-np.frexp(peaks)[1], 1023), 0)
     return np.ldexp(rows, exponents[:, None])
 
 
@@ -95,7 +97,12 @@ def _row_norms(rows: npt.NDArray[Any], name: str) -> FloatArray:
     with np.errstate(over="ignore", invalid="ignore"):
         norms = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64, casting="same_kind"))
     if not np.isfinite(norms).all():
-        raise ValueError(f"{name} must be finite, got NaN, infinity or a row whose norm overflows float64.")
+        if np.isfinite(rows).all():
+            raise ValueError(
+                f"{name} has rows whose squared norms overflow float64, as their dot products may: divide all rows by "
+                "one number, which keeps the order."
+            )
+        raise ValueError(f"{name} must be finite, got NaN or infinity.")
     return norms
 
 
