@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skcompressae._core._callers import caller_level
 from skcompressae._fitting import BLOCK_ROWS, MAX_SCALING_ROWS, measure_usage, refit_components, usage_factors
 from skcompressae._model_weights import unscaled_encoder
 from skcompressae._residual_codes import learned_quantizer
@@ -58,7 +59,7 @@ class FinishMethodsMixin(TransformMethodsMixin):
             warnings.warn(
                 f"{method} was interrupted after {result.n_iter} step(s); the weights so far are kept.",
                 InterruptedFitWarning,
-                stacklevel=4 if method == "fit" else 3,
+                stacklevel=caller_level(),
             )
 
     def _finish(
@@ -117,7 +118,7 @@ class FinishMethodsMixin(TransformMethodsMixin):
                 "fit was interrupted while it counted how the latents are used; the encoder is not scaled by that "
                 "(usage_power).",
                 InterruptedFitWarning,
-                stacklevel=4,
+                stacklevel=caller_level(),
             )
             return False
         self._scale_encoder(usage_factors(usage.counts, power, keeps_mean_latent=self.has_mean_latent_))
@@ -149,7 +150,7 @@ class FinishMethodsMixin(TransformMethodsMixin):
                     f"fit was interrupted while it fitted the decoder anew; {n_done} of {n_refits} times (n_refits) "
                     "were done.",
                     InterruptedFitWarning,
-                    stacklevel=4,
+                    stacklevel=caller_level(),
                 )
                 return False
         return True
@@ -171,14 +172,14 @@ class FinishMethodsMixin(TransformMethodsMixin):
             warnings.warn(
                 "fit was interrupted before it had learned residual codes (residual_bytes); the model has none.",
                 InterruptedFitWarning,
-                stacklevel=4,
+                stacklevel=caller_level(),
             )
         elif quantizer is None:
             warnings.warn(
                 f"fit learned no residual codes (residual_bytes={self.residual_bytes}): all rows are too short or too "
                 "long for their codes to be packed at norm='input'. Set norm='unit' or None, or rescale the rows.",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=caller_level(),
             )
         return quantizer, is_finished
 
@@ -215,7 +216,7 @@ class FinishMethodsMixin(TransformMethodsMixin):
                 f"{'partial_fit' if is_partial else 'fit'} was interrupted while it measured how the latents are used; "
                 f"the statistics are those of {BLOCK_ROWS} rows.",
                 InterruptedFitWarning,
-                stacklevel=3 if is_partial else 4,
+                stacklevel=caller_level(),
             )
             usage = measure_usage(rows, training[:BLOCK_ROWS], unit._encoder(), self.k_, random_state)
         self.latent_counts_ = usage.counts
@@ -236,6 +237,6 @@ class FinishMethodsMixin(TransformMethodsMixin):
                 "training rows. Lower n_components (the data may not need as many), train on more rows, "
                 "or change learning_rate or init.",
                 DeadLatentsWarning,
-                stacklevel=3 if is_partial else 4,
+                stacklevel=caller_level(),
             )
         return is_finished

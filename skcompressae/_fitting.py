@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skcompressae._core._callers import caller_level
 from skcompressae._core._initialise import data_weights, is_anisotropic, kaiming_weights
 from skcompressae._core._refit import refitted_decoder
 from skcompressae._core._rows import unit_rows
@@ -113,7 +114,7 @@ def initial_weights(
             f"init='data' found nothing to start from: all {len(picks)} rows that it looked at are zero. Training "
             "starts from random weights; begin partial_fit with a block of other rows.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=caller_level(),
         )
     return Weights(*kaiming_weights(rows.shape[1], n_components, random_state)), False
 

@@ -16,6 +16,7 @@ from sklearn.utils.validation import assert_all_finite, check_array, check_is_fi
 
 from skcompressae import _encoding
 from skcompressae._compat import csr_type, validate_parameters
+from skcompressae._core._callers import caller_level
 from skcompressae._core._threads import copy_rows, effective_n_threads, row_blocks, run_blocks
 from skcompressae._model_weights import encoder_scale, flattening, scales_mean_apart
 from skcompressae._plain_rows import (
@@ -461,7 +462,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
                 f"k={self.k} is above n_components={n_components}; every latent will be in every code. "
                 f"Using k={n_components}.",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=caller_level(),
             )
         return int(min(self.k, n_components))
 

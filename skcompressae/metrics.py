@@ -16,6 +16,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import check_scalar
 
 from skcompressae._compat import transform_plainly
+from skcompressae._core._callers import caller_level
 from skcompressae._core._threads import row_blocks
 from skcompressae._neighbor_metrics import (
     METRICS,
@@ -362,7 +363,7 @@ def warn_of_lost_lengths(compressor: Any, documents: Any, metric: str) -> None:
             f"keep nothing of the rows' lengths, of which the largest is {lengths.max() / lengths.min():.3g} times the "
             "smallest: recall will mostly tell of that. Scale the rows to unit length first, or use norm='input'.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=caller_level(),
         )
 
 

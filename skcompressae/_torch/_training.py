@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from skcompressae._core._callers import caller_level
 from skcompressae._core._random_states import plain_random_state
 from skcompressae._torch._cpu_engine import CpuEngine
 from skcompressae._torch._device_encoder import drop_kept_encoders
@@ -272,7 +273,7 @@ def train(
                     f"The device ran out of memory; batch_size is now {settings.batch_size}. "
                     "Set batch_size to this or less to avoid the retry.",
                     DeviceMemoryWarning,
-                    stacklevel=5,
+                    stacklevel=caller_level(),
                 )
             kept = engine.current_weights(), engine.current_moments()
             del engine
