@@ -64,7 +64,9 @@ def combined(column: Any) -> Any:
     return pa.concat_arrays(chunks) if chunks else pa.array([], type=column.type)
 
 
-def embedding_rows(column: Any, n_features: int, name: str, *, first_row: int = 0) -> NDArray[np.floating[Any]]:
+def embedding_rows(
+    column: Any, n_features: int, name: str, *, first_row: int = 0, whose: str = "the model's"
+) -> NDArray[np.floating[Any]]:
     """Return an embedding column as a matrix, without a copy where Arrow's memory allows it.
 
     Parameters
@@ -77,6 +79,8 @@ def embedding_rows(column: Any, n_features: int, name: str, *, first_row: int = 
         The column's name, for messages.
     first_row : int, default=0
         The number of the column's first row in what it is a block of, for messages.
+    whose : str, default="the model's"
+        What has `n_features` features, for messages.
 
     Returns
     -------
@@ -110,15 +114,13 @@ def embedding_rows(column: Any, n_features: int, name: str, *, first_row: int = 
         )
     if is_fixed:
         if kind.list_size != n_features and len(array):
-            raise ValueError(
-                f"column {name!r} must have the model's {n_features} features; got lists of {kind.list_size}."
-            )
+            raise ValueError(f"column {name!r} must have {whose} {n_features} features; got lists of {kind.list_size}.")
     else:
         lengths = np.diff(array.offsets.to_numpy())
         wrong = np.flatnonzero(lengths != n_features)
         if len(wrong):
             raise ValueError(
-                f"column {name!r} must have the model's {n_features} features in every row; got {lengths[wrong[0]]} in "
+                f"column {name!r} must have {whose} {n_features} features in every row; got {lengths[wrong[0]]} in "
                 f"row {first_row + wrong[0]}."
             )
     flat = array.flatten()

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skcompressae._core._callers import caller_level
-from skcompressae._core._initialise import data_weights, is_anisotropic, kaiming_weights
+from skcompressae._core._initialise import check_memory, data_weights, is_anisotropic, kaiming_weights
 from skcompressae._core._refit import refitted_decoder
 from skcompressae._core._rows import unit_rows
 from skcompressae._core._threads import effective_n_threads, row_blocks
@@ -101,7 +101,13 @@ def initial_weights(
     n_components : int
     init : {"data", "kaiming"}
     random_state : RandomState
+
+    Raises
+    ------
+    MemoryError
+        If there is too little for so many components.
     """
+    check_memory(n_components, rows.shape[1])
     if init == "data":
         n_picks = max(n_components, _MAX_INITIAL_VALUES // rows.shape[1])
         picks = _sample_rows(len(rows), n_picks, random_state)

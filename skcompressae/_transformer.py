@@ -251,7 +251,7 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
     """
 
     _parameter_constraints: dict[str, list[Any]] = {
-        "n_components": [Interval(Integral, 1, None, closed="left")],
+        "n_components": [Interval(Integral, 1, 2**31 - 1, closed="both")],  # indices of codes are int32
         "k": [Interval(Integral, 1, None, closed="left")],
         "recipe": [StrOptions(set(RECIPES))],
         "coding": [StrOptions({"auto", "pursuit", "refined_pursuit", "least_squares", "activations"})],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_cases import refuses, refuses_usage
 
 from skcompressae import CompresSAETransformer, _finish_methods
 from skcompressae._checkpoint import CHECKPOINT_NAME
@@ -81,3 +82,51 @@ def test_a_model_that_could_not_be_saved_is_not_trained_again(files, monkeypatch
     np.testing.assert_array_equal(found.components_, expected.components_)
     np.testing.assert_array_equal(found.latent_counts_, expected.latent_counts_)
     assert os.listdir("training") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("learning_rate", ".01", 0.01),
+        ("learning_rate", "1e-2", 0.01),
+        ("learning_rate", "1.", 1.0),
+        ("learning_rate", "auto", "auto"),
+        ("early_stopping", "True", True),
+        ("early_stopping", "false", False),
+        ("norm", "None", None),
+        ("norm", "null", None),
+        ("norm", "none", None),
+        ("norm", "'unit'", "unit"),
+        ("loss_weights", "(1, .5)", (1, 0.5)),
+        ("loss_weights", "[1, 0.5]", (1, 0.5)),
+        ("init", "data", "data"),
+    ],
+)
+def test_values_are_written_as_in_json_or_python_or_as_words(files, monkeypatch, name, text, value):
+    made = []
+
+    def fit(self, X):
+        made.append(self.get_params()[name])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CompresSAETransformer, "fit", fit)
+    assert main([*FIT, "--param", f"{name}={text}"]) == 130
+    assert made == [value]
+    assert type(made[0]) is type(value)
+
+
+@pytest.mark.parametrize("text", ["cuda:x", "1 +", "a b", "{", "..", 10_000 * "(", 10_000 * "[", "'unended", ""])
+def test_what_is_neither_is_a_word(files, capsys, text):
+    assert "'init' parameter" in refuses_usage(capsys, *FIT, "--param", f"init={text}")
+
+
+def test_more_components_than_indices_or_memory_can_hold(files, capsys):
+    np.save("wide.npy", np.ones((3, 20_000), dtype=np.float32))
+    command = ["fit", "wide.npy", "new.safetensors", "--n-components"]
+    message = refuses_usage(capsys, *command, "99999999999")
+    assert "'n_components' parameter of CompresSAETransformer must be an int in the range [1, 2147483647]" in message
+    message = refuses(capsys, *command, str(2**31 - 1))
+    assert message == (
+        "not enough memory: n_components=2147483647 latents of 20000 features take 960000 GiB in training, which "
+        "cannot be had; lower n_components."
+    )

@@ -49,8 +49,12 @@ def test_an_embedding_of_another_length(files, small_blocks, embeddings, capsys)
     rows = list(embeddings)
     rows[250] = rows[250][:5]
     pq.write_table(pa.table({"vector": pa.array(rows)}), "ragged.parquet")
-    message = refuses(capsys, "encode", "model.safetensors", "ragged.parquet", "codes.npz", "-q")
-    assert message.endswith("must have the model's 24 features in every row; got 5 in row 250.")
+    for command in (
+        ["fit", "ragged.parquet", "new.safetensors"],
+        ["encode", "model.safetensors", "ragged.parquet", "c.npz"],
+    ):
+        message = refuses(capsys, *command, "-q")
+        assert message.endswith("must have the first row's 24 features in every row; got 5 in row 250.")
 
 
 def test_a_code_that_vanishes_in_float16(files, embeddings, capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""Training that fails on a device, played on the CPU: memory that ends, weights that leave the numbers."""
+"""Training that fails: memory that ends, on a device played on the CPU; weights that leave the numbers."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,9 @@ from conftest import make_embeddings
 from test_usage_power import small
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from skcompressae._core._initialise import data_weights
 from skcompressae._core._random_states import plain_random_state
+from skcompressae._core._rows import unit_rows
 from skcompressae._torch import _training
 from skcompressae._torch._torch_engine import TorchEngine
 from skcompressae._torch._weights import Moments, StepSettings, Weights
@@ -107,3 +109,25 @@ def test_ranks_compare_all_that_random_numbers_come_from():
     described = {str(plain_random_state(state.get_state(legacy=False))) for state in states}
     assert len(described) == 4
     assert "..." not in "".join(described)
+
+
+@pytest.mark.parametrize("init", ["data", "kaiming"])
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+def test_more_components_than_memory_can_hold_are_refused_at_once(init, method):
+    model = small(n_components=2**31 - 1, init=init)
+    with pytest.raises(MemoryError, match=r"n_components=2147483647 latents of 20000 features .* lower n_components"):
+        getattr(model, method)(np.ones((3, 20_000), dtype=np.float32))
+    assert not hasattr(model, "n_features_in_")
+
+
+@pytest.mark.parametrize("n_components", [5, 10, 37])
+def test_latents_start_at_every_row_once_before_any_row_twice(n_components):
+    sample = unit_rows(make_embeddings(n_rows=10))[0]
+    random_state = np.random.RandomState(0)
+    picks = np.concatenate([random_state.permutation(10) for _ in range(4)])[:n_components]
+    centred = sample[picks] - sample.mean(axis=0, dtype=np.float64).astype(np.float32)
+    decoder = data_weights(sample, n_components, 0.0, np.random.RandomState(0))[2]
+    mean = decoder[0]
+    expected = centred - np.outer(centred @ mean, mean)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(decoder[1:], expected[1:], atol=1e-5)

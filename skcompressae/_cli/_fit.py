@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import json
 import os
@@ -122,10 +123,7 @@ def _make_model(arguments: argparse.Namespace) -> Any:
         name, equals, value = text.partition("=")
         if not equals or name not in known:
             raise UsageError(f"--param takes NAME=VALUE with one of the names {', '.join(sorted(known))}; got {text!r}")
-        try:
-            given[name] = json.loads(value)
-        except ValueError:
-            given[name] = value  # a word, such as data in init=data
+        given[name] = _value(value)
     options = {name: value for name in known if (value := getattr(arguments, name, None)) is not None}
     if twice := sorted(set(given) & set(options)):
         raise UsageError(f"{twice[0]} is given twice, by --param and by an option of its own")
@@ -140,6 +138,16 @@ def _make_model(arguments: argparse.Namespace) -> Any:
     except ValueError as error:
         raise UsageError(str(error)) from error
     return model
+
+
+def _value(text: str) -> Any:
+    """Return a value that is written as in JSON or Python, or as a word, such as data in ``init=data``."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the latter where parentheses nest
+            continue
+    return text
 
 
 @contextlib.contextmanager

@@ -75,7 +75,7 @@ def _fit(parser: argparse.ArgumentParser) -> Run:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="any other parameter of CompresSAETransformer, as often as needed",
+        help="any other parameter of CompresSAETransformer, as often as needed; a value of JSON or Python, or a word",
     )
     _add_column(parser)
     _add_force(parser)
@@ -209,7 +209,8 @@ COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], Run]]] =
         skcompressae fit embeddings.npy model.safetensors --n-components 8192 --k 64 --random-state 0
         skcompressae fit items.parquet model.safetensors --column text_embedding
         skcompressae fit embeddings.npy model.safetensors --param early_stopping=true --param init=data
-            Any parameter of CompresSAETransformer; values are JSON or words.
+            Any parameter of CompresSAETransformer; values are as in JSON (true, null, 0.01), as in Python (True, None,
+            .01), or words.
 
         skcompressae fit embeddings.npy model.safetensors --random-state 0 --checkpoint-dir training
             After a crash, the same command goes on from the last checkpoint.

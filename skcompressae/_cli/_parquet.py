@@ -175,7 +175,9 @@ class ParquetRows:
         row = start
         for batch in parquet_batches(self.file, self.name, [self.column], start, n_block_rows):
             try:
-                yield embedding_rows(batch.column(0), self.n_features, self.column, first_row=row)
+                yield embedding_rows(
+                    batch.column(0), self.n_features, self.column, first_row=row, whose="the first row's"
+                )
             except (TypeError, ValueError) as error:
                 raise CommandError(f"{self.name}: {_first_line(error)}") from error
             row += len(batch)

@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from skcompressae._core._arrays import FloatArray
 
-__all__ = ["data_weights", "is_anisotropic", "kaiming_weights"]
+__all__ = ["check_memory", "data_weights", "is_anisotropic", "kaiming_weights"]
 
 # Norm of the mean of unit rows above which they count as strongly anisotropic: a quarter of their energy is then one
 # and the same vector.
 _ANISOTROPIC_MEAN_NORM = 0.5
+# What training holds of float32 numbers for each latent and feature: encoder, decoder, and Adam's two moments of both.
+_N_TABLES = 6
 
 
 def _normalise(rows: FloatArray) -> None:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     np.divide(rows, norms, out=rows, where=norms > 0)
+
+
+def check_memory(n_components: int, n_features: int) -> None:
+    """Refuse more latents than memory can hold, before a random number is drawn for any of them.
+
+    Raises
+    ------
+    MemoryError
+    """
+    shape = (_N_TABLES, n_components, n_features)
+    try:
+        np.empty(shape, dtype=np.float32)  # which touches no page, and is given back at once
+    except MemoryError as error:
+        size = 4 * math.prod(shape) / 2**30
+        raise MemoryError(
+            f"n_components={n_components} latents of {n_features} features take {size:.0f} GiB in training, which "
+            "cannot be had; lower n_components."
+        ) from error
 
 
 def is_anisotropic(sample: FloatArray) -> bool:
@@ -50,7 +72,9 @@ def data_weights(
     """
     n_rows, n_features = sample.shape
     # Every row once before any row twice.
-    picks = np.concatenate([random_state.permutation(n_rows) for _ in range(-(-n_components // n_rows))])[:n_components]
+    picks = np.empty(n_components, dtype=np.intp)
+    for start in range(0, n_components, n_rows):
+        picks[start : start + n_rows] = random_state.permutation(n_rows)[: n_components - start]
     mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
     directions = sample[picks] - mean
     _normalise(directions)
