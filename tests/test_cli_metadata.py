@@ -136,11 +136,25 @@ def test_codes_of_two_models_are_not_compared(files, fitted, embeddings, capsys)
 
 def test_info_describes_the_files_beside_a_bad_one(files, capsys):
     np.save("flat.npy", np.zeros(5))
-    assert main(["info", "x.npy", "flat.npy", "queries.npy"]) == 1
-    out, err = capsys.readouterr()
-    assert [line.split()[1] for line in out.splitlines() if line.startswith("file")] == ["x.npy", "queries.npy"]
-    assert err.startswith("skcompressae: error: flat.npy")
-    assert len(err.splitlines()) == 1
+    Path("no\nsuch.npz").write_bytes(b"")
+    for bad in (["flat.npy"], ["flat.npy", "no\nsuch.npz", "nowhere"]):
+        assert main(["info", "x.npy", *bad, "queries.npy"]) == 1
+        out, err = capsys.readouterr()
+        assert [line.split()[1] for line in out.splitlines() if line.startswith("file")] == ["x.npy", "queries.npy"]
+        lines = err.splitlines()
+        assert len(lines) == len(bad)
+        for line, name in zip(lines, bad, strict=True):
+            assert line.startswith(f"skcompressae: error: {' '.join(name.split())}")
+
+
+def test_info_counts_the_bytes_of_a_row_as_the_store_does(files, fitted, embeddings, capsys):
+    packed = fitted.transform_packed(embeddings[:3])
+    assert packed.nbytes > 3 * packed.bytes_per_row
+    packed.save("codes.skc")
+    Path("codes.ska").write_bytes(packed.to_archive())
+    assert main(["info", "--json", "codes.skc", "codes.ska"]) == 0
+    records = json.loads(capsys.readouterr().out)
+    assert [record["bytes_per_row"] for record in records] == [packed.bytes_per_row] * 2
 
 
 def test_the_size_of_a_parquet_file_is_not_that_of_its_codes(files, capsys):

@@ -11,6 +11,7 @@ from typing import Any
 
 from skcompressae._cli._errors import CommandError
 from skcompressae._cli._formats import kind_of
+from skcompressae._cli._messages import one_line, say
 from skcompressae._cli._npy import NpyRows
 from skcompressae._cli._npz import NpzCodes
 from skcompressae._cli._parquet import ParquetCodes, open_parquet
@@ -29,8 +30,10 @@ def info(arguments: argparse.Namespace) -> None:
             refused.append(error)
     if records:
         _print(records, arguments)
+    for refusal in refused[:-1]:  # a line each, and the exit code with the last one
+        say(f"skcompressae: error: {one_line(refusal, arguments)}")
     if refused:
-        raise refused[0]
+        raise refused[-1]
 
 
 def _print(records: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
@@ -111,7 +114,7 @@ def _packed(path: str) -> dict[str, Any]:
         "k": store.k,
         "value_bits": store.value_bits,
         "quantizer": store.quantizer.kind,
-        "bytes_per_row": store.nbytes / len(store),
+        "bytes_per_row": store.bytes_per_row,
         "residual_bytes_per_row": 0 if store.residual_codes is None else store.residual_codes.shape[1],
     }
 

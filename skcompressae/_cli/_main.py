@@ -12,10 +12,16 @@ from typing import Any, NoReturn
 
 from skcompressae._cli._errors import CommandError
 from skcompressae._cli._formats import check_apart
-from skcompressae._cli._messages import drop_output, escapes_on_stdout, say, stand_ins_for_closed_streams
+from skcompressae._cli._messages import (
+    drop_output,
+    escapes_on_stdout,
+    one_line,
+    resumes,
+    say,
+    stand_ins_for_closed_streams,
+)
 from skcompressae._cli._models import positive
 from skcompressae._cli._options import COMMANDS
-from skcompressae._files import FULL
 from skcompressae._version import __version__
 
 __all__ = ["main", "make_parser"]
@@ -117,7 +123,7 @@ def _run(argv: Sequence[str] | None) -> int:
             sys.stdout.flush()
         return int(exit_code or 0)
     except KeyboardInterrupt:
-        say(f"skcompressae: interrupted{_resumes(arguments)}")
+        say(f"skcompressae: interrupted{resumes(arguments)}")
         return _INTERRUPTED
     except BrokenPipeError:
         drop_output(sys.stdout)
@@ -125,7 +131,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except _REFUSALS as error:
         if arguments.traceback:
             raise
-        say(f"skcompressae: error: {_one_line(error, arguments)}")
+        say(f"skcompressae: error: {one_line(error, arguments)}")
         return error.exit_code if isinstance(error, CommandError) else 1
 
 
@@ -137,25 +143,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if left:
         arguments.parser.error(f"unrecognized arguments: {' '.join(left)}")
     return arguments
-
-
-def _one_line(error: BaseException, arguments: argparse.Namespace) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, OSError) and error.errno in FULL:
-        output = error.filename or getattr(arguments, "output", None) or "the output"
-        return " ".join(f"{output} could not be written: {error.strerror}{_resumes(arguments)}".splitlines())
-    if isinstance(error, OSError) and error.filename is not None:
-        return " ".join(f"{error.filename}: {error.strerror}".splitlines())
-    if isinstance(error, MemoryError):
-        return f"not enough memory: {text or 'an allocation failed'}"
-    return text or type(error).__name__
-
-
-def _resumes(arguments: argparse.Namespace) -> str:
-    if hasattr(arguments, "restart"):
-        return "; the same command goes on from the rows that are finished"
-    has_checkpoints = getattr(arguments, "checkpoint_dir", None) is not None
-    return "; the same command goes on from the last checkpoint, if there is one" if has_checkpoints else ""
 
 
 def _show_warnings_in_one_line(is_quiet: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import io
 import os
@@ -10,7 +11,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TextIO
 
-__all__ = ["drop_output", "escapes_on_stdout", "say", "stand_ins_for_closed_streams"]
+from skcompressae._files import FULL
+
+__all__ = ["drop_output", "escapes_on_stdout", "one_line", "resumes", "say", "stand_ins_for_closed_streams"]
 
 
 def say(text: str, *, is_quiet: bool = False) -> None:
@@ -21,6 +24,27 @@ def say(text: str, *, is_quiet: bool = False) -> None:
         print(text, file=sys.stderr)
     except OSError:  # a full disk, a pipe that nobody reads
         drop_output(sys.stderr)
+
+
+def one_line(error: BaseException, arguments: argparse.Namespace) -> str:
+    """Return what an error says, on one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in FULL:
+        output = error.filename or getattr(arguments, "output", None) or "the output"
+        return " ".join(f"{output} could not be written: {error.strerror}{resumes(arguments)}".splitlines())
+    if isinstance(error, OSError) and error.filename is not None:
+        return " ".join(f"{error.filename}: {error.strerror}".splitlines())
+    if isinstance(error, MemoryError):
+        return f"not enough memory: {text or 'an allocation failed'}"
+    return text or type(error).__name__
+
+
+def resumes(arguments: argparse.Namespace) -> str:
+    """Return how a command that was cut short goes on, to be put behind what ended it; nothing where it does not."""
+    if hasattr(arguments, "restart"):
+        return "; the same command goes on from the rows that are finished"
+    has_checkpoints = getattr(arguments, "checkpoint_dir", None) is not None
+    return "; the same command goes on from the last checkpoint, if there is one" if has_checkpoints else ""
 
 
 def drop_output(stream: TextIO) -> None:
