@@ -98,6 +98,10 @@ class FitMethodsMixin(FinishMethodsMixin):
         ValueError
             If X is not a finite, real, dense 2-d array with at least one row, a parameter is out of its range, or
             `checkpoint_dir` holds the checkpoint of another fit (or a damaged one: ModelFormatError).
+        TypeError
+            If X is nothing that NumPy can read as an array, such as a LazyFrame.
+        MemoryError
+            If there is too little for `n_components` latents.
 
         See Also
         --------

@@ -67,8 +67,8 @@ def exact_neighbors(
     TypeError
         If `n_neighbors` or a batch size is no integer.
     ValueError
-        If an input is sparse, not two-dimensional, empty of features or not finite; if the widths differ; or
-        if there are fewer documents than `n_neighbors`.
+        If an input is sparse, not two-dimensional, empty of features or not finite; if the widths differ; if
+        there are fewer documents than `n_neighbors`; or, for dot products, if a squared norm overflows float64.
 
     See Also
     --------

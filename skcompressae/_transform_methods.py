@@ -223,6 +223,8 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         ValueError
             If the codes have another width than n_components, are not finite, or are a sparse matrix with indices
             outside of it.
+        TypeError
+            If X is nothing that NumPy can read as an array.
 
         See Also
         --------

@@ -27,7 +27,7 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
     Parameters
     ----------
     n_components : int, default=4096
-        Number of latents: the width of a code.
+        Number of latents: the width of a code. At most ``2**31 - 1``.
 
     k : int, default=32
         Nonzeros per code. May be lowered after fitting (``set_params(k=16)``) without retraining. A value above

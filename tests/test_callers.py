@@ -15,8 +15,9 @@ from sklearn.preprocessing import StandardScaler
 
 from skcompressae import CompresSAETransformer, _finish_methods
 from skcompressae._core._callers import caller_level
-from skcompressae._torch import _training
+from skcompressae._torch import _graph_recorder, _training
 from skcompressae._torch._cpu_engine import CpuEngine
+from skcompressae._torch._graph_recorder import GraphRecorder
 from skcompressae._torch._torch_engine import TorchEngine
 from skcompressae.exceptions import DeadLatentsWarning, DeviceMemoryWarning, InterruptedFitWarning
 from skcompressae.metrics import RetrievalRecallScorer
@@ -97,6 +98,15 @@ def test_device_memory(monkeypatch, method):
     monkeypatch.setattr(_training, "_make_engine", TorchEngine)
     monkeypatch.setattr(TorchEngine, "step", limited)
     assert DeviceMemoryWarning in caught_from(getattr(small(batch_size=50), method), ROWS)
+
+
+def test_graphs(monkeypatch):
+    def refused(*_):
+        raise RuntimeError("none here")
+
+    monkeypatch.setattr(_graph_recorder, "_abandoned", [])
+    monkeypatch.setattr(GraphRecorder, "_record", refused)
+    assert caught_from(GraphRecorder(torch.device("cpu")).record, refused) == {RuntimeWarning}
 
 
 @pytest.mark.parametrize("method", ["transform", "transform_packed", "score"])

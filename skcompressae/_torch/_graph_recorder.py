@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from skcompressae._core._callers import caller_level
 from skcompressae._torch._staging import new_stream
 
 __all__ = ["N_PLAIN", "GraphRecorder"]
@@ -68,7 +69,7 @@ class GraphRecorder:
             warnings.warn(
                 f"no CUDA graph could be recorded on {self._device}, so small batches take longer there: {error}",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=caller_level(),
             )
             return None
 
