@@ -1,10 +1,10 @@
 """What recall does a byte budget buy: sparse codes, alone or with a residual code, beside PQ, OPQ and RaBitQ?
 
 How many nonzeros and how many bytes of the residual a budget holds is found on the documents by
-`skcompressae.packed.split_bytes`, with 4-bit values. One model per data set is trained at `--k`; every budget encodes
-with its own k. Scores are the geometric mean of cosine and inner product; where there are residual codes, they put all
-documents in order, or the first `--rerank`. Protocol: the first `--max-queries` rows of
-``RandomState(0).permutation(n)`` are queries, the rest documents; truth is their exact cosine; dense queries.
+`skcompressae.packed.split_bytes`, with values of `--value-bits` by a quantiser of `--kind`. One model per data set is
+trained at `--k`; every budget encodes with its own k. Scores are the geometric mean of cosine and inner product; where
+there are residual codes, they put all documents in order, or the first `--rerank`. Protocol: the first `--max-queries`
+rows of ``RandomState(0).permutation(n)`` are queries, the rest documents; truth is their exact cosine; dense queries.
 
     python benchmarks/hybrid.py --data embeddings.npy --out results
 """
@@ -27,23 +27,28 @@ from skcompressae._neighbors import CodeNearestNeighbors
 from skcompressae.packed import split_bytes
 
 N_NEIGHBORS = 100
-VALUE_BITS = 4
 Row = dict[str, Any]
 
 
 def ours(
-    model: CompresSAETransformer, documents: np.ndarray, queries: np.ndarray, true: np.ndarray, size: int, rerank: int
+    model: CompresSAETransformer,
+    documents: np.ndarray,
+    queries: np.ndarray,
+    true: np.ndarray,
+    size: int,
+    options: argparse.Namespace,
 ) -> Row:
-    """Split, encode and search one budget, with `rerank` candidates of residual codes, or all for 0."""
+    """Split, encode and search one budget, with `options.rerank` candidates of residual codes, or all for 0."""
+    values: dict[str, Any] = {"value_bits": options.value_bits, "kind": options.kind}
     with cpu_stopwatch() as split_s:
-        k, n_residual = split_bytes(model, documents, size, value_bits=VALUE_BITS)
+        k, n_residual = split_bytes(model, documents, size, **values)
     model = copy.copy(model).set_params(k=k)
     with cpu_stopwatch() as encode_s:
-        packed = model.transform_packed(documents, value_bits=VALUE_BITS)
+        packed = model.transform_packed(documents, **values)
     with cpu_stopwatch() as residual_s:
         if n_residual:
             packed = packed.with_residual_of(documents, model.components_, n_bytes=n_residual)
-    n_candidates = (rerank or len(documents)) if n_residual else None
+    n_candidates = (options.rerank or len(documents)) if n_residual else None
     index = CodeNearestNeighbors(
         N_NEIGHBORS, compressor=model.components_, mode="asymmetric", metric="geometric", rerank=n_candidates
     ).fit(packed)
@@ -52,7 +57,7 @@ def ours(
         found = index.kneighbors(queries, n_neighbors, return_distance=False)
     return {
         "method": "hybrid" if n_residual else "sparse",
-        "params": {"k": k, "residual_bytes": n_residual or 0, "rerank": n_candidates},
+        "params": {"k": k, "residual_bytes": n_residual or 0, "rerank": n_candidates, **values},
         "size_bytes": packed.bytes_per_row,
         "split_s": split_s(),
         "encode_s": encode_s(),
@@ -129,7 +134,7 @@ def run_study(name: str, X: np.ndarray, options: argparse.Namespace) -> dict[str
             model.fit(documents)
         for size in options.sizes:
             mine = {
-                **ours(model, documents, data.queries, true, size, options.rerank),
+                **ours(model, documents, data.queries, true, size, options),
                 "fit_s": fit_s(),
             }
             mine["params"] |= options.ours
@@ -155,6 +160,8 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=None, help="training steps; default: the estimator's")
     parser.add_argument("--ours", type=json.loads, default={}, help="more estimator parameters, as a JSON object")
     parser.add_argument("--k", type=int, default=16, help="nonzeros that the model is trained with")
+    parser.add_argument("--value-bits", type=int, default=4, help="of a packed value, with its sign")
+    parser.add_argument("--kind", choices=["auto", "ranked", "uniform", "fixed"], default="auto", help="of quantiser")
     parser.add_argument("--rerank", type=int, default=0, help="candidates that the residual codes order; 0 for all")
     parser.add_argument("--max-queries", type=int, default=N_QUERIES)
     parser.add_argument("--max-documents", type=int, default=None)

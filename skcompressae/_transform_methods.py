@@ -33,7 +33,7 @@ from skcompressae._restoring import twin_of
 from skcompressae._torch._devices import resolve_device
 from skcompressae._torch._weights import Weights
 from skcompressae.packed import PackedCodes, ResidualQuantizer, ValueQuantizer
-from skcompressae.packed._quantizer import quantizer_rows
+from skcompressae.packed._quantizer import Kind, quantizer_rows
 
 __all__ = ["TransformMethodsMixin"]
 
@@ -131,7 +131,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         return _encoding.codes_to_csr(indices, values, encoder.n_components, csr_type())
 
     def transform_packed(
-        self, X: ArrayLike, *, value_bits: int = 4, quantizer: ValueQuantizer | None = None
+        self, X: ArrayLike, *, value_bits: int = 4, quantizer: ValueQuantizer | None = None, kind: Kind = "auto"
     ) -> PackedCodes:
         """Encode rows straight into packed codes, with residual codes where `residual_bytes` asks for them.
 
@@ -146,6 +146,8 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         quantizer : ValueQuantizer or None, default=None
             How values are rounded. None learns one from up to 4,096 evenly spaced rows of X. Pass
             ``first.quantizer`` when packing further blocks that are to be concatenated with `first`.
+        kind : {"auto", "ranked", "uniform", "fixed"}, default="auto"
+            Of the quantiser that is learned. "fixed" stores no scale per row: not for ``norm="input"`` or zero rows.
 
         Returns
         -------
@@ -182,6 +184,8 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         rows = model._check_rows(X, reset=False)
         if quantizer is not None and not isinstance(quantizer, ValueQuantizer):
             raise TypeError(f"quantizer must be a ValueQuantizer or None; got {quantizer!r}.")
+        if model.norm == "input" and "fixed" in (kind, getattr(quantizer, "kind", None)):
+            raise ValueError("kind='fixed' stores no scale per row, so norm must be None or 'unit'; got norm='input'.")
         encoder = model._encoder()
         k = model._effective_k(encoder.n_components)
         if quantizer is None:
@@ -189,7 +193,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
             codes = _encoding.codes_to_csr(
                 *encoder.encode(sample, k, norm=model.norm, dtype=np.float32), encoder.n_components
             )
-            quantizer = ValueQuantizer.fit(codes, value_bits=value_bits, k=k)
+            quantizer = ValueQuantizer.fit(codes, value_bits=value_bits, k=k, kind=kind)
         blocks, n_threads = [], effective_n_threads()
         for where, indices, values in encoder.encode_blocks(rows, k, norm=model.norm, dtype=np.float32):
             try:

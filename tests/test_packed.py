@@ -247,7 +247,7 @@ def test_callers_arrays_are_not_changed():
             {},
             "codes must be a valid CSR matrix, got column indices from 4294967299",
         ),
-        (np.ones((2, 3)), {"kind": "other"}, "kind must be 'auto', 'ranked' or 'uniform', got 'other'"),
+        (np.ones((2, 3)), {"kind": "other"}, "kind must be 'auto', 'ranked', 'uniform' or 'fixed', got 'other'"),
         (np.eye(3), {"kind": "ranked", "quantizer": UNIFORM}, "kind='ranked' contradicts the quantizer's 'uniform'"),
         (np.ones((2, 3)), {"value_bits": True}, "value_bits must be an int from 1 to 16"),
         (np.ones((2, 3)), {"k": 2}, "3 nonzeros, more than k=2"),

@@ -30,7 +30,11 @@ PACK_ERRORS = {
     3: "have an index outside [0, n_components)",
     4: "have more nonzeros than the store's k",
     5: "hold an index twice",
+    6: "have a row of zeros, which a quantizer of kind='fixed' cannot tell; pack with kind='ranked'",
+    7: "are longer than what the quantizer of kind='fixed' was learned on; pack with kind='ranked', or at norm=None",
 }
+# Times the largest level of a fixed codebook: far beyond what a row of one length can have that is unlike the others.
+_FAR = 8.0
 
 
 @njit(nogil=True)
@@ -144,10 +148,13 @@ def pack_ranked(
     thresholds: Array,
     layout: tuple[int, int],
     check_duplicates: bool,
+    is_fixed: bool,
     rows: Array,
     scales: Array,
 ) -> tuple[int, int]:
     """Pack rows with a codebook per rank; scales are relative to the root mean square of the row.
+
+    Of a fixed codebook levels are the magnitudes themselves, and there are no scales.
 
     Parameters
     ----------
@@ -161,8 +168,9 @@ def pack_ranked(
     layout : tuple of int
         Bits of a word and of a value.
     check_duplicates : bool
+    is_fixed : bool
     rows : uint8 array of shape (n, row_bytes), output
-    scales : uint16 array of shape (n,), output
+    scales : uint16 array of shape (n,), output; not used where levels are fixed
 
     Returns
     -------
@@ -195,6 +203,8 @@ def pack_ranked(
         if error:
             return error, i
         if n == 0:
+            if is_fixed:
+                return 6, i
             scales[i] = 0
             rows[i, :] = 0
             continue
@@ -205,9 +215,13 @@ def pack_ranked(
             magnitude_bits[j] = np.uint32(ordered[j] >> np.uint64(32))
         if magnitudes[0] < MIN_SCALE or magnitudes[0] > MAX_SCALE:
             return 2, i
-        stored = _represent(magnitudes, n, levels, thresholds, levels.shape[1], codes, f32, u32)
+        if is_fixed and magnitudes[0] > np.float32(_FAR) * levels[0, levels.shape[1] - 1]:
+            return 7, i
+        stored = -1
+        if not is_fixed:
+            stored = _represent(magnitudes, n, levels, thresholds, levels.shape[1], codes, f32, u32)
         if stored < 0:
-            inverse = np.float32(1.0 / np.sqrt(_dot(magnitudes, magnitudes, n) / n))
+            inverse = np.float32(1.0 if is_fixed else 1.0 / np.sqrt(_dot(magnitudes, magnitudes, n) / n))
             for j in range(n):
                 relative[j] = magnitudes[j] * inverse
             count_thresholds(relative, n, coarse, fine, nearest)
@@ -226,23 +240,25 @@ def pack_ranked(
                     codes[j] = c
                     previous = levels[j, c]
                     products[j] = previous
-            # the least-squares scale of the chosen levels: quantising alone would bias the norm
-            f32[0] = _dot(magnitudes, products, n) / _dot(products, products, n)
-            rounded = (u32[0] + np.uint32(0x3FFF) + ((u32[0] >> np.uint32(15)) & np.uint32(1))) >> np.uint32(15)
-            stored = np.int64(rounded)
-            u32[0] = rounded << np.uint32(15)
-            scale = f32[0]
-            for j in range(n):
-                products[j] *= scale
-            canonical = _represent(products, n, levels, thresholds, codes[0], other, f32, u32)
-            if canonical >= 0:
-                stored = canonical
+            if not is_fixed:
+                # the least-squares scale of the chosen levels: quantising alone would bias the norm
+                f32[0] = _dot(magnitudes, products, n) / _dot(products, products, n)
+                rounded = (u32[0] + np.uint32(0x3FFF) + ((u32[0] >> np.uint32(15)) & np.uint32(1))) >> np.uint32(15)
+                stored = np.int64(rounded)
+                u32[0] = rounded << np.uint32(15)
+                scale = f32[0]
                 for j in range(n):
-                    codes[j] = other[j]
+                    products[j] *= scale
+                canonical = _represent(products, n, levels, thresholds, codes[0], other, f32, u32)
+                if canonical >= 0:
+                    stored = canonical
+                    for j in range(n):
+                        codes[j] = other[j]
         else:
             for j in range(n):
                 products[j] = magnitudes[j]
-        scales[i] = np.uint16(stored)
+        if not is_fixed:
+            scales[i] = np.uint16(stored)
         emit(keys, ordered, high, rank, entries, codes, product_bits, n, layout, words, rows[i])
     return 0, 0
 

@@ -15,7 +15,8 @@ Layout of one row of k entries (everything a reader needs)
 - The value is ``float32(levels[min(j, len(levels) - 1), word & (2**value_bits - 1)] * scale)``, where `levels` is
   float32 of shape (k or 1, 2**value_bits) and already carries the sign. ``index = word >> value_bits``.
 - `scale` is one float per row: float32, or for value_bits <= 8 its top 16 bits after the sign (8 bits of exponent, 8 of
-  mantissa, at most 0.2 % off), see `decode_scales`. Cosines do not depend on it.
+  mantissa, at most 0.2 % off), see `decode_scales`. Cosines do not depend on it. Codebooks of kind "fixed" hold the
+  magnitudes themselves: all scales are 1, none is stored, and there are no zero rows.
 
 A table that a scoring kernel indexes with ``word >> value_bits`` must have ``2**index_bits`` entries (zeros above
 n_components), so that no content of a damaged file can make it read out of bounds.

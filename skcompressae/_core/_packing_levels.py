@@ -93,7 +93,9 @@ def _windows(
     return starts, loss
 
 
-def learn_ranked_levels(magnitudes: NDArray[Any], k: int, value_bits: int) -> NDArray[np.float32]:
+def learn_ranked_levels(
+    magnitudes: NDArray[Any], k: int, value_bits: int, *, by_row: bool = True
+) -> NDArray[np.float32]:
     """Learn a codebook per rank: windows into one grid.
 
     With codebooks independent of each other the nearest levels of neighbouring ranks often stand in the wrong order,
@@ -107,6 +109,8 @@ def learn_ranked_levels(magnitudes: NDArray[Any], k: int, value_bits: int) -> ND
     k : int
     value_bits : int
         Bits of a value with its sign.
+    by_row : bool, default=True
+        Whether levels are relative to the root mean square of each row, or they are the magnitudes themselves.
 
     Returns
     -------
@@ -117,6 +121,10 @@ def learn_ranked_levels(magnitudes: NDArray[Any], k: int, value_bits: int) -> ND
     rows = rows[rows[:, 0] > 0]
     counts = np.count_nonzero(rows, axis=1)
     root = np.sqrt(np.sum(rows**2, axis=1) / np.maximum(counts, 1))
+    unit = 1.0
+    if not by_row and root.size:
+        unit = float(np.sqrt(np.mean(root**2)))
+        root = np.full_like(root, unit)
     relative = rows / root[:, None]
     prior = _prior(k, n_levels)
     samples = []
@@ -142,7 +150,7 @@ def learn_ranked_levels(magnitudes: NDArray[Any], k: int, value_bits: int) -> ND
             grid = np.maximum(np.where(hits > 0, sums / np.maximum(hits, 1e-300), grid), _MIN_LEVEL)
             for c in range(1, len(grid)):
                 grid[c] = max(grid[c], grid[c - 1] * _MIN_RATIO)
-    return np.stack([best[start : start + n_levels] for start in best_starts]).astype(np.float32)
+    return np.stack([unit * best[start : start + n_levels] for start in best_starts]).astype(np.float32)
 
 
 def uniform_levels(value_bits: int) -> NDArray[np.float32]:

@@ -108,7 +108,8 @@ def to_archive(store: PackedCodes) -> tuple[bytes, dict[str, float]]:
     sources.append(SectionSource("block_units", "<i8", sizes.shape, [sizes]))
     if (lengths != k).any():
         sources.append(SectionSource("lengths", "<u4", (n,), [lengths.astype("<u4")]))
-    sources.append(SectionSource("scales", scales.dtype.str, (n,), [scales]))
+    if store.quantizer.kind != "fixed":
+        sources.append(SectionSource("scales", scales.dtype.str, (n,), [scales]))
     sources.append(SectionSource("units", "<u4", (int(sizes.sum()),), streams))
     if store.residual_codes is not None:
         residual = store.residual_codes
@@ -128,7 +129,7 @@ def to_archive(store: PackedCodes) -> tuple[bytes, dict[str, float]]:
     return archive, {
         "bytes": float(len(archive)),
         "bytes_per_nonzero": len(archive) / max(nnz, 1),
-        "entropy_bytes": (model_bits / 8 + scales.nbytes) / max(nnz, 1),
+        "entropy_bytes": (model_bits / 8 + n * store.quantizer._scale_bytes) / max(nnz, 1),
         "set_bytes": float(set_bits) / 8 / max(nnz, 1),
     }
 
@@ -148,14 +149,16 @@ def _decode(container: Container) -> PackedCodes:
         raise CodesFormatError(f"{container.name}: block_rows={block_rows!r} is not allowed")
     index_bits = max(1, (n_components - 1).bit_length())
     shift = index_shift_for(index_bits)
-    container.check("scales", quantizer.scale_dtype.str, (n,))
+    has_scales = quantizer.kind != "fixed"
+    if has_scales:
+        container.check("scales", quantizer.scale_dtype.str, (n,))
     container.check("block_units", "<i8", (-(-n // block_rows),))
     container.check("units", "<u4", (-1,))
     container.check("value_model", "|u1", (-1,))
     container.check("index_model", "|u1", (-1,))
     value_frequencies = _inflated(container.array("value_model"), model_shape(k, value_bits), container.name)
     index_frequencies = _inflated(container.array("index_model"), (1 << (index_bits + 1 - shift),), container.name)
-    scales = container.array("scales")
+    scales = container.array("scales") if has_scales else None
     if "lengths" in container:
         container.check("lengths", "<u4", (n,))
         lengths = container.array("lengths").astype(np.int64)
@@ -163,10 +166,11 @@ def _decode(container: Container) -> PackedCodes:
             raise CodesFormatError(f"{container.name}: a row length exceeds k={k}")
     else:
         lengths = np.full(n, k, dtype=np.int64)
+    is_empty = np.zeros(n, np.bool_) if scales is None else scales == 0
     sizes = container.array("block_units")
     units = container.array("units")
     ends = np.cumsum(sizes)
-    if (sizes < 2).any() or (int(ends[-1]) if n else 0) != units.size or ((scales == 0) != (lengths == 0)).any():
+    if (sizes < 2).any() or (int(ends[-1]) if n else 0) != units.size or (is_empty != (lengths == 0)).any():
         raise CodesFormatError(f"{container.name}: the blocks do not fit the stream")
     # Indices of a row are distinct, so no model gives its n entries less than n log2(n) bits: a few bytes do not become
     # gigabytes.

@@ -365,7 +365,7 @@ class PackedLayoutMixin:
         True
         """
         residual = 0 if self._residual_codes is None else self._residual_codes.shape[1]
-        return self._rows.shape[1] + self._scales.itemsize + residual
+        return self._rows.shape[1] + self._quantizer._scale_bytes + residual
 
     @property
     def nbytes(self) -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from skcompressae.packed._quantizer import ValueQuantizer, as_packable_csr
+from skcompressae.packed._quantizer import Kind, ValueQuantizer, as_packable_csr
 from skcompressae.packed._residual import ResidualQuantizer, check_residual_codes
 from skcompressae.packed._residual_rows import residual_codes_of
 from skcompressae.packed._rows import check_sizes, pack_arrays
@@ -34,7 +34,7 @@ class PackedMakingMixin:
         value_bits: int | None = None,
         k: int | None = None,
         quantizer: ValueQuantizer | None = None,
-        kind: Literal["auto", "ranked", "uniform"] = "auto",
+        kind: Kind = "auto",
         n_threads: int = 1,
     ) -> PackedCodes:
         """Pack sparse or dense codes.
@@ -54,7 +54,7 @@ class PackedMakingMixin:
         quantizer : ValueQuantizer, default=None
             None learns one on `codes`. Stores must share one to be concatenated. Repacking reproduces a store
             exactly only with its own: ``pack(p.to_csr(), k=p.k, quantizer=p.quantizer) == p``.
-        kind : {"auto", "ranked", "uniform"}, default="auto"
+        kind : {"auto", "ranked", "uniform", "fixed"}, default="auto"
             Quantiser to learn: "auto" is ranked up to 6 bits and uniform above.
         n_threads : int, default=1
             Threads that pack blocks of rows.
@@ -70,7 +70,8 @@ class PackedMakingMixin:
             If `quantizer` is no ValueQuantizer, or a size no int.
         ValueError
             If the codes are not finite, a row has more than `k` nonzeros, its largest magnitude lies outside
-            [2**-100, 2**100], or the arguments contradict each other.
+            [2**-100, 2**100], or the arguments contradict each other; of kind "fixed", if a row has none, or is far
+            longer than those that were learned on.
 
         See Also
         --------
@@ -96,7 +97,7 @@ class PackedMakingMixin:
             raise ValueError(f"value_bits={value_bits} contradicts the quantizer's {quantizer.value_bits}")
         longest = max(1, int(np.diff(csr.indptr).max(initial=0)))
         if k is None:
-            k = len(quantizer.levels) if quantizer is not None and quantizer.kind == "ranked" else longest
+            k = len(quantizer.levels) if quantizer is not None and quantizer.kind != "uniform" else longest
         n_components, k = check_sizes(n_components, k)
         if longest > k:
             raise ValueError(f"codes have a row of {longest} nonzeros, more than k={k}")

@@ -21,12 +21,16 @@ from skcompressae._core._packing_levels import (
 )
 from skcompressae._core._rows import canonical_csr
 
-__all__ = ["ValueQuantizer", "as_packable_csr", "is_int", "quantizer_rows", "stored_quantizer"]
+__all__ = ["Kind", "ValueQuantizer", "as_packable_csr", "is_int", "quantizer_rows", "stored_quantizer"]
 
 Array: TypeAlias = NDArray[Any]
+Kind: TypeAlias = Literal["auto", "ranked", "uniform", "fixed"]
+_KINDS = ("ranked", "uniform", "fixed")
 _SAMPLE_ROWS = 4096
 # Equal steps of the maximum lose 0.0012 of recall at 6 bits and 0.0002 at 8 (k = 32); they bound every error.
 _RANKED_MAX_BITS = 6
+# The largest value of codes that a fixed codebook is learned on; levels of any codebook are within [2**-20, 2**20].
+_LONG = 2.0**10
 
 
 def quantizer_rows(n_rows: int) -> NDArray[np.intp]:
@@ -71,7 +75,7 @@ def is_int(value: Any) -> bool:
 
 
 def _check_value_bits(value_bits: Any, kind: str) -> int:
-    limit = 8 if kind == "ranked" else 16
+    limit = 8 if kind in ("ranked", "fixed") else 16
     if is_int(value_bits) and 1 <= value_bits <= limit:
         return int(value_bits)
     of_kind = "" if kind == "auto" else f" for kind={kind!r}"
@@ -86,20 +90,22 @@ def _check_k(k: Any) -> int:
 
 @dataclass(frozen=True, eq=False)
 class ValueQuantizer:
-    """What the values of packed codes may be, relative to a scale per row.
+    """What the values of packed codes may be, relative to a scale per row or as they are.
 
     The magnitudes that packing may give a value are a table; which of them a value becomes is decided by rounding. Make
     one with :meth:`fit`; stores that share one can be joined.
 
     Parameters
     ----------
-    kind : {"ranked", "uniform"}
+    kind : {"ranked", "uniform", "fixed"}
         "ranked": one Lloyd-Max codebook for each rank of a row by magnitude. "uniform": equal steps of the largest
-        magnitude of the row.
+        magnitude of the row. "fixed": as "ranked", but of the magnitudes themselves, without a scale per row and its
+        bytes: for codes of rows of one length, as of ``norm=None`` or "unit".
     value_bits : int
-        Bits of a value with its sign, 1 to 8 when ranked, 1 to 16 when uniform.
+        Bits of a value with its sign, 1 to 16 when uniform, else 1 to 8.
     levels : float32 array of shape (k, 2 ** (value_bits - 1)), or (1, ...) when uniform
-        Magnitudes relative to the scale, increasing along a row; when ranked, nonincreasing down a column.
+        Magnitudes, relative to the scale where there is one, increasing along a row; unless uniform, nonincreasing down
+        a column.
 
     See Also
     --------
@@ -112,7 +118,9 @@ class ValueQuantizer:
     the largest magnitude of the row (equal to it above 8 bits). No nonzero becomes zero: what is below half a step
     becomes one step, and so is less than one step off. Ranked: every magnitude, divided by the root mean square of its
     row, becomes the nearest level of its rank that does not exceed the one before it; then one factor for the row
-    gives the least squared error. A ranked codebook knows no bound for rows unlike those it was learned on.
+    gives the least squared error. A ranked codebook knows no bound for rows unlike those it was learned on. Fixed:
+    every magnitude becomes the nearest level of its rank in the same way. Rows of zeros, and of values more than eight
+    times as large as the largest level, cannot be packed by a fixed codebook.
 
     Examples
     --------
@@ -122,13 +130,13 @@ class ValueQuantizer:
     array([[0.375, 0.625, 0.875]], dtype=float32)
     """
 
-    kind: Literal["ranked", "uniform"]
+    kind: Literal["ranked", "uniform", "fixed"]
     value_bits: int
     levels: NDArray[np.float32]
 
     def __post_init__(self) -> None:
-        if self.kind not in ("ranked", "uniform"):
-            raise ValueError(f"kind must be 'ranked' or 'uniform', got {self.kind!r}")
+        if self.kind not in _KINDS:
+            raise ValueError(f"kind must be 'ranked', 'uniform' or 'fixed', got {self.kind!r}")
         object.__setattr__(self, "value_bits", _check_value_bits(self.value_bits, self.kind))
         levels = np.array(self.levels, dtype=np.float32, order="C")
         if levels.ndim != 2 or levels.shape[1] != 2 ** (self.value_bits - 1) or levels.shape[0] == 0:
@@ -159,7 +167,7 @@ class ValueQuantizer:
         *,
         value_bits: int = 4,
         k: int | None = None,
-        kind: Literal["auto", "ranked", "uniform"] = "auto",
+        kind: Kind = "auto",
     ) -> ValueQuantizer:
         """Learn a quantiser on up to 4,096 rows of codes.
 
@@ -173,7 +181,7 @@ class ValueQuantizer:
             Bits of a value, sign included.
         k : int, default=None
             Ranks to learn; None takes the longest row.
-        kind : {"auto", "ranked", "uniform"}, default="auto"
+        kind : {"auto", "ranked", "uniform", "fixed"}, default="auto"
             "auto" is ranked up to 6 bits and uniform above.
 
         Returns
@@ -200,8 +208,8 @@ class ValueQuantizer:
         >>> quantizer.kind, quantizer.levels.shape
         ('ranked', (2, 8))
         """
-        if kind not in ("auto", "ranked", "uniform"):
-            raise ValueError(f"kind must be 'auto', 'ranked' or 'uniform', got {kind!r}")
+        if kind not in ("auto", *_KINDS):
+            raise ValueError(f"kind must be 'auto', 'ranked', 'uniform' or 'fixed', got {kind!r}")
         if kind == "auto":
             kind = "ranked" if _check_value_bits(value_bits, "auto") <= _RANKED_MAX_BITS else "uniform"
         value_bits = _check_value_bits(value_bits, kind)
@@ -220,7 +228,14 @@ class ValueQuantizer:
         if not np.isfinite(magnitudes).all():
             raise ValueError(f"codes {PACK_ERRORS[1]}")
         magnitudes = -np.sort(-magnitudes, axis=1)[:, :k]
-        return cls("ranked", value_bits, learn_ranked_levels(magnitudes, k, value_bits))
+        if kind == "fixed":
+            length = float(magnitudes.max(initial=0.0)) or 1.0
+            if not 1 / _LONG <= length <= _LONG:
+                raise ValueError(
+                    f"kind='fixed' needs codes of rows of about unit norm, got a value of {length:.3g}; take "
+                    "kind='ranked', or encode at norm=None"
+                )
+        return cls(kind, value_bits, learn_ranked_levels(magnitudes, k, value_bits, by_row=kind == "ranked"))
 
     @cached_property
     def thresholds(self) -> NDArray[np.float32]:
@@ -267,7 +282,8 @@ class ValueQuantizer:
     def scale_dtype(self) -> np.dtype[Any]:
         """Dtype of the stored scales.
 
-        Up to 8 bits of a value, scales are uint16, the 16 bits after a float32's sign; above, float32.
+        Up to 8 bits of a value, scales are uint16, the 16 bits after a float32's sign; above, float32. Of kind "fixed"
+        all are 1 and none is stored.
 
         See Also
         --------
@@ -282,6 +298,11 @@ class ValueQuantizer:
         dtype('uint16')
         """
         return np.dtype("<u2") if self.value_bits <= 8 else np.dtype("<f4")
+
+    @property
+    def _scale_bytes(self) -> int:
+        """Bytes of the scale of a row."""
+        return 0 if self.kind == "fixed" else self.scale_dtype.itemsize
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ValueQuantizer):

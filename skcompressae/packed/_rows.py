@@ -61,15 +61,16 @@ def pack_arrays(
     *,
     check_duplicates: bool,
     n_threads: int,
-) -> tuple[NDArray[np.uint8], Array]:
-    """Return the rows and the scales of a store of these CSR arrays."""
-    if quantizer.kind == "ranked" and len(quantizer.levels) != k:
+) -> tuple[NDArray[np.uint8], Array | None]:
+    """Return the rows and the scales, None for a fixed codebook, of a store of these CSR arrays."""
+    if quantizer.kind != "uniform" and len(quantizer.levels) != k:
         raise ValueError(f"k must be {len(quantizer.levels)}, the ranks of the quantizer's codebook, got {k}")
     n = len(indptr) - 1
     value_bits = quantizer.value_bits
     word_bits = index_bits_for(n_components) + value_bits
     rows = np.empty((n, row_bytes(n_components, k, value_bits)), dtype=np.uint8)
-    scales = np.empty(n, dtype=quantizer.scale_dtype)
+    is_fixed = quantizer.kind == "fixed"
+    scales = np.empty(0 if is_fixed else n, dtype=quantizer.scale_dtype)
     pointers = contiguous(indptr.astype(np.int64, copy=False))
     if indices.dtype != np.int32:
         # out of range stays out of range: a cast must not wrap an index into it
@@ -82,8 +83,8 @@ def pack_arrays(
 
     def work(start: int, stop: int) -> None:
         head = (pointers[start : stop + 1], columns, bits, n_components)
-        if quantizer.kind == "ranked":
-            tail = (layout, check_duplicates, rows[start:stop], scales[start:stop])
+        if quantizer.kind != "uniform":
+            tail = (layout, check_duplicates, is_fixed, rows[start:stop], scales[start:stop])
             error, row = pack_ranked(*head, levels, thresholds, *tail)
         else:
             exact = np.empty(stop - start, np.float32)
@@ -93,13 +94,13 @@ def pack_arrays(
             scales[start:stop] = exact.view(np.uint32) >> np.uint32(15) if is_narrow else exact
         if error:
             row += start
-            largest = f": {np.abs(data[indptr[row] : indptr[row + 1]]).max():.3g}" if error == 2 else ""
+            largest = f": {np.abs(data[indptr[row] : indptr[row + 1]]).max():.3g}" if error in (2, 7) else ""
             raise ValueError(f"codes {PACK_ERRORS[error]} (row {row}{largest})")
 
     # an encoder's blocks are smaller than ours: they too go to all threads
     block_rows = max(_MIN_ROWS_PER_THREAD, min(BLOCK_ROWS, -(-n // max(n_threads, 1))))
     run_blocks(work, n, block_rows, n_threads)
-    return rows, scales
+    return rows, None if is_fixed else scales
 
 
 def unpack_csr(store: PackedCodes, n_threads: int) -> sp.csr_matrix:

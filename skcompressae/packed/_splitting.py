@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from skcompressae.packed._quantizer import ValueQuantizer, is_int
+from skcompressae.packed._quantizer import Kind, ValueQuantizer, is_int
 from skcompressae.packed._residual import ResidualQuantizer, random_state_from
 from skcompressae.packed._residual_rows import residuals_of
 from skcompressae.packed._rows import row_bytes
 
 __all__ = ["ByteSplit", "split_bytes"]
 
-# Rows that are drawn: a fifth is measured on, the rest learned on.
+# Rows that are drawn: a fifth is held out, the rest learned on.
 _N_ROWS = 10_240
 # Steps of k-means: enough to see which split is the best.
 _N_ITER = 4
@@ -57,13 +57,15 @@ def split_bytes(
     n_bytes: int,
     *,
     value_bits: int = 4,
+    kind: Kind = "auto",
     random_state: int | np.random.RandomState | None = 0,
 ) -> ByteSplit:
     """Find how many nonzeros, and how many bytes for what they leave, keep most of the rows in packed codes of a size.
 
     Nonzeros suit rows near mixtures of a few directions, residual codes rows that are spread evenly over few
     dimensions. For each of some numbers of nonzeros, quantisers are learned on four fifths of a sample, and the squared
-    error ``|x - x_hat - r_hat|^2`` is that of the other fifth; the least decides. On the sets that were tried, that
+    errors ``|x - x_hat - r_hat|^2`` of these rows and of the other fifth are averaged, as those are too small and these
+    too large for what quantisers do that are learned on more; the least decides. On the sets that were tried, that
     split had the best recall or one within 0.002 of it (docs/research_notes_packing.md).
 
     Parameters
@@ -78,6 +80,8 @@ def split_bytes(
         no more bytes than there are features, is left.
     value_bits : int, default=4
         Bits of a packed value.
+    kind : {"auto", "ranked", "uniform", "fixed"}, default="auto"
+        Of the quantiser of values, see :class:`ValueQuantizer`: "fixed" leaves the bytes of scales to others.
     random_state : int, RandomState instance or None, default=0
         Which rows are drawn; None draws others every time.
 
@@ -124,7 +128,7 @@ def split_bytes(
     rows = model._check_rows(X, reset=False)
     vars(model).pop("feature_names_in_", None)  # from here on rows come as arrays
     n_components, n_features = model.components_.shape
-    scale_bytes = ValueQuantizer.fit(np.ones((1, 1)), value_bits=value_bits).scale_dtype.itemsize
+    scale_bytes = ValueQuantizer.fit(np.ones((1, 1)), value_bits=value_bits, kind=kind)._scale_bytes
 
     def bytes_left(k: int) -> int:
         return n_bytes - scale_bytes - row_bytes(n_components, k, value_bits)
@@ -135,13 +139,13 @@ def split_bytes(
 
     def error_of(k: int) -> float:
         model.set_params(k=k)
-        packed = model.transform_packed(learned, value_bits=value_bits)
-        left = _residuals(model, held_out, packed.quantizer)
+        packed = model.transform_packed(learned, value_bits=value_bits, kind=kind)
+        known, others = (_residuals(model, rows, packed.quantizer) for rows in (learned, held_out))
         n_left = min(bytes_left(k), n_features)
         if n_left > 0:
-            quantizer = ResidualQuantizer.fit(_residuals(model, learned, packed.quantizer), n_left, n_iter=_N_ITER)
-            left = left - quantizer.decode(quantizer.encode(left))
-        return float(np.einsum("ij,ij->", left, left, dtype=np.float64))
+            quantizer = ResidualQuantizer.fit(known, n_left, n_iter=_N_ITER)
+            known, others = (left - quantizer.decode(quantizer.encode(left)) for left in (known, others))
+        return _mean_square(known) + _mean_square(others)
 
     k = min(_numbers_of_nonzeros(bytes_left, n_components, n_features), key=error_of)
     return ByteSplit(k, min(bytes_left(k), n_features) or None)
@@ -177,6 +181,10 @@ def _samples(
         raise ValueError(f"X must have at least 2 rows whose codes can be packed, got {len(sample)}")
     is_held_out = np.arange(len(sample)) % 5 == 4 if len(sample) > 4 else np.arange(len(sample)) == 1
     return sample[~is_held_out], sample[is_held_out]
+
+
+def _mean_square(rows: NDArray[np.float32]) -> float:
+    return float(np.einsum("ij,ij->", rows, rows, dtype=np.float64)) / len(rows)
 
 
 def _residuals(model: Any, rows: NDArray[Any], quantizer: ValueQuantizer) -> NDArray[np.float32]:

@@ -22,6 +22,8 @@ from skcompressae.packed._rows import BLOCK_ROWS, check_sizes, row_bytes, unpack
 __all__ = ["PackedCodes"]
 
 Array: TypeAlias = NDArray[Any]
+# A scale of 1 as it is stored in 16 bits.
+_ONE = np.uint16(0x3F800000 >> 15)
 
 
 class PackedCodes(PackedMakingMixin, PackedLayoutMixin, PackedFormatsMixin):
@@ -34,8 +36,8 @@ class PackedCodes(PackedMakingMixin, PackedLayoutMixin, PackedFormatsMixin):
     ----------
     rows : uint8 array of shape (n, ceil(k * word_bits / 8))
         The words, ``index << value_bits | sign << (value_bits - 1) | code``, bit-packed, least significant first.
-    scales : uint16 or float32 array of shape (n,)
-        What the levels are multiplied with; see `ValueQuantizer.scale_dtype`.
+    scales : uint16 or float32 array of shape (n,), or None
+        What the levels are multiplied with; see `ValueQuantizer.scale_dtype`. None for a quantizer of kind "fixed".
     n_components : int
         Width of the code space, 1 to 2**20.
     k : int
@@ -81,7 +83,7 @@ class PackedCodes(PackedMakingMixin, PackedLayoutMixin, PackedFormatsMixin):
     def __init__(
         self,
         rows: NDArray[np.uint8],
-        scales: Array,
+        scales: Array | None,
         *,
         n_components: int,
         k: int,
@@ -90,17 +92,25 @@ class PackedCodes(PackedMakingMixin, PackedLayoutMixin, PackedFormatsMixin):
         residual_quantizer: ResidualQuantizer | None = None,
     ) -> None:
         n_components, k = check_sizes(n_components, k)
-        if quantizer.kind == "ranked" and len(quantizer.levels) != k:
+        if quantizer.kind != "uniform" and len(quantizer.levels) != k:
             raise ValueError(f"k must be {len(quantizer.levels)}, the ranks of the quantizer's codebook, got {k}")
-        for name, part in {"rows": rows, "scales": scales, "residual_codes": residual_codes}.items():
-            if not isinstance(part, np.ndarray) and (part is not None or name != "residual_codes"):
+        has_scales = quantizer.kind != "fixed"
+        if not has_scales and scales is not None:
+            raise ValueError("scales must be None for a quantizer of kind 'fixed', which has none")
+        given: dict[str, Any] = {"rows": rows, **({"scales": scales} if has_scales else {})}
+        if residual_codes is not None:
+            given["residual_codes"] = residual_codes
+        for name, part in given.items():
+            if not isinstance(part, np.ndarray):
                 raise TypeError(f"{name} must be a NumPy array, got a {type(part).__name__}")
+        row_scales: Array = given.get("scales", np.broadcast_to(_ONE, len(rows)))
         width = row_bytes(n_components, k, quantizer.value_bits)
         if rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != width:
             raise ValueError(f"rows must be uint8 of shape (n, {width}), got {rows.dtype} {rows.shape}")
-        if scales.dtype != quantizer.scale_dtype or scales.shape != (len(rows),):
+        if row_scales.dtype != quantizer.scale_dtype or row_scales.shape != (len(rows),):
             raise ValueError(
-                f"scales must be {quantizer.scale_dtype} of shape ({len(rows)},), got {scales.dtype} {scales.shape}"
+                f"scales must be {quantizer.scale_dtype} of shape ({len(rows)},), got {row_scales.dtype} "
+                f"{row_scales.shape}"
             )
         if (residual_codes is None) != (residual_quantizer is None):
             raise ValueError("residual_codes and residual_quantizer must be given together")
@@ -112,7 +122,7 @@ class PackedCodes(PackedMakingMixin, PackedLayoutMixin, PackedFormatsMixin):
                 )
         parts = {
             "_rows": _frozen(rows),
-            "_scales": _frozen(scales),
+            "_scales": _frozen(row_scales),
             "_n_components": n_components,
             "_k": k,
             "_quantizer": quantizer,
@@ -137,7 +147,12 @@ class PackedCodes(PackedMakingMixin, PackedLayoutMixin, PackedFormatsMixin):
             "residual_codes": residual,
             "residual_quantizer": self._residual_quantizer,
         }
-        return partial(PackedCodes, **rest), (np.asarray(self._rows), np.asarray(self._scales))
+        return partial(PackedCodes, **rest), (np.asarray(self._rows), self._stored_scales)
+
+    @property
+    def _stored_scales(self) -> Array | None:
+        """The scales as the constructor takes them."""
+        return None if self._quantizer.kind == "fixed" else np.asarray(self._scales)
 
     def _with(
         self,
@@ -149,7 +164,7 @@ class PackedCodes(PackedMakingMixin, PackedLayoutMixin, PackedFormatsMixin):
         """Return other rows in this store's layout."""
         return PackedCodes(
             rows,
-            scales,
+            None if self._quantizer.kind == "fixed" else scales,
             n_components=self._n_components,
             k=self._k,
             quantizer=self._quantizer,
