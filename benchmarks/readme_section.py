@@ -35,7 +35,7 @@ MODES = {
 }
 BUDGETS = (16, 32, 64, 128, 256)
 # Parameters of ours that rows name where they are not the default.
-OTHERS = ("recipe", "usage_power", "neighborhood_weight", "flattening")
+OTHERS = ("recipe", "usage_power", "neighborhood_weight", "flattening", "kind")
 # Okabe and Ito's colours; ours stand out by weight.
 CURVES: dict[str, tuple[str, dict[str, Any]]] = {
     "ours": ("skcompressae (packed, by split_bytes)", {"color": "#0072B2", "marker": "o", "lw": 3}),
@@ -169,9 +169,15 @@ def bytes_table(curves: dict[str, dict[float, float]]) -> list[str]:
         "| | " + " | ".join(f"{budget} B" for budget in BUDGETS) + " |",
         "|---|" + "---:|" * len(BUDGETS),
     ]
-    for name in ("ours", "dense", "pq", "opq", "rabitq", "pca_int8"):
-        cells = [f"{curves[name][b]:.3f}" if b in curves[name] else "not run" for b in BUDGETS]
-        label = {"ours": "**skcompressae**", "dense": '**skcompressae**, `recipe="dense"`'}.get(name, CURVES[name][0])
+    fixed = {row["budget_bytes"]: row["recall_at_100"] for row in read(f"hybrid-fixed-{NAME}")["results"]}
+    labels = {name: label for name, (label, _) in CURVES.items()} | {
+        "ours": "**skcompressae**",
+        "fixed": '**skcompressae**, no scale per row (`kind="fixed"`)',
+        "dense": '**skcompressae**, `recipe="dense"`',
+    }
+    for name in ("ours", "fixed", "dense", "pq", "opq", "rabitq", "pca_int8"):
+        curve, label = fixed if name == "fixed" else curves[name], labels[name]
+        cells = [f"{curve[b]:.3f}" if b in curve else "not run" for b in BUDGETS]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return lines
 

@@ -188,6 +188,8 @@ def budget_table(study: dict[str, Any]) -> str:
         label = FAMILIES.get(method, METHODS.get(method, method))
         if "recipe=dense" in setting:
             label += ", dense recipe"
+        if "kind=fixed" in setting:
+            label += ", no scale per row"
         points.setdefault(label, []).append((entry["recall_at_100"], size_bytes))
     best: dict[str, dict[int, tuple[float, float]]] = {}
     for before, budget in zip((0, *BUDGETS), BUDGETS, strict=False):
