@@ -149,6 +149,21 @@ def test_a_compressor_packs_and_splits_without_scales():
         compressor.transform_packed(np.vstack([X[:2], np.zeros_like(X[:1])]), kind="fixed")
 
 
+@pytest.mark.parametrize("length", [1.0, 0.01, 0.002])
+@pytest.mark.parametrize("k", [1, 3, 64])
+def test_values_of_very_different_length(k, length):
+    """Levels keep their least distance, and the largest values their precision."""
+    codes = codes_without_zero_rows(200, 300, k, short=False)
+    codes.data *= np.exp(3 * np.random.default_rng(1).standard_normal(codes.nnz)).astype(np.float32)
+    norms = np.sqrt(codes.power(2).sum(axis=1).A1)
+    codes.data *= np.repeat(length / norms, k).astype(np.float32)
+    packed = PackedCodes.pack(codes, value_bits=6, kind="fixed")
+    assert same_support(packed.to_csr(), codes)
+    assert packed.quantizer.levels.min() >= 2.0**-20
+    assert abs(packed.to_csr() - codes).max() < 0.2 * length
+    assert PackedCodes.pack(packed.to_csr(), quantizer=packed.quantizer) == packed
+
+
 def test_what_cannot_be_packed_without_scales():
     codes = codes_without_zero_rows(50, 20, 4)
     packed = PackedCodes.pack(codes, kind="fixed")

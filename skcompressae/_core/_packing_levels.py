@@ -55,14 +55,14 @@ def _prior(k: int, n_levels: int) -> NDArray[np.float64]:
     return centre[:, None] * 2.0 ** np.linspace(-0.75, 0.75, n_levels)
 
 
-def _first_grid(samples: list[NDArray[np.float64]], n_levels: int, stretch: float) -> NDArray[np.float64]:
+def _first_grid(samples: list[NDArray[np.float64]], n_levels: int, stretch: float, least: float) -> NDArray[np.float64]:
     """Return a grid whose local step is that of the Lloyd-Max codebooks of the ranks that live there."""
     ladders = np.array([lloyd_max(sample, n_levels) for sample in samples])
     centres = ladders.mean(axis=1)
     spans = ladders[:, -1] - ladders[:, 0]
     steps = np.maximum(stretch * spans / max(n_levels - 1, 1), _MIN_RATIO_STEP * centres)
     order = np.argsort(centres)
-    bottom = max(float(ladders.min()), _MIN_LEVEL)
+    bottom = max(float(ladders.min()), least)
     grid = [bottom]
     while (grid[-1] < ladders.max() or len(grid) < n_levels) and len(grid) < _MAX_GRID:
         step = np.interp(grid[-1], centres[order], steps[order])
@@ -121,10 +121,11 @@ def learn_ranked_levels(
     rows = rows[rows[:, 0] > 0]
     counts = np.count_nonzero(rows, axis=1)
     root = np.sqrt(np.sum(rows**2, axis=1) / np.maximum(counts, 1))
-    unit = 1.0
+    unit, least = 1.0, _MIN_LEVEL
     if not by_row and root.size:
         unit = float(np.sqrt(np.mean(root**2)))
         root = np.full_like(root, unit)
+        least = 1.001 * _MIN_LEVEL / unit  # also when it is rounded to float32
     relative = rows / root[:, None]
     prior = _prior(k, n_levels)
     samples = []
@@ -136,7 +137,7 @@ def learn_ranked_levels(
     best, best_loss = np.empty(0), np.inf
     best_starts = np.empty(0, dtype=np.int64)
     for stretch in _STRETCHES:
-        grid = _first_grid(samples, n_levels, stretch)
+        grid = _first_grid(samples, n_levels, stretch, least)
         for _ in range(_GRID_ITERATIONS):
             starts, loss = _windows(samples, grid, n_levels)
             if loss < best_loss:
@@ -147,7 +148,7 @@ def learn_ranked_levels(
                 chosen = np.clip(np.searchsorted(middles, sample), start, start + n_levels - 1)
                 sums += np.bincount(chosen, sample, minlength=len(grid)) / sample.size
                 hits += np.bincount(chosen, minlength=len(grid)) / sample.size
-            grid = np.maximum(np.where(hits > 0, sums / np.maximum(hits, 1e-300), grid), _MIN_LEVEL)
+            grid = np.maximum(np.where(hits > 0, sums / np.maximum(hits, 1e-300), grid), least)
             for c in range(1, len(grid)):
                 grid[c] = max(grid[c], grid[c - 1] * _MIN_RATIO)
     return np.stack([unit * best[start : start + n_levels] for start in best_starts]).astype(np.float32)
