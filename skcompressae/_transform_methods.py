@@ -439,8 +439,8 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         if not are_plain_codes(X, dtypes, n_components):
             dtypes = own_dtype_first(X, dtypes)
             X = check_array(X, accept_sparse="csr", dtype=dtypes, ensure_all_finite=False, estimator=self)
-        # without the estimator's name, as of rows
-        assert_all_finite(X, input_name="X")
+        if not get_config()["assume_finite"]:
+            assert_all_finite(X, input_name="X")  # without the estimator's name, as of rows
         if X.shape[1] != n_components:
             raise ValueError(
                 f"X has {X.shape[1]} columns, but the codes of this {type(self).__name__} have "
