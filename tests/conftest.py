@@ -34,9 +34,9 @@ BENCHMARKS, EXAMPLES, DOCS = ROOT / "benchmarks", ROOT / "examples", ROOT / "doc
 
 
 # Begun with, in this order. The first example compiles what most other tests take, which two processes would do at
-# once, so the other process has tests that need few kernels. Then those that take longest, mostly to start clusters:
+# once, so the other process has tests that need none. Then those that take longest, mostly to start clusters:
 # no process is left with one of them at the end.
-FIRST = ("examples", "triton_kernels", "architecture", "docs", "spark", "dask", "sharing")
+FIRST = ("examples", "architecture", "docs", "triton_kernels", "spark", "dask", "sharing")
 
 
 def pytest_collection_modifyitems(items):

@@ -49,9 +49,15 @@ def test_hybrid_benchmark_smoke(benchmark, tmp_path):
     assert large["params"]["rerank"] == 390
     assert large["recall_at_100"] > small["recall_at_100"] + 0.1
     peers = [row for row in rows if row not in (small, large) and row["budget_bytes"] == 8]
-    module.main([*arguments, "--n-components", "64", "--max-queries", "10", "--keep-peers", "--sizes", "8"])
+    module.main(
+        [*arguments, "--n-components", "64", "--max-queries", "10", "--keep-peers", "--sizes", "8", "--kind", "fixed"]
+    )
     again = json.loads(path.read_text())
     assert [row for row in again["results"] if row["method"] not in ("sparse", "hybrid")] == peers
+    (ours,) = (row for row in again["results"] if row["method"] in ("sparse", "hybrid"))
+    assert ours["params"]["kind"] == "fixed"
+    assert ours["size_bytes"] <= 8
+    assert "kind" not in small["params"]
     assert len(again["results"]) == len(peers) + 1
     assert again["environment_of_peers"].keys() == again["environment"].keys()
     np.save(tmp_path / "x.npy", np.random.default_rng(1).standard_normal((400, 48)).astype(np.float32))
