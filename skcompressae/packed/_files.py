@@ -9,7 +9,7 @@ import numpy as np
 
 from skcompressae._packed_io import Container, SectionSource, write_container
 from skcompressae.exceptions import CodesFormatError
-from skcompressae.packed._quantizer import ValueQuantizer, stored_quantizer
+from skcompressae.packed._quantizer import KINDS, ValueQuantizer, stored_quantizer
 from skcompressae.packed._residual import ResidualQuantizer
 from skcompressae.packed._rows import row_bytes
 from skcompressae.packed._store import PackedCodes
@@ -50,7 +50,7 @@ def check_meta(container: Container, content: str) -> tuple[int, int, int]:
     if not all(type(size) is int and size >= 0 for size in sizes):
         raise CodesFormatError(f"{container.name}: the header describes an impossible store: {meta}")
     n_rows, n_components, k = meta["n_rows"], meta["n_components"], meta["k"]
-    if meta.get("kind") not in ("ranked", "uniform", "fixed"):
+    if meta.get("kind") not in KINDS:
         raise CodesFormatError(f"{container.name}: unknown kind of quantizer {meta.get('kind')!r}")
     if not 1 <= n_components <= 1 << 20 or not 1 <= k <= n_components or not 1 <= meta["value_bits"] <= 16:
         raise CodesFormatError(f"{container.name}: the header describes an impossible store: {meta}")

@@ -21,11 +21,11 @@ from skcompressae._core._packing_levels import (
 )
 from skcompressae._core._rows import canonical_csr
 
-__all__ = ["Kind", "ValueQuantizer", "as_packable_csr", "is_int", "quantizer_rows", "stored_quantizer"]
+__all__ = ["KINDS", "Kind", "ValueQuantizer", "as_packable_csr", "is_int", "quantizer_rows", "stored_quantizer"]
 
 Array: TypeAlias = NDArray[Any]
 Kind: TypeAlias = Literal["auto", "ranked", "uniform", "fixed"]
-_KINDS = ("ranked", "uniform", "fixed")
+KINDS = ("ranked", "uniform", "fixed")
 _SAMPLE_ROWS = 4096
 # Equal steps of the maximum lose 0.0012 of recall at 6 bits and 0.0002 at 8 (k = 32); they bound every error.
 _RANKED_MAX_BITS = 6
@@ -135,7 +135,7 @@ class ValueQuantizer:
     levels: NDArray[np.float32]
 
     def __post_init__(self) -> None:
-        if self.kind not in _KINDS:
+        if self.kind not in KINDS:
             raise ValueError(f"kind must be 'ranked', 'uniform' or 'fixed', got {self.kind!r}")
         object.__setattr__(self, "value_bits", _check_value_bits(self.value_bits, self.kind))
         levels = np.array(self.levels, dtype=np.float32, order="C")
@@ -208,7 +208,7 @@ class ValueQuantizer:
         >>> quantizer.kind, quantizer.levels.shape
         ('ranked', (2, 8))
         """
-        if kind not in ("auto", *_KINDS):
+        if kind not in ("auto", *KINDS):
             raise ValueError(f"kind must be 'auto', 'ranked', 'uniform' or 'fixed', got {kind!r}")
         if kind == "auto":
             kind = "ranked" if _check_value_bits(value_bits, "auto") <= _RANKED_MAX_BITS else "uniform"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from skcompressae.packed._quantizer import Kind, ValueQuantizer, is_int
 from skcompressae.packed._residual import ResidualQuantizer, random_state_from
 from skcompressae.packed._residual_rows import residuals_of
 from skcompressae.packed._rows import row_bytes
+
+if TYPE_CHECKING:
+    from skcompressae.packed._store import PackedCodes
 
 __all__ = ["ByteSplit", "split_bytes"]
 
@@ -137,10 +140,14 @@ def split_bytes(
         raise ValueError(f"n_bytes must be at least {n_bytes - bytes_left(1)}, a nonzero and a scale; got {n_bytes}")
     learned, held_out = _samples(rows, model.norm, random_state)
 
+    def residuals(packed: PackedCodes, rows: NDArray[Any]) -> NDArray[np.float32]:
+        return residuals_of(packed, rows, model.components_, normalize=model.norm != "input")
+
     def error_of(k: int) -> float:
         model.set_params(k=k)
         packed = model.transform_packed(learned, value_bits=value_bits, kind=kind)
-        known, others = (_residuals(model, rows, packed.quantizer) for rows in (learned, held_out))
+        known = residuals(packed, learned)
+        others = residuals(model.transform_packed(held_out, quantizer=packed.quantizer), held_out)
         n_left = min(bytes_left(k), n_features)
         if n_left > 0:
             quantizer = ResidualQuantizer.fit(known, n_left, n_iter=_N_ITER)
@@ -185,9 +192,3 @@ def _samples(
 
 def _mean_square(rows: NDArray[np.float32]) -> float:
     return float(np.einsum("ij,ij->", rows, rows, dtype=np.float64)) / len(rows)
-
-
-def _residuals(model: Any, rows: NDArray[Any], quantizer: ValueQuantizer) -> NDArray[np.float32]:
-    """Return what packed codes leave of rows."""
-    packed = model.transform_packed(rows, quantizer=quantizer)
-    return residuals_of(packed, rows, model.components_, normalize=model.norm != "input")
