@@ -25,8 +25,7 @@ __all__ = [
     "save_model",
 ]
 
-# Where each public name lives. Loaded when first asked for, so that search, metrics and packed codes do not wait for
-# torch, which only the transformer needs.
+# Where each public name lives. Loaded when first asked for, so that packed codes do not wait for scikit-learn.
 _HOMES = {
     "CodeNearestNeighbors": "skcompressae._neighbors",
     "CompresSAETransformer": "skcompressae._transformer",

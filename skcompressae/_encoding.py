@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
-import torch
 from numpy.typing import NDArray
 
-from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._arrays import FloatArray, IndexArray, aligned, aligned_empty
 from skcompressae._core._compiling import readable
 from skcompressae._core._few_products import FEW_VECTORS, count_few_threads
 from skcompressae._core._few_rows import encode_few
@@ -32,9 +31,12 @@ from skcompressae._core._supports import activation_codes, candidate_activations
 from skcompressae._core._threads import effective_n_threads, row_blocks, run_blocks, run_product_blocks
 from skcompressae._core._topk import top_k
 from skcompressae._torch._cpu_engine import PreActivations
-from skcompressae._torch._device_encoder import DeviceEncoder, kept_device_encoder
+from skcompressae._torch._device_choice import Device
 from skcompressae._torch._screened import ScreenedActivations, roundings_worth_screening
 from skcompressae._torch._weights import Weights
+
+if TYPE_CHECKING:
+    from skcompressae._torch._device_encoder import DeviceEncoder
 
 __all__ = ["BLOCK_ROWS", "Encoder", "codes_to_csr", "expand_queries"]
 
@@ -57,7 +59,7 @@ class Encoder:
     candidate_factor : float
         Candidates per nonzero for the two pursuits.
     precision : {"float32", "tf32", "bfloat16"}
-    device : torch.device
+    device : Device
     scales_mean_apart : bool
         See `skcompressae._core._rows.scales_apart`.
     flattening : float, default=0
@@ -74,7 +76,7 @@ class Encoder:
         coding: str,
         candidate_factor: float,
         precision: str,
-        device: torch.device,
+        device: Device,
         scales_mean_apart: bool,
         flattening: float = 0.0,
         divisors: FloatArray | None = None,
@@ -109,6 +111,8 @@ class Encoder:
                     scales_mean_apart=False,
                 )
         else:
+            from skcompressae._torch._device_encoder import kept_device_encoder
+
             settings = precision, coding, scales_mean_apart, self._flattening
             self._on_device = kept_device_encoder(given, device, *settings, divisors=divisors)
 
@@ -165,6 +169,8 @@ class Encoder:
         if self._is_few(rows, dtype):
             yield slice(0, len(rows)), *self._encode_few(rows, k, norm)
             return
+        if len(rows) >= BLOCK_ROWS:  # a copy costs a hundredth of what they take, and saves several
+            self._weights = replace(self._weights, decoder=aligned(self._weights.decoder))
         for start, stop in row_blocks(len(rows), BLOCK_ROWS):
             _, norms, indices, raw, decoded = self._encode_unit_rows(rows[start:stop], k, norm)
             values = np.empty((stop - start, k), dtype=dtype)
@@ -330,7 +336,7 @@ class Encoder:
     def _unit_rows(self, rows: NDArray[Any]) -> tuple[FloatArray, NDArray[np.float64]]:
         """Return unit rows, valid until the next call, and norms."""
         if len(self._unit) < len(rows):
-            self._unit = np.empty(rows.shape, dtype=np.float32)
+            self._unit = aligned_empty(rows.shape, np.float32)
         x = self._unit[: len(rows)]
         norms = np.empty(len(rows))
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skcompressae._core._arrays import aligned
 from skcompressae._core._callers import caller_level
 from skcompressae._fitting import BLOCK_ROWS, MAX_SCALING_ROWS, measure_usage, refit_components, usage_factors
 from skcompressae._model_weights import unscaled_encoder
@@ -185,7 +186,7 @@ class FinishMethodsMixin(TransformMethodsMixin):
 
     def _scale_encoder(self, factors: NDArray[np.float32]) -> None:
         self.__dict__.update(  # all at once: an interrupt between them must not leave one scaled
-            encoder_weights_=self.encoder_weights_ * factors[:, None],
+            encoder_weights_=aligned(self.encoder_weights_ * factors[:, None]),
             encoder_bias_=self.encoder_bias_ * factors,
             encoder_scale_=factors,
         )

@@ -26,7 +26,7 @@ from skcompressae._progress import StepReporter
 from skcompressae._recipes import RECIPES
 from skcompressae._residual_codes import check_residual_bytes
 from skcompressae._restoring import restored_on_error
-from skcompressae._torch._devices import resolve_device
+from skcompressae._torch._device_choice import resolve_device
 from skcompressae._torch._training import Schedule, TrainingState, train
 from skcompressae._torch._weights import Moments, StepSettings
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
+from skcompressae._core._arrays import aligned
 from skcompressae._fitting import check_loss_weights
 from skcompressae._model_format import array_digest, check_array, read_model_file, write_model_file
 from skcompressae._model_weights import (
@@ -53,14 +55,13 @@ def library_versions() -> dict[str, str]:
     """Return the versions that a file records, of what computed it."""
     import safetensors
     import sklearn
-    import torch
 
     return {
         "python": platform.python_version(),
         "skcompressae": __version__,
         "numpy": np.__version__,
         "scikit-learn": sklearn.__version__,
-        "torch": torch.__version__,
+        "torch": version("torch"),
         "safetensors": safetensors.__version__,
     }
 
@@ -282,7 +283,7 @@ def _build(
     if array_digest(weights) != header["weights_sha256"]:
         raise ModelFormatError(f"{path} is damaged: its weights are not those that its header describes.")
     for name, attribute in WEIGHT_NAMES.items():
-        setattr(model, attribute, weights[name])
+        setattr(model, attribute, aligned(weights[name]))
     model.n_features_in_ = n_features
     if header["feature_names_in"] is not None:
         names = header["feature_names_in"]

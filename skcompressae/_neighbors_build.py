@@ -116,9 +116,9 @@ class IndexBuildMixin:
         kind, _, number = self.device.partition(":")
         if kind not in ("cuda", "auto") or (number and not (kind == "cuda" and number.isdigit())):
             raise ValueError(f"device must be 'cpu', 'cuda', 'cuda:<number>' or 'auto', got device={self.device!r}")
-        import torch
+        from skcompressae._torch._device_choice import finds_cuda
 
-        if torch.cuda.is_available():
+        if finds_cuda():
             return "cuda" if kind == "auto" else self.device
         if kind == "auto":
             return "cpu"

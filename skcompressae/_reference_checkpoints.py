@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_scalar
 
@@ -177,6 +176,8 @@ def to_reference_checkpoint(model: CompresSAETransformer, path: str | os.PathLik
     >>> {key: tuple(tensor.shape) for key, tensor in state.items()}
     {'encoder_w': (8, 16), 'encoder_b': (16,), 'decoder_w': (16, 8)}
     """
+    import torch
+
     check_compressor(model)
     encoder, bias = unscaled_encoder(model)  # the reference's values are activations
     check_finite({**stored_weights(model), "encoder_weights": encoder, "encoder_bias": bias})
@@ -189,6 +190,8 @@ def to_reference_checkpoint(model: CompresSAETransformer, path: str | os.PathLik
 
 def _read(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Return encoder_w, encoder_b and decoder_w, finite and of shapes that fit each other."""
+    import torch
+
     with path.open("rb") as stream:
         try:
             _check_sums(stream)

@@ -9,7 +9,6 @@ import zipfile
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from skcompressae.exceptions import ModelFormatError
@@ -38,6 +37,8 @@ def state_array(path: str | os.PathLike[str], key: str, tensor: Any) -> NDArray[
     ModelFormatError
         If it is no dense floating point tensor of finite numbers, all of them in the file.
     """
+    import torch
+
     if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or not tensor.is_floating_point():
         kind = f"a tensor of {tensor.dtype}" if isinstance(tensor, torch.Tensor) else f"a {type(tensor).__name__}"
         raise ModelFormatError(f"{path}: {key} must be a dense tensor of floating point numbers; got {kind}.")

@@ -30,7 +30,7 @@ from skcompressae._plain_rows import (
 from skcompressae._recipes import RECIPES
 from skcompressae._residual_codes import with_residual_codes
 from skcompressae._restoring import twin_of
-from skcompressae._torch._devices import resolve_device
+from skcompressae._torch._device_choice import CPU, resolve_device
 from skcompressae._torch._weights import Weights
 from skcompressae.packed import PackedCodes, ResidualQuantizer, ValueQuantizer
 from skcompressae.packed._quantizer import Kind, quantizer_rows
@@ -255,7 +255,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         device = resolve_device(model.device)
         # float64 codes are decoded in float64, which MPS does not have.
         on_device = device.type == "cuda" or (device.type == "mps" and codes.dtype == np.float32)
-        return model._encoder(device if on_device else resolve_device("cpu")).decode(codes)
+        return model._encoder(device if on_device else CPU).decode(codes)
 
     def transform_query(self, X: ArrayLike, n_nonzero: int | None = None) -> Any:
         """Expand dense queries into code space, for engines of sparse dot products.

@@ -98,10 +98,6 @@ def test_torch_layer_knows_core_only():
 def test_what_else_imports_torch_is_listed():
     importers = {module for module, imported in imports_within("skcompressae") if is_within(imported, "torch")}
     assert {module for module in importers if not is_within(module, "skcompressae._torch")} == {
-        "skcompressae._cli._main",  # limits its threads
-        "skcompressae._encoding",
-        "skcompressae._model_io",  # for its version
-        "skcompressae._neighbors_build",  # looks for a GPU
         "skcompressae._reference_checkpoints",
         "skcompressae._state_dicts",
         "skcompressae.sentence_transformers",
@@ -201,13 +197,19 @@ def run_alone(code):
     return finished.stdout.split()
 
 
-def test_search_metrics_and_packed_codes_do_not_load_torch():
+def test_what_computes_on_a_cpu_does_not_load_torch():
     light = [
         "skcompressae",
+        "skcompressae._cli._main",
+        "skcompressae._neighbors",
+        "skcompressae._torch._cpu_engine",
+        "skcompressae._torch._training",
+        "skcompressae._transformer",
+        "skcompressae.engines",
         "skcompressae.exceptions",
         "skcompressae.metrics",
         "skcompressae.packed",
-        "skcompressae._neighbors",
+        "skcompressae.persistence",
         *(name for name in MODULES if is_within(name, "skcompressae._core")),
     ]
     code = f"import importlib, sys\nfor name in {light}: importlib.import_module(name)\nprint('torch' in sys.modules)"

@@ -4,8 +4,10 @@ import copy
 import errno
 import json
 import os
+import sys
 import zipfile
 import zlib
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
+import torch
 from cli_cases import refuses, refuses_usage
 
 from skcompressae import CodeNearestNeighbors, CompresSAETransformer, PackedCodes, metrics
-from skcompressae._cli import _encode, _export, _npz
+from skcompressae._cli import _encode, _export, _main, _npz
 from skcompressae._cli._main import main
 from skcompressae._cli._models import matching_model
 from skcompressae._cli._npy import NpyRows
@@ -180,6 +183,29 @@ def test_threads_are_as_many_as_asked_for(files, monkeypatch):
     monkeypatch.setattr(_encode, "_encoded", lambda *rest: seen.append(effective_n_threads()) or encoded(*rest))
     assert main(["encode", "model.safetensors", "x.npy", "c.npz", "-q", "--threads", "3"]) == 0
     assert seen == [3]
+
+
+@pytest.mark.parametrize("before", [None, "7"])
+def test_torch_that_is_loaded_later_has_as_many_threads(monkeypatch, before):
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setenv("OMP_NUM_THREADS", "0")  # set back at the end in any case
+    if before is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", before)
+    with ExitStack() as stack:
+        _main._limit_threads(3, stack)
+        assert os.environ["OMP_NUM_THREADS"] == "3"
+        assert effective_n_threads() == 3
+    assert os.environ.get("OMP_NUM_THREADS") == before
+
+
+def test_torch_that_is_loaded_has_as_many_threads():
+    before = torch.get_num_threads()
+    with ExitStack() as stack:
+        _main._limit_threads(before + 1, stack)
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
 
 
 def test_models_are_saved_without_what_is_the_machines(files, embeddings):

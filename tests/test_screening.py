@@ -25,7 +25,7 @@ from skcompressae._core._screening import (
     survive,
 )
 from skcompressae._core._supports import activation_codes
-from skcompressae._torch import _screened
+from skcompressae._torch import _rounded_products, _screened
 from skcompressae._torch._screened import ScreenedActivations
 
 INT16 = pytest.param("int16", marks=needs_avx2)
@@ -370,14 +370,14 @@ def test_what_is_screened_is_what_the_processor_multiplies_fast(monkeypatch):
     monkeypatch.setattr(_screened, "MULTIPLIES_BFLOAT16", True)
     monkeypatch.setattr(_screened, "MULTIPLIES_INT8", True)
     monkeypatch.setattr(_screened, "MULTIPLIES_INT16", False)
-    monkeypatch.setattr(_screened, "_has_integer_product", lambda: True)
+    monkeypatch.setattr(_rounded_products, "has_integer_product", lambda: True)
     assert _screened.roundings_worth_screening(4096, 768) == ["int8", "bfloat16"]
     assert _screened.roundings_worth_screening(64, 768) == []
     assert _screened.roundings_worth_screening(4096, 159) == []
     assert _screened.roundings_worth_screening(4096, 160) == ["int8", "bfloat16"]
     # sums of so many products might leave 32 bits
     assert _screened.roundings_worth_screening(4096, 140_000) == ["bfloat16"]
-    monkeypatch.setattr(_screened, "_has_integer_product", lambda: False)
+    monkeypatch.setattr(_rounded_products, "has_integer_product", lambda: False)
     assert _screened.roundings_worth_screening(4096, 768) == ["bfloat16"]
     monkeypatch.setattr(_screened, "MULTIPLIES_BFLOAT16", False)
     assert _screened.roundings_worth_screening(4096, 768) == []
@@ -399,7 +399,7 @@ def test_integer_products_are_tried_before_they_are_trusted(monkeypatch, fault):
 
     monkeypatch.setattr(torch, "_int_mm", multiply)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    assert _screened._has_integer_product.__wrapped__() == (fault == "none")
+    assert _rounded_products.has_integer_product.__wrapped__() == (fault == "none")
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)

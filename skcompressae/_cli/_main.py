@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import textwrap
 import warnings
@@ -158,10 +159,21 @@ def _show_warnings_in_one_line(is_quiet: bool) -> None:
 
 def _limit_threads(n_threads: int, stack: ExitStack) -> None:
     import numpy  # noqa: F401 - the library that is limited has to be loaded
-    import torch
     from threadpoolctl import threadpool_limits
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(n_threads)
-    stack.callback(torch.set_num_threads, before)
+    torch = sys.modules.get("torch")
+    if torch is None:  # what is not loaded, as it may never be needed, reads the environment then
+        before = os.environ.get("OMP_NUM_THREADS")
+        os.environ["OMP_NUM_THREADS"] = str(n_threads)
+        stack.callback(_set_back, "OMP_NUM_THREADS", before)
+    else:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(n_threads)
     stack.enter_context(threadpool_limits(n_threads))
+
+
+def _set_back(name: str, before: str | None) -> None:
+    if before is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = before

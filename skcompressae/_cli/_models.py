@@ -95,7 +95,7 @@ def checked_model(model: Any, parameters: dict[str, Any]) -> Any:
     UsageError
         If a value is none that the parameter takes, or this machine has no such device.
     """
-    from skcompressae._torch._devices import resolve_device
+    from skcompressae._torch._device_choice import resolve_device
 
     model.set_params(**parameters)
     try:

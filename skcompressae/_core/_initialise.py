@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from skcompressae._core._arrays import FloatArray
+from skcompressae._core._arrays import FloatArray, aligned
 
 __all__ = ["check_memory", "data_weights", "is_anisotropic", "kaiming_weights"]
 
@@ -91,7 +91,7 @@ def data_weights(
     is_nothing = ~decoder.any(axis=1)
     decoder[is_nothing] = random_directions[is_nothing]
     _normalise(decoder)
-    return decoder.copy(), np.zeros(n_components, dtype=np.float32), decoder
+    return aligned(decoder.copy()), np.zeros(n_components, dtype=np.float32), aligned(decoder)
 
 
 def kaiming_weights(
@@ -102,4 +102,4 @@ def kaiming_weights(
     encoder = random_state.uniform(-bound, bound, (n_components, n_features)).astype(np.float32)
     decoder = random_state.uniform(-1.0, 1.0, (n_components, n_features)).astype(np.float32)
     _normalise(decoder)
-    return encoder, np.zeros(n_components, dtype=np.float32), decoder
+    return aligned(encoder), np.zeros(n_components, dtype=np.float32), aligned(decoder)

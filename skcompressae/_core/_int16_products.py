@@ -20,7 +20,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._arrays import FloatArray, IndexArray, aligned_empty
 from skcompressae._core._compiling import njit
 from skcompressae._core._gathers import FAST
 from skcompressae._core._integer_products import dithers, largest_magnitude, of_latents
@@ -129,7 +129,7 @@ def round_to_int16(
     width = -(-n_columns // _COLUMN_STEP) * _COLUMN_STEP
     n_groups = -(-n_rows // rows_per_group)
     rounded = Int16Rows(
-        np.empty((n_groups, width // 2, rows_per_group, 2), dtype=np.int16),
+        aligned_empty((n_groups, width // 2, rows_per_group, 2), np.int16),
         *(np.empty(n_rows, dtype=np.float32) for _ in range(4)),
     )
     run_blocks(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._arrays import FloatArray, IndexArray, aligned_empty
 from skcompressae._core._rows import codes_to_csr, decode_csr
 from skcompressae._core._sparse_step import BATCH_ROWS, add_tile_sums, group_by_latent
 from skcompressae._core._threads import row_blocks, run_blocks
@@ -56,7 +56,8 @@ def refitted_decoder(
     """
     codes = _Codes(indices, values, len(decoder), n_threads, leaves_out_mean=keeps_mean)
     mean = decoder[0]
-    refitted = np.zeros_like(decoder)
+    refitted = aligned_empty(decoder.shape, decoder.dtype)
+    refitted.fill(0)
     for number, (start, stop) in enumerate(codes.blocks):
         x = rows(start, stop)
         if keeps_mean:

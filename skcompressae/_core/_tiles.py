@@ -17,6 +17,7 @@ from numba import types
 from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 
+from skcompressae._core._arrays import aligned_empty
 from skcompressae._core._compiling import njit
 from skcompressae._core._lanes import N_LANES, broadcast
 from skcompressae._core._words import halves, round_row
@@ -149,4 +150,4 @@ def empty_tiles(leading_shape: tuple[int, ...], n_columns: int, dtype: Any) -> N
     """Allocate tiles of an array of so many columns, of shape (n_tiles, *leading_shape, columns or words of a tile)."""
     n_tiles = -(-n_columns // TILE_COLUMNS)
     width = TILE_COLUMNS // 2 if dtype == np.uint32 else TILE_COLUMNS
-    return np.empty((n_tiles, *leading_shape, width), dtype=dtype)
+    return aligned_empty((n_tiles, *leading_shape, width), dtype)

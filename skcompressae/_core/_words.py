@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from skcompressae._core._arrays import FloatArray, WordArray
+from skcompressae._core._arrays import FloatArray, WordArray, aligned_empty
 from skcompressae._core._compiling import njit
 from skcompressae._core._lanes import N_LANES, broadcast, folded
 from skcompressae._core._threads import run_blocks
@@ -75,7 +75,7 @@ def _round_rows(rows: Any, words: Any, start: Any, stop: Any) -> None:
 
 def round_rows(rows: FloatArray, *, n_threads: int) -> WordArray:
     """Return float32 rows of shape (n_rows, n_columns) as words of shape (n_rows, h), uint32, h a multiple of 16."""
-    words = np.empty((len(rows), -(-rows.shape[1] // (2 * N_LANES)) * N_LANES), dtype=np.uint32)
+    words = aligned_empty((len(rows), -(-rows.shape[1] // (2 * N_LANES)) * N_LANES), np.uint32)
     run_blocks(lambda start, stop: _round_rows(rows, words, start, stop), len(rows), 256, n_threads)
     return words
 

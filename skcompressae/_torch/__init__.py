@@ -1,1 +1,1 @@
-"""Everything that imports torch: devices, products, the model on an accelerator, the training loop."""
+"""Training, encoding on devices, and all that torch computes. On the CPU, torch is loaded where it multiplies only."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skcompressae._core._adam import apply_adam
-from skcompressae._core._arrays import FloatArray, IndexArray, WordArray
+from skcompressae._core._arrays import FloatArray, IndexArray, WordArray, aligned_empty
 from skcompressae._core._few_products import FEW_VECTORS, count_few_threads, multiply_few
 from skcompressae._core._int16_products import MAX_COLUMNS, Int16Encoder
 from skcompressae._core._neighborhood import neighborhood_gradients
@@ -32,9 +32,6 @@ from skcompressae._core._sparse_step import (
 from skcompressae._core._threads import effective_n_threads, row_blocks, run_blocks, run_product_blocks
 from skcompressae._core._topk import top_k
 from skcompressae._core._words import round_rows
-from skcompressae._torch._devices import own_modes
-from skcompressae._torch._staging import tensor_of
-from skcompressae._torch._torch_threads import hold_torch_threads, torch_threads
 from skcompressae._torch._weights import Moments, StepLosses, StepSettings, Weights, adam_rates
 
 if TYPE_CHECKING:
@@ -91,15 +88,18 @@ class PreActivations:
 
     def hold_torch_threads(self) -> AbstractContextManager[None]:
         """Where torch multiplies, hold the calling thread's number of threads while others do so."""
-        is_torch = self._rounded_encoder is not None and not isinstance(self._rounded_encoder, Int16Encoder)
-        return hold_torch_threads() if is_torch else nullcontext()
+        if self._rounded_encoder is None or isinstance(self._rounded_encoder, Int16Encoder):
+            return nullcontext()
+        from skcompressae._torch._torch_threads import hold_torch_threads
+
+        return hold_torch_threads()
 
     def __call__(self, x: FloatArray, n_threads: int) -> FloatArray:
         """Return products of shape (n_rows, n_components), valid until this thread's next call."""
         n_rows = x.shape[0]
         buffer = getattr(self._buffers, "block", None)
         if buffer is None or len(buffer) < n_rows:
-            buffer = self._buffers.block = np.empty((n_rows, self.encoder.shape[0]), dtype=self.encoder.dtype)
+            buffer = self._buffers.block = aligned_empty((n_rows, len(self.encoder)), self.encoder.dtype)
         block = buffer[:n_rows]
         if self._rounded_encoder is None and n_rows <= FEW_VECTORS:
             multiply_few(x, self.encoder, block, min(n_threads, count_few_threads(n_rows, self.encoder)))
@@ -110,6 +110,9 @@ class PreActivations:
             return block  # divided by now
         else:
             import torch
+
+            from skcompressae._torch._devices import own_modes
+            from skcompressae._torch._torch_threads import torch_threads
 
             with torch_threads(n_threads), own_modes(torch.device("cpu")):
                 if MULTIPLIES_BFLOAT16:
@@ -124,6 +127,8 @@ class PreActivations:
 def to_bfloat16(array: FloatArray) -> Any:
     """Return a tensor of the array rounded to bfloat16."""
     import torch
+
+    from skcompressae._torch._staging import tensor_of
 
     return tensor_of(array).to(torch.bfloat16)
 
@@ -167,8 +172,8 @@ class CpuEngine:
         self._ranks = ranks
         self._n_threads = effective_n_threads()
         self._pre_activations: PreActivations | None = None
-        encoder, bias, decoder = weights.arrays
-        self._gradients = np.empty_like(encoder), np.empty_like(bias), np.empty_like(decoder)
+        encoder, bias, decoder = (aligned_empty(array.shape, array.dtype) for array in weights.arrays)
+        self._gradients = encoder, bias, decoder
 
     def step(self, row_indices: NDArray[np.intp], learning_rate: float) -> StepLosses:
         """Take one optimiser step on a batch of rows."""
@@ -256,7 +261,7 @@ class CpuEngine:
 
     def _unit_rows(self, row_indices: NDArray[np.intp]) -> FloatArray:
         """Copy rows and divide each by its norm."""
-        x = np.empty((len(row_indices), self._rows.shape[1]), dtype=np.float32)
+        x = aligned_empty((len(row_indices), self._rows.shape[1]), np.float32)
 
         def copy(start: int, stop: int) -> None:
             unit_rows(self._rows[row_indices[start:stop]], out=x[start:stop])

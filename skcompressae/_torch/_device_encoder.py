@@ -21,6 +21,7 @@ from skcompressae._core._rows import scales_apart
 from skcompressae._core._threads import copy_rows, row_blocks
 from skcompressae._torch import _devices
 from skcompressae._torch._codes import Codes, encode_unit_rows, flattened, scale_factors
+from skcompressae._torch._device_choice import Device
 from skcompressae._torch._encode_graph import EncodeGraphs
 from skcompressae._torch._products import Products
 from skcompressae._torch._pursuit import GramTable
@@ -251,7 +252,7 @@ def _sample(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def kept_device_encoder(
-    weights: Weights, device: torch.device, *settings: Any, divisors: FloatArray | None = None
+    weights: Weights, device: Device, *settings: Any, divisors: FloatArray | None = None
 ) -> DeviceEncoder:
     """Return an encoder of these arrays, the one of an earlier call where there was one.
 
@@ -289,7 +290,7 @@ def _forget(source: weakref.ref[Any]) -> None:
         _kept[:] = [kept for kept in _kept if all(source is not other for other in kept.sources)]
 
 
-def drop_kept_encoders(device: torch.device) -> bool:
+def drop_kept_encoders(device: Device) -> bool:
     """Let go of the encoders that are kept on a device, for their memory; tell whether there were any."""
     device = _devices.with_index(device)
     with _keeping:

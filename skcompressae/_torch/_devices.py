@@ -1,4 +1,4 @@
-"""Choose and describe the device that trains and encodes."""
+"""Describe devices to torch, and set how it computes on them."""
 
 from __future__ import annotations
 
@@ -11,36 +11,32 @@ from typing import Any
 
 import torch
 
-__all__ = ["has_float64", "matmul_precision", "own_modes", "resolve_device", "uses_triton", "with_index"]
+from skcompressae._torch._device_choice import CPU, Device
+
+__all__ = [
+    "existing_device",
+    "has_float64",
+    "matmul_precision",
+    "own_modes",
+    "torch_device",
+    "uses_triton",
+    "with_index",
+]
 
 # The oldest Triton that the kernels were compiled and interpreted with; it came with torch 2.7.
 _MIN_TRITON = (3, 3)
-_CPU = torch.device("cpu")
 # torch has one setting of float32 products for all threads, and reads it as a product is launched.
 _launching = RLock()
 
 
-def resolve_device(device: str) -> torch.device:
-    """Turn a `device` parameter into a torch device that exists.
-
-    Parameters
-    ----------
-    device : str
-        "auto" takes CUDA, then MPS, then the CPU; anything else is a torch device string such as "cuda:1".
-
-    Raises
-    ------
-    ValueError
-        If the string is no torch device, or this machine has no such device.
-    """
-    if device == "cpu":
-        return _CPU
+def existing_device(device: str) -> Device:
+    """Do what :func:`resolve_device` does, by asking torch."""
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         if torch.backends.mps.is_available():
             return torch.device("mps")
-        return _CPU
+        return CPU
     try:
         resolved = torch.device(device)
     except RuntimeError as error:
@@ -57,14 +53,19 @@ def resolve_device(device: str) -> torch.device:
             raise ValueError("device='mps' was asked for, but torch has no MPS here. Use device='auto'.")
     elif resolved.type != "cpu":
         raise ValueError(f"device must be 'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'; got {device!r}.")
-    return resolved
+    return CPU if resolved.type == "cpu" else resolved
 
 
-def with_index(device: torch.device) -> torch.device:
-    """Return the device that "cuda" without a number means now."""
-    return (
-        torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" and device.index is None else device
-    )
+def torch_device(device: Device) -> torch.device:
+    """Return a device as torch knows it, the CPU included."""
+    return device if isinstance(device, torch.device) else torch.device(device.type)
+
+
+def with_index(device: Device) -> torch.device:
+    """Return the device, as torch knows it, that "cuda" without a number means now."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch_device(device)
 
 
 @lru_cache(maxsize=1)

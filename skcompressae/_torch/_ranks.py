@@ -9,7 +9,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -19,14 +18,15 @@ from numpy.typing import NDArray
 
 from skcompressae._core._arrays import FloatArray
 from skcompressae._core._threads import row_blocks
+from skcompressae._torch._device_choice import Device
+from skcompressae._torch._devices import torch_device
+from skcompressae._torch._sharing import is_shared
 
-__all__ = ["Ranks", "current_ranks", "data_parallel"]
+__all__ = ["Ranks", "data_parallel"]
 
 # Rows of X by which ranks are compared, evenly spaced: all of a large file would take longer to read than to train on.
 _MAX_COMPARED_ROWS = 65_536
 _COMPARED_BLOCK_ROWS = 4096
-
-_is_active: ContextVar[bool] = ContextVar("skcompressae_data_parallel", default=False)
 
 
 @contextmanager
@@ -84,16 +84,11 @@ def data_parallel() -> Iterator[None]:
             "data_parallel() needs torch's default process group, and there is none. Call "
             "torch.distributed.init_process_group first, in processes started by torchrun."
         )
-    token = _is_active.set(True)
+    token = is_shared.set(True)
     try:
         yield
     finally:
-        _is_active.reset(token)
-
-
-def current_ranks(device: torch.device) -> Ranks | None:
-    """Return the ranks that share the training inside :func:`data_parallel`, else None."""
-    return Ranks(device) if _is_active.get() else None
+        is_shared.reset(token)
 
 
 class Ranks:
@@ -101,14 +96,14 @@ class Ranks:
 
     Parameters
     ----------
-    device : torch.device
+    device : Device
         Where gradients are.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: Device) -> None:
         self.rank = torch.distributed.get_rank()
         self.n_ranks = torch.distributed.get_world_size()
-        self._device = device
+        self._device = torch_device(device)
 
     def check_alike(self, description: str, rows: NDArray[Any], *arrays: NDArray[np.generic]) -> None:
         """Raise ValueError on all ranks if descriptions, rows (a sample of many) or arrays differ between any two."""

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
+from contextlib import AbstractContextManager, nullcontext
 from threading import local
 from typing import Any
 
 import numpy as np
-import torch
 
-from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._arrays import FloatArray, IndexArray, aligned_empty
 from skcompressae._core._deciding import decide
 from skcompressae._core._int16_products import MAX_COLUMNS, Int16Encoder
-from skcompressae._core._integer_products import IntegerProducts, dithers, of_latents, round_rows
 from skcompressae._core._processor import MULTIPLIES_BFLOAT16, MULTIPLIES_INT8, MULTIPLIES_INT16
 from skcompressae._core._screening import (
     ErrorBounds,
     RoundedRows,
     Survivors,
-    distances_to,
-    error_bounds,
     integer_error_bounds,
     n_computed,
     room_for,
     survive,
 )
 from skcompressae._core._threads import run_product_blocks
-from skcompressae._torch._cpu_engine import to_bfloat16
-from skcompressae._torch._torch_threads import hold_torch_threads, torch_threads
 
 __all__ = ["ScreenedActivations", "roundings_worth_screening"]
 
@@ -57,108 +50,14 @@ def roundings_worth_screening(n_rows: int, n_features: int) -> list[str]:
         roundings.append("int16")
     if n_rows < _MIN_ROWS:
         return roundings
-    if MULTIPLIES_INT8 and n_features <= _MAX_COLUMNS and _has_integer_product():
-        roundings.append("int8")
+    if MULTIPLIES_INT8 and n_features <= _MAX_COLUMNS:
+        from skcompressae._torch._rounded_products import has_integer_product
+
+        if has_integer_product():
+            roundings.append("int8")
     if MULTIPLIES_BFLOAT16:
         roundings.append("bfloat16")
     return roundings
-
-
-@lru_cache(maxsize=1)
-def _has_integer_product() -> bool:
-    """Whether torch multiplies 8-bit integers on the CPU exactly, and not in a plain loop, as it does without oneDNN.
-
-    Before torch 2.4 it did not at all, and oneDNN that is held to older instructions (ONEDNN_MAX_CPU_ISA) adds pairs of
-    products in 16 bits. So a product that would leave those is tried.
-    """
-    if not (hasattr(torch, "_int_mm") and torch.backends.mkldnn.is_available()):  # type: ignore[no-untyped-call]
-        return False
-    left = np.full((64, 128), 127, dtype=np.int8)
-    right = np.where(np.arange(96)[:, None] % 4 < np.arange(128) % 5, 127, -127).astype(np.int8)
-    try:
-        found = torch._int_mm(torch.from_numpy(left), torch.from_numpy(right).T)
-    except RuntimeError:  # there is no such kernel for the CPU, or not for this processor
-        return False
-    return bool((found.numpy() == left.astype(np.int32) @ right.T.astype(np.int32)).all())
-
-
-class _Buffers:
-    """Arrays that a thread uses again for every block of rows."""
-
-    def __init__(self, dtypes: list[torch.dtype], n_columns: int) -> None:
-        self._dtypes, self._n_columns, self._local = dtypes, n_columns, local()
-
-    def of_rows(self, n_rows: int) -> list[torch.Tensor]:
-        """Return views of `n_rows` rows, valid until this thread's next call."""
-        held = getattr(self._local, "held", None)
-        if held is None or len(held[0]) < n_rows:
-            shape = n_rows, self._n_columns
-            held = self._local.held = [torch.empty(shape, dtype=dtype, device="cpu") for dtype in self._dtypes]
-        return [tensor[:n_rows] for tensor in held]
-
-
-class _Bfloat16Products:
-    """Products of rows and encoder, both rounded to bfloat16."""
-
-    is_fine = False  # whether errors are so small that few thresholds are within them
-
-    def __init__(self, encoder: FloatArray, bias: FloatArray, divisors: FloatArray | None, n_threads: int) -> None:
-        self._divisors = divisors
-        self.bias = bias
-        self._rounded = to_bfloat16(encoder)
-        self.bounds: ErrorBounds = error_bounds(
-            encoder, self._rounded.to(torch.float32).numpy(), bias, divisors, n_threads=n_threads
-        )
-        self._buffers = _Buffers([torch.bfloat16, torch.float32], len(encoder))
-
-    def centre_on(self, x: FloatArray) -> None:
-        """Do nothing: bfloat16 is as exact in columns far from 0 as in others."""
-
-    def __call__(self, x: FloatArray, rounded: RoundedRows, n_threads: int) -> FloatArray:
-        rounded_x = to_bfloat16(x)
-        distances_to(x, rounded_x.to(torch.float32).numpy(), rounded.distances)
-        rounded.steps.fill(0)
-        rounded.norms.fill(0)
-        rounded_products, in_float32 = self._buffers.of_rows(len(x))
-        with torch_threads(n_threads):
-            in_float32.copy_(torch.mm(rounded_x, self._rounded.T, out=rounded_products))
-        products: FloatArray = in_float32.numpy()
-        if self._divisors is not None:
-            products /= self._divisors
-        return products
-
-
-class _IntegerProducts:
-    """Products of rows and encoder, both rounded to 8-bit integers with a dither."""
-
-    is_fine = False
-
-    def __init__(self, encoder: FloatArray, bias: FloatArray, divisors: FloatArray | None, n_threads: int) -> None:
-        self._encoder, self._bias, self._divisors = encoder, bias, divisors
-        self._centre: FloatArray | None = None
-        self.bias = bias
-        self._dither, self._encoder_dither = dithers(encoder.shape[1])
-        rounded = round_rows(encoder, self._encoder_dither, self._dither, n_threads=n_threads)
-        self._integers = torch.from_numpy(rounded.integers)
-        self._factors, self._offsets = of_latents(
-            rounded.steps, rounded.offsets, divisors, (self._dither, self._encoder_dither)
-        )
-        self.bounds: ErrorBounds = integer_error_bounds(rounded, encoder.shape[1], bias, divisors)
-        self._buffers = _Buffers([torch.int32], len(encoder))
-
-    def centre_on(self, x: FloatArray) -> None:
-        """Subtract the mean of these rows from all that follow."""
-        self._centre = x.mean(axis=0, dtype=np.float64).astype(np.float32)
-        shift = np.einsum("ij,j->i", self._encoder, self._centre, dtype=np.float64)
-        self.bias = (self._bias + (shift if self._divisors is None else shift / self._divisors)).astype(np.float32)
-
-    def __call__(self, x: FloatArray, rounded: RoundedRows, n_threads: int) -> IntegerProducts:
-        rows = round_rows(x, self._dither, self._encoder_dither, self._centre, n_threads=n_threads)
-        rounded.distances[:], rounded.steps[:], rounded.norms[:] = rows.distances, rows.steps, rows.norms
-        (sums,) = self._buffers.of_rows(len(x))
-        with torch_threads(n_threads):
-            torch._int_mm(torch.from_numpy(rows.integers), self._integers.T, out=sums)
-        return IntegerProducts(sums.numpy(), self._factors, self._offsets, rows.offsets)
 
 
 class _Int16Products:
@@ -170,23 +69,31 @@ class _Int16Products:
         self.bias = np.empty(0, dtype=np.float32)  # products contain it
         self._encoder = Int16Encoder(encoder, divisors, bias, n_threads=n_threads)
         self.bounds: ErrorBounds = integer_error_bounds(self._encoder.rounded, encoder.shape[1], bias, divisors)
-        self._buffers = _Buffers([torch.float32], len(encoder))
+        self._n_latents, self._local = len(encoder), local()
+
+    def hold_threads(self) -> AbstractContextManager[None]:
+        """Do nothing: torch multiplies nothing here."""
+        return nullcontext()
 
     def centre_on(self, x: FloatArray) -> None:
         """Do nothing: steps are fine enough for the other columns where one is far from 0."""
 
     def __call__(self, x: FloatArray, rounded: RoundedRows, n_threads: int) -> FloatArray:
-        products: FloatArray = self._buffers.of_rows(len(x))[0].numpy()
+        held = getattr(self._local, "products", None)
+        if held is None or len(held) < len(x):
+            held = self._local.products = aligned_empty((len(x), self._n_latents), np.float32)
+        products: FloatArray = held[: len(x)]
         rows = self._encoder.multiply(x, products, n_threads=n_threads)
         rounded.distances[:], rounded.steps[:], rounded.norms[:] = rows.distances, rows.steps, rows.norms
         return products
 
 
-_PRODUCTS: dict[str, Callable[..., Any]] = {
-    "int8": _IntegerProducts,
-    "int16": _Int16Products,
-    "bfloat16": _Bfloat16Products,
-}
+def _products(rounding: str) -> Any:
+    if rounding == "int16":
+        return _Int16Products
+    from skcompressae._torch._rounded_products import PRODUCTS
+
+    return PRODUCTS[rounding]
 
 
 class ScreenedActivations:
@@ -213,7 +120,7 @@ class ScreenedActivations:
         n_threads: int,
     ) -> None:
         self._encoder, self._bias, self._divisors = encoder, bias, divisors
-        self._multiply = _PRODUCTS[rounding](encoder, bias, divisors, n_threads)
+        self._multiply = _products(rounding)(encoder, bias, divisors, n_threads)
         self._bounds = self._multiply.bounds
         self.is_fine: bool = self._multiply.is_fine
         self._n_asked = self._n_recomputed = 0
@@ -281,7 +188,7 @@ class ScreenedActivations:
                 n_threads=n_threads,
             )
 
-        with hold_torch_threads():
+        with self._multiply.hold_threads():
             run_product_blocks(propose, len(x), block_rows, n_threads)
         self._n_asked += n * len(x)
         self._n_recomputed += n_computed(survivors, len(self._encoder))

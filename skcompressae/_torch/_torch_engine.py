@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from skcompressae._core._threads import row_blocks
 from skcompressae._torch import _devices
+from skcompressae._torch._device_choice import Device
+from skcompressae._torch._devices import torch_device
 from skcompressae._torch._products import Products
 from skcompressae._torch._ranks import Ranks
 from skcompressae._torch._selection import select_dense
@@ -106,7 +108,7 @@ class TorchEngine:
     weights : Weights
     moments : Moments
     settings : StepSettings
-    device : torch.device
+    device : Device
     ranks : Ranks or None, default=None
         The processes that share every batch.
     captures : bool or None, default=None
@@ -120,11 +122,12 @@ class TorchEngine:
         weights: Weights,
         moments: Moments,
         settings: StepSettings,
-        device: torch.device,
+        device: Device,
         ranks: Ranks | None = None,
         *,
         captures: bool | None = None,
     ) -> None:
+        device = torch_device(device)
         self._device = device
         self._ranks = ranks
         self._settings = settings

@@ -7,20 +7,21 @@ import warnings
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from skcompressae._core._callers import caller_level
 from skcompressae._core._random_states import plain_random_state
 from skcompressae._torch._cpu_engine import CpuEngine
-from skcompressae._torch._device_encoder import drop_kept_encoders
-from skcompressae._torch._ranks import Ranks, current_ranks
-from skcompressae._torch._torch_engine import TorchEngine, is_out_of_memory
+from skcompressae._torch._device_choice import Device
+from skcompressae._torch._sharing import is_shared
 from skcompressae._torch._weights import Engine, Losses, Moments, StepSettings, Weights
 from skcompressae.exceptions import DeviceMemoryWarning
+
+if TYPE_CHECKING:
+    from skcompressae._torch._ranks import Ranks
 
 __all__ = ["Schedule", "TrainingResult", "TrainingState", "reads_in_runs", "train"]
 
@@ -102,12 +103,23 @@ def _make_engine(
     weights: Weights,
     moments: Moments,
     settings: StepSettings,
-    device: torch.device,
+    device: Device,
     ranks: Ranks | None = None,
 ) -> Engine:
     if device.type == "cpu":
         return CpuEngine(rows, weights, moments, settings, ranks)
+    from skcompressae._torch._torch_engine import TorchEngine
+
     return TorchEngine(rows, weights, moments, settings, device, ranks)
+
+
+def _current_ranks(device: Device) -> Ranks | None:
+    """Return the ranks that share the training inside `data_parallel`, else None."""
+    if not is_shared.get():
+        return None
+    from skcompressae._torch._ranks import Ranks
+
+    return Ranks(device)
 
 
 class _BatchSampler:
@@ -176,7 +188,7 @@ def train(
     state: TrainingState,
     settings: StepSettings,
     schedule: Schedule,
-    device: torch.device,
+    device: Device,
     random_state: np.random.RandomState,
     *,
     n_iter_no_change: int | None,
@@ -196,7 +208,7 @@ def train(
         Starting point, or where an earlier training was; its arrays are updated in place on the CPU.
     settings : StepSettings
     schedule : Schedule
-    device : torch.device
+    device : Device
     random_state : RandomState
     n_iter_no_change : int or None
         Evaluations without a new best validation loss after which training stops, and the best weights are kept;
@@ -219,7 +231,7 @@ def train(
     """
     if state.batch_size is not None:
         settings = replace(settings, batch_size=state.batch_size)
-    ranks = current_ranks(device)
+    ranks = _current_ranks(device)
     if ranks is not None:
         drawn = plain_random_state(random_state.get_state(legacy=False))
         ranks.check_alike(
@@ -265,6 +277,11 @@ def train(
             try:
                 return work()
             except RuntimeError as error:
+                import torch
+
+                from skcompressae._torch._device_encoder import drop_kept_encoders
+                from skcompressae._torch._torch_engine import is_out_of_memory
+
                 if not is_out_of_memory(error) or settings.batch_size <= 1 or ranks is not None:
                     raise
             if not drop_kept_encoders(device):

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from skcompressae._core._arrays import FloatArray
+from skcompressae._core._arrays import FloatArray, aligned_empty
 
 __all__ = ["Engine", "Losses", "Moments", "StepLosses", "StepSettings", "Weights", "adam_rates"]
 
@@ -48,7 +48,9 @@ class Moments:
     @classmethod
     def zeros_like(cls, weights: Weights) -> Moments:
         """Return moments before the first step."""
-        encoder, bias, decoder = (np.zeros((2, *array.shape), dtype=array.dtype) for array in weights.arrays)
+        encoder, bias, decoder = (aligned_empty((2, *array.shape), array.dtype) for array in weights.arrays)
+        for moments in (encoder, bias, decoder):
+            moments.fill(0)
         return cls(encoder, bias, decoder)
 
     @property
