@@ -13,7 +13,13 @@ import numpy as np
 import torch
 
 from skcompressae._torch import _devices
+from skcompressae._torch._device_choice import resolve_device
 from skcompressae._torch._products import Products
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device of a name, as the estimator takes it, if it exists."""
+    return _devices.torch_device(resolve_device(name))
 
 
 def wait(device: torch.device) -> None:

@@ -18,14 +18,14 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from _common import agreement, environment, median_seconds, write_json
-from _gpu import ceilings, describe, kernel_choices, kernels, queued_seconds
+from _gpu import ceilings, describe, device_of, kernel_choices, kernels, queued_seconds
 
 from skcompressae import CompresSAETransformer
 from skcompressae._core._pursuit import PURSUITS
 from skcompressae._core._threads import row_blocks
 from skcompressae._recipes import RECIPES
 from skcompressae._torch._device_encoder import DeviceEncoder
-from skcompressae._torch._devices import matmul_precision, resolve_device
+from skcompressae._torch._devices import matmul_precision
 from skcompressae._torch._products import Products
 from skcompressae._torch._pursuit import GramTable, pursuit_codes_torch
 from skcompressae._torch._row_ops import decoded_norms, gathered_dots, unit_rows_torch
@@ -216,7 +216,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
-    device = resolve_device(options.device)
+    device = device_of(options.device)
     X = np.random.default_rng(options.seed).standard_normal((options.n_samples, options.n_features), dtype=np.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of latents left unused by a short fit on noise

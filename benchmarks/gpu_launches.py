@@ -18,10 +18,9 @@ from unittest.mock import patch
 
 import torch
 from _common import environment, write_json
-from _gpu import describe, queued_seconds
+from _gpu import describe, device_of, queued_seconds
 
 from skcompressae._torch import _triton_pursuit, _triton_rows, _triton_selection, _triton_step
-from skcompressae._torch._devices import resolve_device
 from skcompressae._torch._pursuit import GramTable
 
 Settings = dict[str, int]
@@ -89,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
-    device = resolve_device(options.device)
+    device = device_of(options.device)
     found: dict[str, list[dict[str, Any]]] = {}
     result = {
         "environment": environment(),

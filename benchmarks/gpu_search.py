@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 from _common import environment, write_json
-from _gpu import describe, wait
+from _gpu import describe, device_of, wait
 from scipy.sparse import csr_matrix
 
 from skcompressae import CodeNearestNeighbors
-from skcompressae._torch._devices import matmul_precision, resolve_device
+from skcompressae._torch._devices import matmul_precision
 from skcompressae._torch._search import DeviceIndex
 
 
@@ -136,7 +136,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
-    device = resolve_device(options.device)
+    device = device_of(options.device)
     rows: list[dict[str, Any]] = []
     result = {
         "environment": environment(),

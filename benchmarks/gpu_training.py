@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from _common import cosine_neighbors, environment, recall, write_json
 from _data import clustered
-from _gpu import ceilings, describe, kernel_choices, kernels, peak_bytes, queued_seconds, wait
+from _gpu import ceilings, describe, device_of, kernel_choices, kernels, peak_bytes, queued_seconds, wait
 from _peers import PaperModel
 
 from skcompressae import CodeNearestNeighbors, CompresSAETransformer
 from skcompressae._core._initialise import kaiming_weights
 from skcompressae._torch import _torch_engine
-from skcompressae._torch._devices import matmul_precision, resolve_device
+from skcompressae._torch._devices import matmul_precision
 from skcompressae._torch._products import Products
 from skcompressae._torch._row_ops import unit_rows_torch
 from skcompressae._torch._selection import select_dense
@@ -65,7 +65,7 @@ def our_step(X: np.ndarray, options: argparse.Namespace, precision: str, **choic
     weights = Weights(*kaiming_weights(X.shape[1], options.n_components, random_state))
     n_active = min(4 * options.k, options.n_components)
     settings = StepSettings(options.k, n_active, (1.0, 0.125), options.batch_size, precision)
-    device = resolve_device(options.device)
+    device = device_of(options.device)
     gathers = choices.pop("gathers", None)
     engine = TorchEngine(X, weights, Moments.zeros_like(weights), settings, device, **choices)
     if gathers is not None:
@@ -76,7 +76,7 @@ def our_step(X: np.ndarray, options: argparse.Namespace, precision: str, **choic
 
 def step_times(X: np.ndarray, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Time plain PyTorch's and our steps."""
-    device = resolve_device(options.device)
+    device = device_of(options.device)
     found = []
 
     def measure(step: Any, **record: Any) -> None:
@@ -112,7 +112,7 @@ def step_times(X: np.ndarray, options: argparse.Namespace) -> list[dict[str, Any
 
 def small_batch_times(X: np.ndarray, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Time our steps at the default recipe's batch, where the host's launches count, with and without a graph."""
-    device = resolve_device(options.device)
+    device = device_of(options.device)
     small = argparse.Namespace(**{**vars(options), "batch_size": min(1024, options.batch_size)})
     found = []
     for is_graph in (False, True) if device.type == "cuda" else (False,):
@@ -125,7 +125,7 @@ def small_batch_times(X: np.ndarray, options: argparse.Namespace) -> list[dict[s
 
 def stage_times(X: np.ndarray, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Time the stages of a step one by one, on one block."""
-    device = resolve_device(options.device)
+    device = device_of(options.device)
     n_rows, k, n_active = len(X[: options.batch_size]), options.k, min(4 * options.k, options.n_components)
     x = unit_rows_torch(torch.from_numpy(X[:n_rows]).to(device))[0]
     arrays = kaiming_weights(X.shape[1], options.n_components, np.random.RandomState(options.seed))
@@ -179,7 +179,7 @@ def stage_times(X: np.ndarray, options: argparse.Namespace) -> dict[str, dict[st
 
 def whole_fits(X: np.ndarray, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Time whole fits of both recipes, the rows' way to the device and the statistics afterwards included."""
-    device = resolve_device(options.device)
+    device = device_of(options.device)
     found = []
     paper = {"batch_size": options.batch_size, "max_iter": options.n_steps}
     recipes: dict[str, dict[str, int]] = {"paper": paper, "default": {"max_iter": 4 * options.n_steps}}
@@ -239,7 +239,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
-    device = resolve_device(options.device)
+    device = device_of(options.device)
     shape = options.n_samples, options.n_features
     X = np.random.default_rng(options.seed).standard_normal(shape, dtype=np.float32)
     result: dict[str, Any] = {

@@ -26,7 +26,7 @@ from training_speed import our_step
 from skcompressae import CompresSAETransformer, _encoding
 from skcompressae._core._rows import unit_rows
 from skcompressae._torch import _cpu_engine, _screened
-from skcompressae._torch._devices import resolve_device
+from skcompressae._torch._device_choice import resolve_device
 
 # (object, attribute) of the stages of each path; the product is a method that top-k does not include.
 STEP_STAGES = {

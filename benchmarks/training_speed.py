@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from _common import environment, median_seconds, write_json
+from _gpu import device_of
 from _peers import PaperModel
 from threadpoolctl import threadpool_limits
 
@@ -22,7 +23,6 @@ from skcompressae._core._initialise import data_weights
 from skcompressae._core._rows import unit_rows
 from skcompressae._core._sparse_step import group_by_latent, reconstruction_gradients, sum_gradients
 from skcompressae._core._topk import top_k
-from skcompressae._torch._devices import resolve_device
 from skcompressae._torch._training import _make_engine
 from skcompressae._torch._weights import Moments, StepSettings, Weights, adam_rates
 
@@ -94,7 +94,7 @@ def parts(x, n_components, k, n_threads, n_repeats, seed):
 def measure(options, n_threads):
     """Time everything at one number of threads."""
     torch.set_num_threads(n_threads)
-    device = resolve_device(options.device)
+    device = device_of(options.device)
     random_state = np.random.RandomState(options.seed)
     x = unit_rows(random_state.standard_normal((options.batch_size, options.n_features)).astype(np.float32))[0]
     shape = (options.n_components, options.n_features)
