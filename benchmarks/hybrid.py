@@ -25,6 +25,7 @@ from _data import DEFAULT_CACHE_DIR, N_QUERIES, checksum, load, split
 from skcompressae import CompresSAETransformer
 from skcompressae._neighbors import CodeNearestNeighbors
 from skcompressae.packed import split_bytes
+from skcompressae.packed._quantizer import KINDS
 
 N_NEIGHBORS = 100
 Row = dict[str, Any]
@@ -39,9 +40,9 @@ def ours(
     options: argparse.Namespace,
 ) -> Row:
     """Split, encode and search one budget, with `options.rerank` candidates of residual codes, or all for 0."""
-    values: dict[str, Any] = {"value_bits": options.value_bits, "kind": options.kind}
     with cpu_stopwatch() as split_s:
-        k, n_residual = split_bytes(model, documents, size, **values)
+        k, n_residual, kind = split_bytes(model, documents, size, value_bits=options.value_bits, kind=options.kind)
+    values: dict[str, Any] = {"value_bits": options.value_bits, "kind": kind}
     model = copy.copy(model).set_params(k=k)
     with cpu_stopwatch() as encode_s:
         packed = model.transform_packed(documents, **values)
@@ -166,7 +167,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--ours", type=json.loads, default={}, help="more estimator parameters, as a JSON object")
     parser.add_argument("--k", type=int, default=16, help="nonzeros that the model is trained with")
     parser.add_argument("--value-bits", type=int, default=4, help="of a packed value, with its sign")
-    parser.add_argument("--kind", choices=["auto", "ranked", "uniform", "fixed"], default="auto", help="of quantiser")
+    parser.add_argument("--kind", choices=[*KINDS, "auto", "best"], default="auto", help="of quantiser")
     parser.add_argument("--rerank", type=int, default=0, help="candidates that the residual codes order; 0 for all")
     parser.add_argument("--max-queries", type=int, default=N_QUERIES)
     parser.add_argument("--max-documents", type=int, default=None)

@@ -10,7 +10,8 @@ from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from skcompressae import CompresSAETransformer
+from skcompressae import CodeNearestNeighbors, CompresSAETransformer
+from skcompressae.metrics import exact_neighbors, neighbor_recall_score
 from skcompressae.packed import ByteSplit, ResidualQuantizer, _splitting, split_bytes
 from skcompressae.packed._rows import row_bytes
 
@@ -32,7 +33,7 @@ def held_out_error(compressor, X, split, n_learned=1500):
         for rows in (unit[:n_learned], unit[n_learned:])
     )
     if split.residual_bytes:
-        quantizer = ResidualQuantizer.fit(left, split.residual_bytes)
+        quantizer = ResidualQuantizer.fit(left, split.residual_bytes, n_iter=10)
         others = others - quantizer.decode(quantizer.encode(others))
     return float(np.mean(others**2))
 
@@ -73,7 +74,7 @@ def test_the_compressor_is_as_it_was_and_a_seed_repeats(projecting):
     assert first == split_bytes(compressor, list(X), 12, random_state=np.random.RandomState(3))
     assert compressor.get_params() == before
     assert all(vars(compressor)[name] is value for name, value in attributes.items())
-    assert [type(part) for part in split_bytes(compressor, X, np.uint8(12), random_state=None)] == [int, int]
+    assert [type(part) for part in split_bytes(compressor, X, np.uint8(12), random_state=None)] == [int, int, str]
 
 
 def test_residual_codes_have_no_more_bytes_than_features(projecting):
@@ -85,7 +86,7 @@ def test_one_nonzero_that_fits_is_all_there_is(projecting):
     compressor, X = projecting
     size = compressor.set_params(k=1).transform_packed(X[:5]).bytes_per_row
     compressor.set_params(k=6)
-    assert split_bytes(compressor, X, size) == (1, None)
+    assert split_bytes(compressor, X, size) == (1, None, "auto")
     with pytest.raises(ValueError, match=f"n_bytes must be at least {size}, a nonzero and a scale; got {size - 1}"):
         split_bytes(compressor, X, size - 1)
 
@@ -112,6 +113,11 @@ def test_bad_input_is_refused(projecting, embeddings):
         split_bytes(compressor, X[:1], 12)
     with pytest.raises(ValueError, match="value_bits must be an int from 1 to 16, got 17"):
         split_bytes(compressor, X, 12, value_bits=17)
+    with pytest.raises(ValueError, match="kind must be 'auto', 'ranked', 'uniform', 'fixed' or 'best', got 'worst'"):
+        split_bytes(compressor, X, 12, kind="worst")
+    for n_neighbors in (0, 2.5, True, None):
+        with pytest.raises(ValueError, match="n_neighbors must be an int of at least 1, got"):
+            split_bytes(compressor, X, 12, kind="best", n_neighbors=n_neighbors)
     with pytest.raises(ValueError, match="X has 5 features, but CompresSAETransformer is expecting 24"):
         split_bytes(compressor, X[:, :5], 12)
     with pytest.raises(ValueError, match="random_state must be an int"):
@@ -144,7 +150,7 @@ def test_the_least_of_several_valleys_is_found():
     X = np.random.RandomState(0).standard_normal((2500, 32)).astype(np.float32)
     parameters = {"n_components": 128, "k": 6, "norm": None, "max_iter": 120, "random_state": 0, "device": "cpu"}
     compressor = CompresSAETransformer(**parameters).fit(X)
-    assert split_bytes(compressor, X, 40) == (4, 32)
+    assert split_bytes(compressor, X, 40) == (4, 32, "auto")
 
 
 def test_frames_are_split_without_warnings(embeddings):
@@ -169,3 +175,62 @@ def test_rows_that_cannot_be_packed_are_left_out(embeddings):
     assert isinstance(split_bytes(compressor, X, 10), ByteSplit)
     with pytest.raises(ValueError, match="X must have at least 2 rows whose codes can be packed, got 1"):
         split_bytes(compressor, X[[3, 50, 51]], 10)
+
+
+def found_share(compressor, split, rows, queries, n_neighbors):
+    """How many of the nearest rows the codes of a split find, from the public pieces."""
+    model = copy.copy(compressor).set_params(k=split.k)
+    packed = model.transform_packed(rows, kind=split.kind)
+    if split.residual_bytes:
+        packed = packed.with_residual_of(rows, model.components_, n_bytes=split.residual_bytes)
+    search = CodeNearestNeighbors(
+        n_neighbors, compressor=model, metric="geometric", rerank=len(rows) if split.residual_bytes else None
+    ).fit(packed)
+    true = exact_neighbors(rows, queries, n_neighbors)
+    return neighbor_recall_score(true, search.kneighbors(queries, return_distance=False))
+
+
+def test_the_best_kind_finds_most():
+    X = make_embeddings(1500, n_features=32, n_topics=40, seed=3)
+    rows, queries, n_bytes = X[:1300], X[1300:], 9
+    compressor = CompresSAETransformer(128, k=6, norm=None, max_iter=100, random_state=0, device="cpu").fit(rows)
+    splits = {kind: split_bytes(compressor, rows, n_bytes, kind=kind) for kind in ("auto", "fixed")}
+    assert all(split.kind == kind for kind, split in splits.items())
+    best = split_bytes(compressor, rows, n_bytes, kind="best", n_neighbors=20)
+    assert best in splits.values()
+    found = {split: found_share(compressor, split, rows, queries, 20) for split in splits.values()}
+    assert found[best] >= max(found.values()) - 0.01
+
+
+def test_the_nearest_rows_that_are_found_are_counted(projecting):
+    """Where codes keep all there is, all are found; where they say nothing, as many as chance finds."""
+    compressor, X = projecting
+    trial = _splitting._Trial(compressor._as_it_is().set_params(k=2), 12, 4, "auto")
+    learned, held_out = X[:1600], X[1600:]
+    trial._left = np.zeros_like(learned), np.zeros_like(held_out)
+    assert trial.recall(learned, held_out, 10) == 1
+    noise = np.random.RandomState(0).standard_normal(X.shape).astype(np.float32)
+    unit = X / np.linalg.norm(X, axis=1, keepdims=True)
+    trial._left = (unit - noise)[:1600], (unit - noise)[1600:]
+    assert trial.recall(learned, held_out, 20) == pytest.approx(20 / len(X), abs=0.004)
+    trial._left = learned[:3], held_out[:2]
+    assert trial.recall(learned[:3], held_out[:2], 100) == 1  # all there are
+
+
+def test_what_cannot_be_fixed_keeps_its_scales(projecting, monkeypatch):
+    compressor, X = projecting
+    expected = split_bytes(compressor, X, 12)
+    with_zeros = X.copy()
+    with_zeros[::7] = 0
+    assert split_bytes(compressor, with_zeros, 12, kind="best").kind == "auto"
+    lengthy = copy.copy(compressor).set_params(norm="input")
+    assert split_bytes(lengthy, X, 12, kind="best").kind == "auto"
+    assert split_bytes(compressor, X, 24, value_bits=9, kind="best").kind == "auto"
+
+    def run(trial, *sample):
+        if trial._kind == "fixed":
+            raise ValueError("a value beyond its levels")
+        trial.split = expected
+
+    monkeypatch.setattr(_splitting._Trial, "run", run)
+    assert split_bytes(compressor, X, 12, kind="best") == expected

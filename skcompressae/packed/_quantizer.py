@@ -21,7 +21,16 @@ from skcompressae._core._packing_levels import (
 )
 from skcompressae._core._rows import canonical_csr
 
-__all__ = ["KINDS", "Kind", "ValueQuantizer", "as_packable_csr", "is_int", "quantizer_rows", "stored_quantizer"]
+__all__ = [
+    "KINDS",
+    "MAX_RANKED_BITS",
+    "Kind",
+    "ValueQuantizer",
+    "as_packable_csr",
+    "is_int",
+    "quantizer_rows",
+    "stored_quantizer",
+]
 
 Array: TypeAlias = NDArray[Any]
 Kind: TypeAlias = Literal["auto", "ranked", "uniform", "fixed"]
@@ -29,6 +38,8 @@ KINDS = ("ranked", "uniform", "fixed")
 _SAMPLE_ROWS = 4096
 # Equal steps of the maximum lose 0.0012 of recall at 6 bits and 0.0002 at 8 (k = 32); they bound every error.
 _RANKED_MAX_BITS = 6
+# Of a value with its sign, where each rank has a codebook.
+MAX_RANKED_BITS = 8
 # The largest value of codes that a fixed codebook is learned on; levels of any codebook are within [2**-20, 2**20].
 _LONG = 2.0**10
 
@@ -75,7 +86,7 @@ def is_int(value: Any) -> bool:
 
 
 def _check_value_bits(value_bits: Any, kind: str) -> int:
-    limit = 8 if kind in ("ranked", "fixed") else 16
+    limit = MAX_RANKED_BITS if kind in ("ranked", "fixed") else 16
     if is_int(value_bits) and 1 <= value_bits <= limit:
         return int(value_bits)
     of_kind = "" if kind == "auto" else f" for kind={kind!r}"

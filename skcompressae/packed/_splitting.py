@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from skcompressae.packed._quantizer import Kind, ValueQuantizer, is_int
+from skcompressae._core._rows import unit_rows
+from skcompressae._core._threads import row_blocks
+from skcompressae.packed._quantizer import KINDS, MAX_RANKED_BITS, Kind, ValueQuantizer, is_int
 from skcompressae.packed._residual import ResidualQuantizer, random_state_from
 from skcompressae.packed._residual_rows import residuals_of
 from skcompressae.packed._rows import row_bytes
@@ -23,14 +25,16 @@ __all__ = ["ByteSplit", "split_bytes"]
 _N_ROWS = 10_240
 # Steps of k-means: enough to see which split is the best.
 _N_ITER = 4
+# Held-out rows that look for their neighbours at a time.
+_QUERIES_AT_ONCE = 256
 # Rows of larger entries, or smaller than one over it, are not packed: their codes may be beyond what scales can be.
 _LONG = 2.0**90
 
 
 class ByteSplit(NamedTuple):
-    """How the bytes of a row are split between nonzeros and what they leave.
+    """How the bytes of a row are split between nonzeros, their scale and what they leave.
 
-    Its fields are parameters of `CompresSAETransformer`, so ``set_params(**split._asdict())`` takes them before a fit.
+    The first two fields are parameters of `CompresSAETransformer`, the third is one of its `transform_packed`.
 
     Parameters
     ----------
@@ -38,6 +42,8 @@ class ByteSplit(NamedTuple):
         Nonzeros of a code.
     residual_bytes : int or None
         Bytes of its residual code; None where nonzeros take all.
+    kind : {"auto", "ranked", "uniform", "fixed"}, default="auto"
+        Of the quantiser of values.
 
     See Also
     --------
@@ -46,12 +52,13 @@ class ByteSplit(NamedTuple):
     Examples
     --------
     >>> from skcompressae.packed import ByteSplit
-    >>> ByteSplit(k=15, residual_bytes=32)._asdict()
-    {'k': 15, 'residual_bytes': 32}
+    >>> ByteSplit(k=15, residual_bytes=32)
+    ByteSplit(k=15, residual_bytes=32, kind='auto')
     """
 
     k: int
     residual_bytes: int | None
+    kind: Kind = "auto"
 
 
 def split_bytes(
@@ -60,7 +67,8 @@ def split_bytes(
     n_bytes: int,
     *,
     value_bits: int = 4,
-    kind: Kind = "auto",
+    kind: Kind | Literal["best"] = "auto",
+    n_neighbors: int = 100,
     random_state: int | np.random.RandomState | None = 0,
 ) -> ByteSplit:
     """Find how many nonzeros, and how many bytes for what they leave, keep most of the rows in packed codes of a size.
@@ -83,21 +91,28 @@ def split_bytes(
         no more bytes than there are features, is left.
     value_bits : int, default=4
         Bits of a packed value.
-    kind : {"auto", "ranked", "uniform", "fixed"}, default="auto"
-        Of the quantiser of values, see :class:`ValueQuantizer`: "fixed" leaves the bytes of scales to others.
+    kind : {"auto", "ranked", "uniform", "fixed", "best"}, default="auto"
+        Of the quantiser of values, see :class:`ValueQuantizer`: "fixed" leaves the bytes of scales to others. "best"
+        looks for a split with "auto" and for one with "fixed", where the rows that are drawn can be packed so, and
+        takes the one whose codes find more of the nearest rows of these, for held-out rows as dense queries and by
+        ``metric="geometric"``.
+    n_neighbors : int, default=100
+        Neighbours that searches of all of X will ask for; with "best" only. Of the rows that are drawn, the same share
+        is looked for.
     random_state : int, RandomState instance or None, default=0
         Which rows are drawn; None draws others every time.
 
     Returns
     -------
     ByteSplit
-        A named tuple ``(k, residual_bytes)``; the second is None where nonzeros take all bytes.
+        A named tuple ``(k, residual_bytes, kind)``; the second is None where nonzeros take all bytes, the third "auto"
+        or "fixed" where `kind` is "best".
 
     Raises
     ------
     ValueError
-        If `n_bytes` do not hold a nonzero, there are fewer than two rows, `value_bits` is out of range, or X is not as
-        `transform_packed` requires.
+        If `n_bytes` do not hold a nonzero, there are fewer than two rows, `value_bits`, `kind` or `n_neighbors` is out
+        of range, or X is not as `transform_packed` requires.
     TypeError
         If `n_bytes` is no int or the compressor none.
     sklearn.exceptions.NotFittedError
@@ -115,10 +130,10 @@ def split_bytes(
     >>> from skcompressae.packed import split_bytes
     >>> X = np.random.RandomState(0).standard_normal((600, 8)).astype(np.float32)
     >>> compressor = CompresSAETransformer(n_components=32, k=4, norm=None, max_iter=20, random_state=0).fit(X)
-    >>> k, residual_bytes = split_bytes(compressor, X, n_bytes=8)
-    >>> packed = compressor.set_params(k=k).transform_packed(X)
-    >>> if residual_bytes is not None:
-    ...     packed = packed.with_residual_of(X, compressor.components_, n_bytes=residual_bytes)
+    >>> split = split_bytes(compressor, X, n_bytes=8)
+    >>> packed = compressor.set_params(k=split.k).transform_packed(X, kind=split.kind)
+    >>> if split.residual_bytes is not None:
+    ...     packed = packed.with_residual_of(X, compressor.components_, n_bytes=split.residual_bytes)
     >>> packed.bytes_per_row
     8
     """
@@ -126,36 +141,101 @@ def split_bytes(
         raise TypeError(f"n_bytes must be an int, got {n_bytes!r}")
     if isinstance(compressor, type) or not hasattr(compressor, "transform_packed"):
         raise TypeError(f"compressor must be a CompresSAETransformer, got {compressor!r}")
-    n_bytes = int(n_bytes)
+    if not is_int(n_neighbors) or n_neighbors < 1:
+        raise ValueError(f"n_neighbors must be an int of at least 1, got {n_neighbors!r}")
+    if kind not in ("auto", *KINDS, "best"):
+        raise ValueError(f"kind must be 'auto', 'ranked', 'uniform', 'fixed' or 'best', got {kind!r}")
     model = compressor._as_it_is().set_params(residual_bytes=None)
     rows = model._check_rows(X, reset=False)
     vars(model).pop("feature_names_in_", None)  # from here on rows come as arrays
-    n_components, n_features = model.components_.shape
-    scale_bytes = ValueQuantizer.fit(np.ones((1, 1)), value_bits=value_bits, kind=kind)._scale_bytes
+    # before rows are drawn, which may have to be read
+    trials = [_Trial(model, int(n_bytes), value_bits, "auto" if kind == "best" else kind)]
+    sample = _samples(rows, model.norm, random_state)
+    trials[0].run(*sample)
+    if kind == "best" and trials[0].can_be_fixed(*sample):
+        trials.append(_Trial(model, int(n_bytes), value_bits, "fixed"))
+        try:
+            trials[1].run(*sample)
+        except ValueError:  # a value far beyond its levels
+            return trials[0].split
+        n_looked_for = max(1, round(int(n_neighbors) * sum(map(len, sample)) / len(rows)))
+        trials.sort(key=lambda trial: -trial.recall(*sample, n_looked_for))  # of equal ones "auto" stays the first
+    return trials[0].split
 
-    def bytes_left(k: int) -> int:
-        return n_bytes - scale_bytes - row_bytes(n_components, k, value_bits)
 
-    if bytes_left(1) < 0:
-        raise ValueError(f"n_bytes must be at least {n_bytes - bytes_left(1)}, a nonzero and a scale; got {n_bytes}")
-    learned, held_out = _samples(rows, model.norm, random_state)
+class _Trial:
+    """The search for the split of one kind of quantiser: what was best so far, and what it left of the rows."""
 
-    def residuals(packed: PackedCodes, rows: NDArray[Any]) -> NDArray[np.float32]:
-        return residuals_of(packed, rows, model.components_, normalize=model.norm != "input")
+    def __init__(self, model: Any, n_bytes: int, value_bits: int, kind: Kind) -> None:
+        self._model, self._n_bytes, self._value_bits, self._kind = model, n_bytes, value_bits, kind
+        self._n_components, self._n_features = model.components_.shape
+        self._scale_bytes = ValueQuantizer.fit(np.ones((1, 1)), value_bits=value_bits, kind=kind)._scale_bytes
+        self._least = np.inf
+        if self._bytes_left(1) < 0:
+            least = n_bytes - self._bytes_left(1)
+            raise ValueError(f"n_bytes must be at least {least}, a nonzero and a scale; got {n_bytes}")
 
-    def error_of(k: int) -> float:
-        model.set_params(k=k)
-        packed = model.transform_packed(learned, value_bits=value_bits, kind=kind)
-        known = residuals(packed, learned)
-        others = residuals(model.transform_packed(held_out, quantizer=packed.quantizer), held_out)
-        n_left = min(bytes_left(k), n_features)
-        if n_left > 0:
-            quantizer = ResidualQuantizer.fit(known, n_left, n_iter=_N_ITER)
+    def _bytes_left(self, k: int) -> int:
+        return self._n_bytes - self._scale_bytes - row_bytes(self._n_components, k, self._value_bits)
+
+    def _residual_bytes(self, k: int) -> int:
+        return min(self._bytes_left(k), self._n_features)
+
+    def _residuals(self, packed: PackedCodes, rows: NDArray[Any]) -> NDArray[np.float32]:
+        return residuals_of(packed, rows, self._model.components_, normalize=self._model.norm != "input")
+
+    def run(self, learned: NDArray[Any], held_out: NDArray[Any]) -> None:
+        """Try numbers of nonzeros, and keep the one whose errors are least."""
+        for k in _numbers_of_nonzeros(self._bytes_left, self._n_components, self._n_features):
+            left = self._left_by(k, learned, held_out)
+            error = sum(map(_mean_square, left))
+            if error < self._least:
+                self._least, self._left = error, left
+                self.split = ByteSplit(k, self._residual_bytes(k) or None, self._kind)
+
+    def _left_by(
+        self, k: int, learned: NDArray[Any], held_out: NDArray[Any]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return what codes of k nonzeros and their residual codes leave of rows that teach quantisers, and others."""
+        model = self._model.set_params(k=k)
+        packed = model.transform_packed(learned, value_bits=self._value_bits, kind=self._kind)
+        known = self._residuals(packed, learned)
+        others = self._residuals(model.transform_packed(held_out, quantizer=packed.quantizer), held_out)
+        if self._residual_bytes(k) > 0:
+            quantizer = ResidualQuantizer.fit(known, self._residual_bytes(k), n_iter=_N_ITER)
             known, others = (left - quantizer.decode(quantizer.encode(left)) for left in (known, others))
-        return _mean_square(known) + _mean_square(others)
+        return known, others
 
-    k = min(_numbers_of_nonzeros(bytes_left, n_components, n_features), key=error_of)
-    return ByteSplit(k, min(bytes_left(k), n_features) or None)
+    def can_be_fixed(self, learned: NDArray[Any], held_out: NDArray[Any]) -> bool:
+        """Tell whether these rows can be packed without a scale for each."""
+        has_zeros = not (learned.any(axis=1).all() and held_out.any(axis=1).all())
+        return self._model.norm != "input" and self._value_bits <= MAX_RANKED_BITS and not has_zeros
+
+    def recall(self, learned: NDArray[Any], held_out: NDArray[Any], n_neighbors: int) -> float:
+        """Return the share of the nearest rows that the held-out ones find among the codes of all, but their own."""
+        rows, queries = unit_rows(np.concatenate((learned, held_out)))[0], unit_rows(held_out)[0]
+        n_neighbors = min(n_neighbors, len(rows) - 1)
+        codes = rows - np.concatenate(self._left)
+        lengths = np.linalg.norm(codes, axis=1, keepdims=True)
+        codes /= np.sqrt(np.maximum(lengths, np.finfo(np.float32).tiny))
+        n_found = 0
+        for start, stop in row_blocks(len(queries), _QUERIES_AT_ONCE):
+            nearest, found = (
+                _largest(queries[start:stop] @ of_rows.T, len(learned) + np.arange(start, stop), n_neighbors)
+                for of_rows in (rows, codes)
+            )
+            n_found += sum(map(_n_common, nearest, found))
+        return n_found / (len(queries) * n_neighbors)
+
+
+def _largest(scores: NDArray[np.float32], own: NDArray[np.intp], n: int) -> NDArray[np.intp]:
+    """Return the columns of the n largest of each row, but for one of its own."""
+    scores[np.arange(len(scores)), own] = -np.inf
+    return np.argpartition(-scores, n - 1, axis=1)[:, :n]
+
+
+def _n_common(a: NDArray[np.intp], b: NDArray[np.intp]) -> int:
+    return len(np.intersect1d(a, b, assume_unique=True))
 
 
 def _numbers_of_nonzeros(bytes_left: Callable[[int], int], n_components: int, n_features: int) -> list[int]:
