@@ -86,6 +86,39 @@ def test_blocks_of_few_nonzeros(files, small_blocks, fitted, embeddings, monkeyp
     np.testing.assert_array_equal(np.load("back.npy"), fitted.inverse_transform(codes))
 
 
+@pytest.mark.parametrize("kind", ["ranked", "uniform", "fixed"])
+def test_packed_codes_of_any_kind(files, fitted, embeddings, kind):
+    command = ["encode", "model.safetensors", "x.npy", "c.skc", "-q", "--norm", "unit", "--value-kind", kind]
+    assert main(command) == 0
+    unit = copy.copy(fitted).set_params(norm="unit")
+    assert PackedCodes.load("c.skc") == unit.transform_packed(embeddings, kind=kind)
+    codes = unit.transform(embeddings)
+    sp.save_npz("codes.npz", codes)
+    for output in ("d.skc", "d.ska"):
+        assert main(["export", "codes.npz", output, "-q", "--value-kind", kind]) == 0
+    assert PackedCodes.load("d.skc") == PackedCodes.pack(codes, kind=kind)
+    assert PackedCodes.from_archive(Path("d.ska").read_bytes()) == PackedCodes.load("d.skc")
+
+
+def test_kinds_that_rows_cannot_have_are_refused(files, fitted, embeddings, capsys):
+    encode = ["encode", "model.safetensors", "x.npy", "c.skc", "-q", "--value-kind"]
+    assert "give --norm unit or --norm none with it" in refuses_usage(capsys, *encode, "fixed", "--norm", "input")
+    assert "at most 8 with --value-kind ranked" in refuses_usage(capsys, *encode, "ranked", "--value-bits", "9")
+    npz = ["encode", "model.safetensors", "x.npy", "c.npz", "-q", "--value-kind", "fixed"]
+    assert "--value-kind is for packed codes, an output that ends in .skc" in refuses_usage(capsys, *npz)
+    with_zeros = embeddings.copy()
+    with_zeros[7] = 0
+    np.save("zeros.npy", with_zeros)
+    zeros = ["encode", "model.safetensors", "zeros.npy", "c.skc", "-q", "--value-kind", "fixed", "--norm", "unit"]
+    message = refuses(capsys, *zeros)
+    assert "zeros.npy" in message
+    assert "row of zeros" in message
+    assert message.rstrip().endswith("give --value-kind ranked")
+    sp.save_npz("long.npz", 2.0**20 * fitted.transform(embeddings))
+    assert "rows of about unit norm" in refuses(capsys, "export", "long.npz", "d.skc", "-q", "--value-kind", "fixed")
+    assert not [path for path in Path().iterdir() if path.suffix == ".skc"]
+
+
 @pytest.mark.parametrize("value_bits", [1, 8, 9, 16])
 def test_packed_codes_of_any_width(files, fitted, embeddings, value_bits):
     for source in ("x.npy", "x.parquet"):

@@ -326,3 +326,14 @@ def test_golden_files(value_bits):
     assert np.array_equal(golden.to_csr().indices, codes.indices)
     assert PackedCodes.pack(codes, k=4, quantizer=golden.quantizer) == golden
     assert PackedCodes.from_archive(DATA / f"packed_v1_{value_bits}bit.ska") == golden
+
+
+def test_golden_files_without_scales():
+    golden = PackedCodes.load(DATA / "packed_v1_fixed.skc")
+    dense = golden_codes()
+    codes = sp.csr_matrix(dense[dense.any(axis=1)])
+    assert golden.quantizer.kind == "fixed"
+    assert golden.quantizer.levels.shape == (4, 8)
+    assert np.array_equal(golden.to_csr().indices, codes.indices)
+    assert PackedCodes.pack(codes, k=4, quantizer=golden.quantizer) == golden
+    assert PackedCodes.from_archive(DATA / "packed_v1_fixed.ska") == golden

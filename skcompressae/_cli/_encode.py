@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from skcompressae._cli._errors import CommandError, UsageError
 from skcompressae._cli._formats import check_output, output_kind
 from skcompressae._cli._messages import say
-from skcompressae._cli._models import ENCODING_OPTIONS, matching_model, read_model
+from skcompressae._cli._models import ENCODING_OPTIONS, check_value_kind, matching_model, read_model
 from skcompressae._cli._parquet import ParquetCodes, ParquetRows
 from skcompressae._cli._progress import progress_bar
 from skcompressae._cli._sinks import (
@@ -43,8 +43,10 @@ __all__ = ["decode", "encode"]
 def encode(arguments: argparse.Namespace) -> None:
     """Run ``skcompressae encode``."""
     kind = output_kind(arguments.output, ("npz", "parquet", "packed"))
-    if kind != "packed" and arguments.value_bits is not None:
-        raise UsageError("--value-bits is for packed codes, an output that ends in .skc")
+    for option in ("value_bits", "value_kind"):
+        if kind != "packed" and getattr(arguments, option) is not None:
+            raise UsageError(f"--{option.replace('_', '-')} is for packed codes, an output that ends in .skc")
+    check_value_kind(arguments)
     if kind != "packed" and arguments.no_residual:
         raise UsageError("--no-residual is for packed codes, an output that ends in .skc")
     for option in ("layout", "value_type", "drop_columns"):
@@ -57,16 +59,23 @@ def encode(arguments: argparse.Namespace) -> None:
     source = open_rows(arguments.input, arguments.column)
     model = read_model(arguments.model, arguments)
     check_width(source, model.n_features_in_, f"the model {arguments.model}")
+    has_scales = arguments.value_kind != "fixed"
+    if model.norm == "input" and not has_scales:
+        raise UsageError("--value-kind fixed stores no scale per row; give --norm unit or --norm none with it")
     if arguments.no_residual:
         model.set_params(residual_bytes=None)
     residual = _residual_identity(model) if kind == "packed" else None
     options = {"output": kind, "column": arguments.column, "value_bits": arguments.value_bits}
     if kind == "packed":
         options["residual"] = residual
+        if arguments.value_kind is not None:
+            options["value_kind"] = arguments.value_kind
     dtype = np.dtype(np.float32 if source.dtype in (np.float16, np.float32) or kind != "npz" else np.float64)
     streams: dict[str, np.dtype[Any]]
     if kind == "packed":
-        streams = {"rows": np.dtype(np.uint8), "scales": np.dtype("<u2" if (arguments.value_bits or 4) <= 8 else "<f4")}
+        streams = {"rows": np.dtype(np.uint8)}
+        if has_scales:
+            streams["scales"] = np.dtype("<u2" if (arguments.value_bits or 4) <= 8 else "<f4")
         if residual is not None:
             streams["residual_codes"] = np.dtype(np.uint8)
     else:
@@ -77,7 +86,7 @@ def encode(arguments: argparse.Namespace) -> None:
     spool = Spool(arguments.output, identity, streams, restart=arguments.restart, force=arguments.force)
     try:
         _report_resumed(spool, source.n_rows, arguments)
-        quantizer = _quantizer(spool, model, source, arguments.value_bits or 4) if kind == "packed" else None
+        quantizer = _quantizer(spool, model, source, arguments) if kind == "packed" else None
         n_block_rows = block_rows_for(source.n_features, source.dtype)
         with progress_bar(source.n_rows, "encode", n_done=spool.n_rows, is_quiet=arguments.quiet) as bar:
             for block in source.blocks(spool.n_rows, n_block_rows):
@@ -169,40 +178,46 @@ def _append_codes(spool: Spool, codes: Any, source: RowSource) -> None:
 
 
 def _append_packed(spool: Spool, model: Any, block: NDArray[Any], quantizer: Any, source: RowSource) -> None:
-    with _naming(source, spool.n_rows, model):
+    with _naming(source, spool.n_rows, model, has_scales=quantizer._has_scales):
         try:
             packed = model.transform_packed(block, quantizer=quantizer)
         except ValueError as error:
             check_finite(block, source, spool.n_rows, error)
             raise
-    arrays = {"rows": packed.rows, "scales": packed._scales}
+    arrays = {"rows": packed.rows}
+    if packed.quantizer._has_scales:
+        arrays["scales"] = packed._scales
     if packed.residual_codes is not None:
         arrays["residual_codes"] = packed.residual_codes
     spool.append(len(packed), arrays)
 
 
 @contextmanager
-def _naming(source: RowSource, first_row: int | None, model: Any) -> Iterator[None]:
+def _naming(source: RowSource, first_row: int | None, model: Any, *, has_scales: bool) -> Iterator[None]:
     """Raise errors of values that cannot be packed in the name of the file, with a remedy."""
     try:
         yield
     except ValueError as error:
         which = "" if first_row is None else f", counted from row {first_row}"
-        remedy = "--norm unit" if model.residual_bytes is None else "--norm unit --no-residual"
+        remedy = "--norm unit" if has_scales else "--value-kind ranked"
+        if has_scales and model.residual_bytes is not None:
+            remedy += " --no-residual"
         raise CommandError(f"{source.name}: {str(error).rstrip('.')}{which}; give {remedy}") from error
 
 
-def _quantizer(spool: Spool, model: Any, source: RowSource, value_bits: int) -> Any:
+def _quantizer(spool: Spool, model: Any, source: RowSource, arguments: argparse.Namespace) -> Any:
     """Return the quantiser of the values, learned once and kept in the journal."""
     from skcompressae.packed import ValueQuantizer
     from skcompressae.packed._quantizer import quantizer_rows
 
+    value_bits: int = arguments.value_bits or 4
+    kind: Any = arguments.value_kind or "auto"
     if "levels" not in spool.state:
         rows = quantizer_rows(source.n_rows)
         k = min(model.k, int(model.components_.shape[0]))
         codes = _encoded(model, source.take(rows), source, rows)
-        with _naming(source, None, model):
-            learned = ValueQuantizer.fit(codes, value_bits=value_bits, k=k)
+        with _naming(source, None, model, has_scales=kind != "fixed"):
+            learned = ValueQuantizer.fit(codes, value_bits=value_bits, k=k, kind=kind)
         spool.state.update(kind=learned.kind, levels=learned.levels.astype(np.float64).tolist())
         spool.commit()
     levels = np.array(spool.state["levels"], dtype=np.float32)
@@ -214,9 +229,8 @@ def _write_packed(path: Path, spool: Spool, model: Any, k: int, quantizer: Any) 
     from skcompressae.packed import PackedCodes
 
     rows = spool.map_stream("rows").reshape(spool.n_rows, -1)
-    packed = PackedCodes(
-        rows, spool.map_stream("scales"), n_components=len(model.components_), k=k, quantizer=quantizer
-    )
+    scales = spool.map_stream("scales") if quantizer._has_scales else None
+    packed = PackedCodes(rows, scales, n_components=len(model.components_), k=k, quantizer=quantizer)
     residual = None if model.residual_bytes is None else fitted_quantizer(model)
     if residual is not None:
         packed = packed.with_residual(spool.map_stream("residual_codes").reshape(spool.n_rows, -1), residual)

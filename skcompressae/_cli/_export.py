@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from skcompressae._cli._errors import CommandError, UsageError
 from skcompressae._cli._formats import check_output, kind_of, output_kind
 from skcompressae._cli._messages import say
-from skcompressae._cli._models import ENCODING_OPTIONS, read_model, with_arguments
+from skcompressae._cli._models import ENCODING_OPTIONS, check_value_kind, read_model, with_arguments
 from skcompressae._cli._npz import write_npz
 from skcompressae._cli._parquet import ParquetCodes, parquet_writer
 from skcompressae._cli._progress import progress_bar
@@ -31,7 +31,7 @@ def export(arguments: argparse.Namespace) -> None:
     if kind in ("model", "reference"):
         to = output_kind(arguments.output, ("model", "reference", "onnx") if kind == "model" else ("model",))
         check_output(arguments.output, force=arguments.force)
-        for option in ("value_bits", "n_components"):
+        for option in ("value_bits", "value_kind", "n_components"):
             if getattr(arguments, option) is not None:
                 raise UsageError(f"--{option.replace('_', '-')} is for codes; {arguments.input} holds a model")
         _export_model(kind, to, arguments)
@@ -41,8 +41,12 @@ def export(arguments: argparse.Namespace) -> None:
         if given := [name for name in ENCODING_OPTIONS if getattr(arguments, name) is not None]:
             raise UsageError(f"--{given[0]} is for models; {arguments.input} holds codes, which stay as they are")
         source = open_codes(arguments.input, arguments.n_components)
-        if arguments.value_bits is not None and (to not in ("packed", "archive") or _has_quantizer(source)):
-            raise UsageError("--value-bits is for packing codes that are not packed yet, into .skc or .ska")
+        if to not in ("packed", "archive") or _has_quantizer(source):
+            for option in ("value_bits", "value_kind"):
+                if getattr(arguments, option) is not None:
+                    flag = option.replace("_", "-")
+                    raise UsageError(f"--{flag} is for packing codes that are not packed yet, into .skc or .ska")
+        check_value_kind(arguments)
         _WRITERS[to](source, arguments)
     say(f"{arguments.output}: {Path(arguments.output).stat().st_size} bytes", is_quiet=arguments.quiet)
 
@@ -127,7 +131,11 @@ def _packed(source: CodeSource, arguments: argparse.Namespace) -> Any:
         k = max(k, int(np.diff(block.indptr).max()))
         sample.append(block[wanted[(wanted >= start) & (wanted < stop)] - start])
         start = stop
-    quantizer = ValueQuantizer.fit(sp.vstack(sample, format="csr"), value_bits=arguments.value_bits or 4, k=k)
+    learning: dict[str, Any] = {"value_bits": arguments.value_bits or 4, "kind": arguments.value_kind or "auto"}
+    try:
+        quantizer = ValueQuantizer.fit(sp.vstack(sample, format="csr"), k=k, **learning)
+    except ValueError as error:
+        raise CommandError(f"{source.name}: {error}") from error
     n_threads = arguments.threads or 1
     start, packed = 0, []
     for block in _blocks(source, "pack", arguments):

@@ -14,6 +14,7 @@ from skcompressae._cli._formats import kind_of
 __all__ = [
     "ENCODING_OPTIONS",
     "add_encoding_options",
+    "check_value_kind",
     "checked_model",
     "matching_model",
     "number_or_auto",
@@ -104,6 +105,14 @@ def checked_model(model: Any, parameters: dict[str, Any]) -> Any:
     except ValueError as error:
         raise UsageError(str(error)) from error
     return model
+
+
+def check_value_kind(arguments: Any) -> None:
+    """Refuse more bits of a value than its kind can have."""
+    from skcompressae.packed._quantizer import MAX_RANKED_BITS
+
+    if arguments.value_kind in ("ranked", "fixed") and (arguments.value_bits or 4) > MAX_RANKED_BITS:
+        raise UsageError(f"--value-bits must be at most {MAX_RANKED_BITS} with --value-kind {arguments.value_kind}")
 
 
 def matching_model(model: Any, meta: dict[str, Any], name: str) -> None:

@@ -37,13 +37,18 @@ def _add_column(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--column", metavar="NAME", help="the embedding column of a Parquet input with several")
 
 
-def _add_value_bits(parser: argparse.ArgumentParser) -> None:
+def _add_values(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--value-bits",
         type=int,
         choices=range(1, 17),
         metavar="BITS",
         help="of a value in packed codes, 1 to 16 (default: 4)",
+    )
+    parser.add_argument(
+        "--value-kind",
+        choices=["auto", "ranked", "uniform", "fixed"],
+        help="of levels in packed codes (default: auto); fixed stores no scale per row",
     )
 
 
@@ -86,7 +91,7 @@ def _encode(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("model", metavar="MODEL", help=".safetensors")
     parser.add_argument("input", metavar="EMBEDDINGS", help=".npy or Parquet")
     parser.add_argument("output", metavar="CODES", help=".npz (CSR), .parquet (list columns) or .skc (packed)")
-    _add_value_bits(parser)
+    _add_values(parser)
     parser.add_argument(
         "--no-residual", action="store_true", help="leave out the residual codes of a model with residual_bytes"
     )
@@ -193,7 +198,7 @@ def _export(parser: argparse.ArgumentParser) -> Run:
         metavar="OUTPUT",
         help="of a model: .safetensors, .onnx or .pt (reference checkpoint); of codes: .npz, .parquet, .skc, .ska",
     )
-    _add_value_bits(parser)
+    _add_values(parser)
     parser.add_argument("--n-components", type=_positive, help="width of the codes where a Parquet file does not tell")
     _add_force(parser)
     add_encoding_options(parser)

@@ -108,7 +108,7 @@ def to_archive(store: PackedCodes) -> tuple[bytes, dict[str, float]]:
     sources.append(SectionSource("block_units", "<i8", sizes.shape, [sizes]))
     if (lengths != k).any():
         sources.append(SectionSource("lengths", "<u4", (n,), [lengths.astype("<u4")]))
-    if store.quantizer.kind != "fixed":
+    if store.quantizer._has_scales:
         sources.append(SectionSource("scales", scales.dtype.str, (n,), [scales]))
     sources.append(SectionSource("units", "<u4", (int(sizes.sum()),), streams))
     if store.residual_codes is not None:
@@ -149,8 +149,7 @@ def _decode(container: Container) -> PackedCodes:
         raise CodesFormatError(f"{container.name}: block_rows={block_rows!r} is not allowed")
     index_bits = max(1, (n_components - 1).bit_length())
     shift = index_shift_for(index_bits)
-    has_scales = quantizer.kind != "fixed"
-    if has_scales:
+    if quantizer._has_scales:
         container.check("scales", quantizer.scale_dtype.str, (n,))
     container.check("block_units", "<i8", (-(-n // block_rows),))
     container.check("units", "<u4", (-1,))
@@ -158,7 +157,7 @@ def _decode(container: Container) -> PackedCodes:
     container.check("index_model", "|u1", (-1,))
     value_frequencies = _inflated(container.array("value_model"), model_shape(k, value_bits), container.name)
     index_frequencies = _inflated(container.array("index_model"), (1 << (index_bits + 1 - shift),), container.name)
-    scales = container.array("scales") if has_scales else None
+    scales = container.array("scales") if quantizer._has_scales else None
     if "lengths" in container:
         container.check("lengths", "<u4", (n,))
         lengths = container.array("lengths").astype(np.int64)

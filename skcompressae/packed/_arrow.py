@@ -51,7 +51,7 @@ def to_arrow(store: PackedCodes) -> pa.Table:
         "k": store.k,
         "kind": store.quantizer.kind,
         "value_bits": store.value_bits,
-        "levels": _text(store.quantizer.levels) if store.quantizer.kind != "uniform" else None,
+        "levels": _text(store.quantizer.levels) if store.quantizer._is_ranked else None,
     }
     residual, quantizer = store.residual_codes, store.residual_quantizer
     if residual is not None and quantizer is not None:

@@ -60,7 +60,7 @@ def check_meta(container: Container, content: str) -> tuple[int, int, int]:
 def quantizer_sections(store: PackedCodes) -> list[SectionSource]:
     """Return the sections of the codebooks. Uniform levels are a formula and are not stored."""
     sources = []
-    if store.quantizer.kind != "uniform":
+    if store.quantizer._is_ranked:
         levels = store.quantizer.levels
         sources.append(SectionSource("levels", "<f4", levels.shape, [levels]))
     if store.residual_quantizer is not None:
@@ -108,7 +108,7 @@ def _sources(stores: list[PackedCodes]) -> list[SectionSource]:
     first = stores[0]
     n = sum(map(len, stores))
     sources = quantizer_sections(first)
-    if first.quantizer.kind != "fixed":
+    if first.quantizer._has_scales:
         sources.append(SectionSource("scales", first.quantizer.scale_dtype.str, (n,), [s._scales for s in stores]))
     width = first.rows.shape[1]
     blocks = (block.rows for store in stores for block in store.iter_blocks(1 << 16))
@@ -142,13 +142,12 @@ def load(path: str | os.PathLike[str], *, mmap: bool, verify: bool) -> PackedCod
         n_rows, n_components, k = check_meta(container, "packed")
         quantizer = read_quantizer(container)
         container.check("rows", "|u1", (n_rows, row_bytes(n_components, k, quantizer.value_bits)))
-        has_scales = quantizer.kind != "fixed"
-        if has_scales:
+        if quantizer._has_scales:
             container.check("scales", quantizer.scale_dtype.str, (n_rows,))
         residual, residual_quantizer = read_residual(container, n_rows, mmap=mmap, verify=verify)
         return PackedCodes(
             container.array("rows", mmap=mmap, verify=verify),
-            container.array("scales", mmap=mmap, verify=verify) if has_scales else None,
+            container.array("scales", mmap=mmap, verify=verify) if quantizer._has_scales else None,
             n_components=n_components,
             k=k,
             quantizer=quantizer,
@@ -160,9 +159,9 @@ def load(path: str | os.PathLike[str], *, mmap: bool, verify: bool) -> PackedCod
 def to_parts(store: PackedCodes) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the description and the arrays of a store, for a file that holds it among others."""
     arrays: dict[str, Any] = {"words": np.asarray(store.rows)}
-    if store.quantizer.kind != "fixed":
+    if store.quantizer._has_scales:
         arrays["row_scales"] = np.asarray(store._scales)
-    if store.quantizer.kind != "uniform":
+    if store.quantizer._is_ranked:
         arrays["levels"] = store.quantizer.levels
     if store.residual_quantizer is not None:
         arrays["residual_codes"] = np.asarray(store.residual_codes)
@@ -179,7 +178,7 @@ def from_parts(meta: dict[str, Any], arrays: dict[str, Any], n_components: int) 
         residual = None
         if "residual_codes" in arrays:
             residual = ResidualQuantizer(arrays["residual_centroids"], arrays.get("residual_rotation"))
-        scales = None if quantizer.kind == "fixed" else arrays["row_scales"]
+        scales = arrays["row_scales"] if quantizer._has_scales else None
         store = PackedCodes(
             arrays["words"],
             scales,

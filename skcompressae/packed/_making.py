@@ -97,7 +97,7 @@ class PackedMakingMixin:
             raise ValueError(f"value_bits={value_bits} contradicts the quantizer's {quantizer.value_bits}")
         longest = max(1, int(np.diff(csr.indptr).max(initial=0)))
         if k is None:
-            k = len(quantizer.levels) if quantizer is not None and quantizer.kind != "uniform" else longest
+            k = len(quantizer.levels) if quantizer is not None and quantizer._is_ranked else longest
         n_components, k = check_sizes(n_components, k)
         if longest > k:
             raise ValueError(f"codes have a row of {longest} nonzeros, more than k={k}")

@@ -311,9 +311,19 @@ class ValueQuantizer:
         return np.dtype("<u2") if self.value_bits <= 8 else np.dtype("<f4")
 
     @property
+    def _has_scales(self) -> bool:
+        """Whether each row has a scale."""
+        return self.kind != "fixed"
+
+    @property
+    def _is_ranked(self) -> bool:
+        """Whether each rank has levels of its own, which are learned and stored; else they are a formula."""
+        return self.kind != "uniform"
+
+    @property
     def _scale_bytes(self) -> int:
         """Bytes of the scale of a row."""
-        return 0 if self.kind == "fixed" else self.scale_dtype.itemsize
+        return self.scale_dtype.itemsize if self._has_scales else 0
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ValueQuantizer):

@@ -63,14 +63,13 @@ def pack_arrays(
     n_threads: int,
 ) -> tuple[NDArray[np.uint8], Array | None]:
     """Return the rows and the scales, None for a fixed codebook, of a store of these CSR arrays."""
-    if quantizer.kind != "uniform" and len(quantizer.levels) != k:
+    if quantizer._is_ranked and len(quantizer.levels) != k:
         raise ValueError(f"k must be {len(quantizer.levels)}, the ranks of the quantizer's codebook, got {k}")
     n = len(indptr) - 1
     value_bits = quantizer.value_bits
     word_bits = index_bits_for(n_components) + value_bits
     rows = np.empty((n, row_bytes(n_components, k, value_bits)), dtype=np.uint8)
-    is_fixed = quantizer.kind == "fixed"
-    scales = np.empty(0 if is_fixed else n, dtype=quantizer.scale_dtype)
+    scales = np.empty(n if quantizer._has_scales else 0, dtype=quantizer.scale_dtype)
     pointers = contiguous(indptr.astype(np.int64, copy=False))
     if indices.dtype != np.int32:
         # out of range stays out of range: a cast must not wrap an index into it
@@ -83,8 +82,8 @@ def pack_arrays(
 
     def work(start: int, stop: int) -> None:
         head = (pointers[start : stop + 1], columns, bits, n_components)
-        if quantizer.kind != "uniform":
-            tail = (layout, check_duplicates, is_fixed, rows[start:stop], scales[start:stop])
+        if quantizer._is_ranked:
+            tail = (layout, check_duplicates, not quantizer._has_scales, rows[start:stop], scales[start:stop])
             error, row = pack_ranked(*head, levels, thresholds, *tail)
         else:
             exact = np.empty(stop - start, np.float32)
@@ -100,7 +99,7 @@ def pack_arrays(
     # an encoder's blocks are smaller than ours: they too go to all threads
     block_rows = max(_MIN_ROWS_PER_THREAD, min(BLOCK_ROWS, -(-n // max(n_threads, 1))))
     run_blocks(work, n, block_rows, n_threads)
-    return rows, None if is_fixed else scales
+    return rows, scales if quantizer._has_scales else None
 
 
 def unpack_csr(store: PackedCodes, n_threads: int) -> sp.csr_matrix:

@@ -92,12 +92,11 @@ class PackedCodes(PackedMakingMixin, PackedLayoutMixin, PackedFormatsMixin):
         residual_quantizer: ResidualQuantizer | None = None,
     ) -> None:
         n_components, k = check_sizes(n_components, k)
-        if quantizer.kind != "uniform" and len(quantizer.levels) != k:
+        if quantizer._is_ranked and len(quantizer.levels) != k:
             raise ValueError(f"k must be {len(quantizer.levels)}, the ranks of the quantizer's codebook, got {k}")
-        has_scales = quantizer.kind != "fixed"
-        if not has_scales and scales is not None:
+        if scales is not None and not quantizer._has_scales:
             raise ValueError("scales must be None for a quantizer of kind 'fixed', which has none")
-        given: dict[str, Any] = {"rows": rows, **({"scales": scales} if has_scales else {})}
+        given: dict[str, Any] = {"rows": rows, **({"scales": scales} if quantizer._has_scales else {})}
         if residual_codes is not None:
             given["residual_codes"] = residual_codes
         for name, part in given.items():
@@ -152,7 +151,7 @@ class PackedCodes(PackedMakingMixin, PackedLayoutMixin, PackedFormatsMixin):
     @property
     def _stored_scales(self) -> Array | None:
         """The scales as the constructor takes them."""
-        return None if self._quantizer.kind == "fixed" else np.asarray(self._scales)
+        return np.asarray(self._scales) if self._quantizer._has_scales else None
 
     def _with(
         self,
@@ -164,7 +163,7 @@ class PackedCodes(PackedMakingMixin, PackedLayoutMixin, PackedFormatsMixin):
         """Return other rows in this store's layout."""
         return PackedCodes(
             rows,
-            None if self._quantizer.kind == "fixed" else scales,
+            scales if self._quantizer._has_scales else None,
             n_components=self._n_components,
             k=self._k,
             quantizer=self._quantizer,
