@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,6 +24,7 @@ from skcompressae._model_weights import (
     weights_digest,
 )
 from skcompressae._residual_codes import fitted_quantizer
+from skcompressae._torch._device_choice import torch_version
 from skcompressae._version import __version__
 from skcompressae.exceptions import ModelFormatError
 from skcompressae.packed import ResidualQuantizer
@@ -61,7 +61,7 @@ def library_versions() -> dict[str, str]:
         "skcompressae": __version__,
         "numpy": np.__version__,
         "scikit-learn": sklearn.__version__,
-        "torch": version("torch"),
+        "torch": torch_version(),
         "safetensors": safetensors.__version__,
     }
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from skcompressae import CodeNearestNeighbors
+from skcompressae._model_io import library_versions
 from skcompressae._torch import _device_choice, _devices
-from skcompressae._torch._device_choice import CPU, finds_cuda, may_have_accelerator, resolve_device
+from skcompressae._torch._device_choice import CPU, finds_cuda, may_have_accelerator, resolve_device, torch_version
 
 WORK = """
 import pickle, sys, warnings
@@ -107,6 +108,13 @@ def test_the_cpu_is_a_device_of_torch_too():
     assert _devices.torch_device(CPU) == _devices.with_index(CPU) == torch.device("cpu")
     assert _devices.torch_device(torch.device("cuda:1")) == torch.device("cuda:1")
     assert str(CPU) == "cpu"
+
+
+def test_torch_says_its_version_where_its_metadata_are_missing(monkeypatch, tmp_path):
+    assert torch_version().split("+")[0] == torch.__version__.split("+")[0]
+    Machine(monkeypatch, tmp_path, version=None)
+    assert torch_version() == torch.__version__
+    assert library_versions()["torch"] == torch.__version__
 
 
 def test_fit_transform_search_and_files_load_no_torch_on_a_cpu(tmp_path):

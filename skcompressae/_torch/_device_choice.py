@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["CPU", "Device", "finds_cuda", "may_have_accelerator", "resolve_device"]
+__all__ = ["CPU", "Device", "finds_cuda", "may_have_accelerator", "resolve_device", "torch_version"]
 
 # What drivers of CUDA (on Linux, and on Windows' own Linux) and of ROCm make; a glob each.
 _DEVICE_FILES = "nvidia*", "nvhost*", "nvgpu*", "dxg", "kfd"
@@ -43,6 +43,16 @@ class _Cpu:
 
 
 CPU = _Cpu()
+
+
+def torch_version() -> str:
+    """Return the version of torch, which is loaded for it only where it was installed without metadata."""
+    try:
+        return version("torch")
+    except PackageNotFoundError:  # made from source, perhaps
+        import torch
+
+        return str(torch.__version__)
 
 
 @lru_cache(maxsize=1)
