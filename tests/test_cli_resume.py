@@ -115,6 +115,16 @@ def test_the_leftover_of_other_options_is_refused(files, small_blocks, monkeypat
     assert "unfinished work with another options (value_bits=None there, 6 here); give --restart" in message
 
 
+def test_the_leftover_of_another_kind_of_values_is_refused(files, small_blocks, monkeypatch, capsys):
+    command = ["encode", "model.safetensors", "x.npy", "codes.skc", "-q", "--norm", "unit"]
+    leave([*command, "--value-kind", "fixed"], monkeypatch)
+    for kind, here in (([], None), (["--value-kind", "auto"], None), (["--value-kind", "ranked"], "ranked")):
+        message = refuses(capsys, *command, *kind)
+        assert f"with another options (value_kind='fixed' there, {here!r} here); give --restart" in message
+    leave([*command, "--restart"], monkeypatch)
+    assert main([*command, "--value-kind", "auto"]) == 0  # which is the default
+
+
 @pytest.mark.parametrize("damage", ["journal", "stream", "stranger"])
 def test_a_damaged_leftover_is_refused(leftover, capsys, damage):
     if damage == "stranger":

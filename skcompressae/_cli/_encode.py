@@ -68,7 +68,7 @@ def encode(arguments: argparse.Namespace) -> None:
     options = {"output": kind, "column": arguments.column, "value_bits": arguments.value_bits}
     if kind == "packed":
         options["residual"] = residual
-        if arguments.value_kind is not None:
+        if arguments.value_kind not in (None, "auto"):
             options["value_kind"] = arguments.value_kind
     dtype = np.dtype(np.float32 if source.dtype in (np.float16, np.float32) or kind != "npz" else np.float64)
     streams: dict[str, np.dtype[Any]]

@@ -282,9 +282,9 @@ def _differences(there: Any, here: Any) -> str:
     if not isinstance(there, dict) or not isinstance(here, dict):
         return ""
     named = [
-        f"{key}={there.get(key)!r} there, {here[key]!r} here"
-        for key in here
-        if key not in _DIGESTS and there.get(key) != here[key]
+        f"{key}={there.get(key)!r} there, {here.get(key)!r} here"
+        for key in {**here, **there}
+        if key not in _DIGESTS and there.get(key) != here.get(key)
     ]
     return f" ({'; '.join(named)})" if named else ""
 
