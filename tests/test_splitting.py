@@ -89,6 +89,8 @@ def test_one_nonzero_that_fits_is_all_there_is(projecting):
     assert split_bytes(compressor, X, size) == (1, None, "auto")
     with pytest.raises(ValueError, match=f"n_bytes must be at least {size}, a nonzero and a scale; got {size - 1}"):
         split_bytes(compressor, X, size - 1)
+    with pytest.raises(ValueError, match=f"n_bytes must be at least {size - 2}, a nonzero; got {size - 3}"):
+        split_bytes(compressor, X, size - 3, kind="fixed")
 
 
 def test_models_with_residual_codes_and_other_norms_are_split_too(embeddings):
@@ -175,6 +177,15 @@ def test_rows_that_cannot_be_packed_are_left_out(embeddings):
     assert isinstance(split_bytes(compressor, X, 10), ByteSplit)
     with pytest.raises(ValueError, match="X must have at least 2 rows whose codes can be packed, got 1"):
         split_bytes(compressor, X[[3, 50, 51]], 10)
+
+
+@pytest.mark.filterwarnings("error")
+def test_rows_of_narrow_types_are_of_lengths_that_these_do_not_hold(embeddings):
+    rows = embeddings.astype(np.float16)
+    assert [len(part) for part in _splitting._samples(rows, "input", 0)] == [320, 80]
+    rows = np.zeros((5, 3), dtype=np.int8)
+    rows[:, 1] = -128
+    assert [len(part) for part in _splitting._samples(rows, "input", 0)] == [4, 1]
 
 
 def found_share(compressor, split, rows, queries, n_neighbors):

@@ -173,7 +173,8 @@ class _Trial:
         self._least = np.inf
         if self._bytes_left(1) < 0:
             least = n_bytes - self._bytes_left(1)
-            raise ValueError(f"n_bytes must be at least {least}, a nonzero and a scale; got {n_bytes}")
+            what = "a nonzero and a scale" if self._scale_bytes else "a nonzero"
+            raise ValueError(f"n_bytes must be at least {least}, {what}; got {n_bytes}")
 
     def _bytes_left(self, k: int) -> int:
         return self._n_bytes - self._scale_bytes - row_bytes(self._n_components, k, self._value_bits)
@@ -262,7 +263,8 @@ def _samples(
     drawn = np.sort(random_state_from(random_state).permutation(len(rows))[:_N_ROWS])
     sample = np.asarray(rows[drawn])
     if norm == "input":
-        lengths = np.abs(sample).max(axis=1)
+        # not of float16 or int8, which hold neither such lengths nor that of -128
+        lengths = np.maximum(sample.max(axis=1).astype(np.float64), -sample.min(axis=1).astype(np.float64))
         sample = sample[(lengths == 0) | ((lengths > 1 / _LONG) & (lengths < _LONG))]
     if len(sample) < 2:
         raise ValueError(f"X must have at least 2 rows whose codes can be packed, got {len(sample)}")
