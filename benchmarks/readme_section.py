@@ -163,20 +163,18 @@ def bytes_table(curves: dict[str, dict[float, float]]) -> list[str]:
     """Return recall by bytes per vector."""
     lines = [
         "On the first set at equal bytes per vector (codes of projections packed with 4-bit values, and what they "
-        "leave by a product quantiser; `split_bytes` finds how many bytes go to which, and all documents are scored by "
-        "both, with `metric='geometric'`):",
+        'leave by a product quantiser; `split_bytes(..., kind="best")` finds how many bytes go to which and whether a '
+        'scale per row pays, and all documents are scored by both, with `metric="geometric"`):',
         "",
         "| | " + " | ".join(f"{budget} B" for budget in BUDGETS) + " |",
         "|---|" + "---:|" * len(BUDGETS),
     ]
-    fixed = {row["budget_bytes"]: row["recall_at_100"] for row in read(f"hybrid-fixed-{NAME}")["results"]}
     labels = {name: label for name, (label, _) in CURVES.items()} | {
         "ours": "**skcompressae**",
-        "fixed": '**skcompressae**, no scale per row (`kind="fixed"`)',
         "dense": '**skcompressae**, `recipe="dense"`',
     }
-    for name in ("ours", "fixed", "dense", "pq", "opq", "rabitq", "pca_int8"):
-        curve, label = fixed if name == "fixed" else curves[name], labels[name]
+    for name in ("ours", "dense", "pq", "opq", "rabitq", "pca_int8"):
+        curve, label = curves[name], labels[name]
         cells = [f"{curve[b]:.3f}" if b in curve else "not run" for b in BUDGETS]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return lines
