@@ -216,17 +216,17 @@ def test_the_best_kind_finds_most():
 
 def test_the_nearest_rows_that_are_found_are_counted(projecting):
     """Where codes keep all there is, all are found; where they say nothing, as many as chance finds."""
-    compressor, X = projecting
-    trial = _splitting._Trial(compressor._as_it_is().set_params(k=2), 12, 4, "auto")
+    _, X = projecting
     learned, held_out = X[:1600], X[1600:]
-    trial._left = np.zeros_like(learned), np.zeros_like(held_out)
-    assert trial.recall(learned, held_out, 10) == 1
+    nothing = np.zeros_like(learned), np.zeros_like(held_out)
+    assert _splitting._recalls([nothing], learned, held_out, 10) == [1]
     noise = np.random.RandomState(0).standard_normal(X.shape).astype(np.float32)
     unit = X / np.linalg.norm(X, axis=1, keepdims=True)
-    trial._left = (unit - noise)[:1600], (unit - noise)[1600:]
-    assert trial.recall(learned, held_out, 20) == pytest.approx(20 / len(X), abs=0.004)
-    trial._left = learned[:3], held_out[:2]
-    assert trial.recall(learned[:3], held_out[:2], 100) == 1  # all there are
+    all_but_noise = (unit - noise)[:1600], (unit - noise)[1600:]
+    found, expected = _splitting._recalls([all_but_noise, nothing], learned, held_out, 20), (20 / len(X), 1)
+    assert found == pytest.approx(expected, abs=0.004)
+    few = learned[:3], held_out[:2]
+    assert _splitting._recalls([few], *few, 100) == [1]  # all there are
 
 
 def test_what_cannot_be_fixed_keeps_its_scales(projecting, monkeypatch):

@@ -185,7 +185,7 @@ def _append_packed(spool: Spool, model: Any, block: NDArray[Any], quantizer: Any
             check_finite(block, source, spool.n_rows, error)
             raise
     arrays = {"rows": packed.rows}
-    if packed.quantizer._has_scales:
+    if quantizer._has_scales:
         arrays["scales"] = packed._scales
     if packed.residual_codes is not None:
         arrays["residual_codes"] = packed.residual_codes

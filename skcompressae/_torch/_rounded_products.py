@@ -27,7 +27,8 @@ def has_integer_product() -> bool:
     Before torch 2.4 it did not at all, and oneDNN that is held to older instructions (ONEDNN_MAX_CPU_ISA) adds pairs of
     products in 16 bits. So a product that would leave those is tried.
     """
-    if not (hasattr(torch, "_int_mm") and torch.backends.mkldnn.is_available()):  # type: ignore[no-untyped-call]
+    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch has no types for it
+    if not (has_onednn and hasattr(torch, "_int_mm")):
         return False
     left = np.full((64, 128), 127, dtype=np.int8)
     right = np.where(np.arange(96)[:, None] % 4 < np.arange(128) % 5, 127, -127).astype(np.int8)

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from skcompressae._core._threads import row_blocks
 from skcompressae._torch import _devices
 from skcompressae._torch._device_choice import Device
-from skcompressae._torch._devices import torch_device
 from skcompressae._torch._products import Products
 from skcompressae._torch._ranks import Ranks
 from skcompressae._torch._selection import select_dense
@@ -127,7 +126,7 @@ class TorchEngine:
         *,
         captures: bool | None = None,
     ) -> None:
-        device = torch_device(device)
+        device = _devices.torch_device(device)
         self._device = device
         self._ranks = ranks
         self._settings = settings

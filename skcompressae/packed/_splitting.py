@@ -159,7 +159,8 @@ def split_bytes(
         except ValueError:  # a value far beyond its levels
             return trials[0].split
         n_looked_for = max(1, round(int(n_neighbors) * sum(map(len, sample)) / len(rows)))
-        trials.sort(key=lambda trial: -trial.recall(*sample, n_looked_for))  # of equal ones "auto" stays the first
+        recalls = _recalls([trial.left for trial in trials], *sample, n_looked_for)
+        return trials[int(np.argmax(recalls))].split  # of equal ones "auto", the first
     return trials[0].split
 
 
@@ -191,7 +192,7 @@ class _Trial:
             left = self._left_by(k, learned, held_out)
             error = sum(map(_mean_square, left))
             if error < self._least:
-                self._least, self._left = error, left
+                self._least, self.left = error, left
                 self.split = ByteSplit(k, self._residual_bytes(k) or None, self._kind)
 
     def _left_by(
@@ -212,21 +213,28 @@ class _Trial:
         has_zeros = not (learned.any(axis=1).all() and held_out.any(axis=1).all())
         return self._model.norm != "input" and self._value_bits <= MAX_RANKED_BITS and not has_zeros
 
-    def recall(self, learned: NDArray[Any], held_out: NDArray[Any], n_neighbors: int) -> float:
-        """Return the share of the nearest rows that the held-out ones find among the codes of all, but their own."""
-        rows, queries = unit_rows(np.concatenate((learned, held_out)))[0], unit_rows(held_out)[0]
-        n_neighbors = min(n_neighbors, len(rows) - 1)
-        codes = rows - np.concatenate(self._left)
-        lengths = np.linalg.norm(codes, axis=1, keepdims=True)
-        codes /= np.sqrt(np.maximum(lengths, np.finfo(np.float32).tiny))
-        n_found = 0
-        for start, stop in row_blocks(len(queries), _QUERIES_AT_ONCE):
-            nearest, found = (
-                _largest(queries[start:stop] @ of_rows.T, len(learned) + np.arange(start, stop), n_neighbors)
-                for of_rows in (rows, codes)
-            )
-            n_found += sum(map(_n_common, nearest, found))
-        return n_found / (len(queries) * n_neighbors)
+
+def _recalls(
+    left: list[tuple[NDArray[np.float32], NDArray[np.float32]]],
+    learned: NDArray[Any],
+    held_out: NDArray[Any],
+    n_neighbors: int,
+) -> list[float]:
+    """Return which share of the nearest rows, but their own, held-out rows find among codes of all that leave this."""
+    rows, queries = unit_rows(np.concatenate((learned, held_out)))[0], unit_rows(held_out)[0]
+    n_neighbors = min(n_neighbors, len(rows) - 1)
+    codes = [rows - np.concatenate(parts) for parts in left]
+    for of_rows in codes:
+        lengths = np.linalg.norm(of_rows, axis=1, keepdims=True)
+        of_rows /= np.sqrt(np.maximum(lengths, np.finfo(np.float32).tiny))
+    n_found = [0] * len(codes)
+    for start, stop in row_blocks(len(queries), _QUERIES_AT_ONCE):
+        own = len(learned) + np.arange(start, stop)
+        nearest = _largest(queries[start:stop] @ rows.T, own, n_neighbors)
+        for i, of_rows in enumerate(codes):
+            found = _largest(queries[start:stop] @ of_rows.T, own, n_neighbors)
+            n_found[i] += sum(map(_n_common, nearest, found))
+    return [n / (len(queries) * n_neighbors) for n in n_found]
 
 
 def _largest(scores: NDArray[np.float32], own: NDArray[np.intp], n: int) -> NDArray[np.intp]:
