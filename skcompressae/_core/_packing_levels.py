@@ -7,7 +7,7 @@ order of magnitudes exists for every rank. Magnitudes are relative to the root m
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ _STRETCHES = (0.8, 1.0, 1.25)
 _GRID_ITERATIONS = 6
 # Of Lloyd's steps, which end before where no level moves by more than this share of the largest.
 _LLOYD_ITERATIONS, _LLOYD_TOLERANCE = 100, 1e-5
+# How far sums of squared errors may be off, as a share of the sum of squares that they are taken from.
+_ROUNDING = 1e-13
 
 
 def lloyd_max(sample: NDArray[np.float64], n_levels: int) -> NDArray[np.float64]:
@@ -55,9 +57,23 @@ def _prior(k: int, n_levels: int) -> NDArray[np.float64]:
     return centre[:, None] * 2.0 ** np.linspace(-0.75, 0.75, n_levels)
 
 
-def _first_grid(samples: list[NDArray[np.float64]], n_levels: int, stretch: float, least: float) -> NDArray[np.float64]:
-    """Return a grid whose local step is that of the Lloyd-Max codebooks of the ranks that live there."""
-    ladders = np.array([lloyd_max(sample, n_levels) for sample in samples])
+class _Sample(NamedTuple):
+    """Sorted magnitudes of one rank, and the sums of the first n of them and of their squares, n = 0, 1, ..."""
+
+    magnitudes: NDArray[np.float64]
+    sums: NDArray[np.float64]
+    squares: NDArray[np.float64]
+
+
+def _sample(magnitudes: NDArray[np.float64]) -> _Sample:
+    ascending = np.sort(magnitudes)
+    sums, squares = (np.concatenate([[0.0], np.cumsum(terms)]) for terms in (ascending, ascending**2))
+    return _Sample(ascending, sums, squares)
+
+
+def _first_grid(ladders: NDArray[np.float64], stretch: float, least: float) -> NDArray[np.float64]:
+    """Return a grid whose local step is that of the Lloyd-Max codebooks, `ladders`, of the ranks that live there."""
+    n_levels = ladders.shape[1]
     centres = ladders.mean(axis=1)
     spans = ladders[:, -1] - ladders[:, 0]
     steps = np.maximum(stretch * spans / max(n_levels - 1, 1), _MIN_RATIO_STEP * centres)
@@ -70,27 +86,55 @@ def _first_grid(samples: list[NDArray[np.float64]], n_levels: int, stretch: floa
     return np.array(grid)
 
 
-def _windows(
-    samples: list[NDArray[np.float64]], grid: NDArray[np.float64], n_levels: int
-) -> tuple[NDArray[np.int64], float]:
-    """Return the start of the window of each rank that loses least, nonincreasing, and the summed squared error."""
+class _Fit(NamedTuple):
+    """How a grid fits the samples.
+
+    Attributes
+    ----------
+    starts : int64 array of shape (n_ranks,)
+        The start of the window of each rank that loses least, nonincreasing.
+    loss : float
+        Squared error, summed over the ranks' means.
+    sums, weights : float64 arrays of shape (n_grid,)
+        Of the magnitudes that are rounded to each point, every rank counting as one.
+    """
+
+    starts: NDArray[np.int64]
+    loss: float
+    sums: NDArray[np.float64]
+    weights: NDArray[np.float64]
+
+
+def _fit_windows(samples: list[_Sample], grid: NDArray[np.float64], n_levels: int) -> _Fit:
     middles = (grid[1:] + grid[:-1]) / 2
-    last = len(grid) - n_levels
     starts = np.empty(len(samples), dtype=np.int64)
+    sums, weights = np.zeros(len(grid)), np.zeros(len(grid))
     loss = 0.0
-    ceiling = last
-    for j, sample in enumerate(samples):
-        nearest = np.searchsorted(middles, sample)
-        guess = int(np.median(nearest)) - n_levels // 2
-        errors = {}
-        for start in range(guess - n_levels, guess + n_levels + 1):
-            start = min(max(start, 0), ceiling)
-            if start not in errors:
-                chosen = grid[np.clip(nearest, start, start + n_levels - 1)]
-                errors[start] = float(np.mean((sample - chosen) ** 2))
-        starts[j] = ceiling = min(errors, key=errors.__getitem__)
-        loss += errors[ceiling]
-    return starts, loss
+    ceiling = len(grid) - n_levels
+    for j, (magnitudes, first_sums, first_squares) in enumerate(samples):
+        n = magnitudes.size
+        # the magnitudes edges[g]:edges[g + 1] are nearest to point g
+        edges = np.concatenate([[0], np.searchsorted(magnitudes, middles, side="right"), [n]])
+
+        def error(begin: Any, end: Any, level: Any, first: Any = first_sums, squares: Any = first_squares) -> Any:
+            return squares[end] - squares[begin] - 2 * level * (first[end] - first[begin]) + level**2 * (end - begin)
+
+        inside = np.concatenate([[0.0], np.cumsum(error(edges[:-1], edges[1:], grid))])
+        median = np.searchsorted(middles, magnitudes[[(n - 1) // 2, n // 2]]).mean()
+        guess = int(median) - n_levels // 2
+        tried = np.arange(min(max(guess - n_levels, 0), ceiling), min(max(guess + n_levels, 0), ceiling) + 1)
+        last = tried + n_levels - 1
+        below, above = error(0, edges[tried], grid[tried]), error(edges[last + 1], n, grid[last])
+        errors = below + (inside[last + 1] - inside[tried]) + above
+        # of those that are equal but for rounding, as where no magnitude is beyond either end, the lowest
+        best = int(np.argmax(errors <= errors.min() + _ROUNDING * first_squares[-1]))
+        start = starts[j] = ceiling = int(tried[best])
+        loss += max(float(errors[best]), 0.0) / n
+        bounds = np.concatenate([[0], edges[start + 1 : start + n_levels], [n]])
+        window = slice(start, start + n_levels)
+        sums[window] += np.diff(first_sums[bounds]) / n
+        weights[window] += np.diff(bounds) / n
+    return _Fit(starts, loss, sums, weights)
 
 
 def learn_ranked_levels(
@@ -133,25 +177,19 @@ def learn_ranked_levels(
         sample = relative[counts > j, j]
         if sample.size < _SAMPLES_PER_LEVEL * n_levels:
             sample = np.concatenate([sample, prior[j]])
-        samples.append(np.sort(sample))
-    best, best_loss = np.empty(0), np.inf
-    best_starts = np.empty(0, dtype=np.int64)
+        samples.append(_sample(sample))
+    ladders = np.array([lloyd_max(sample.magnitudes, n_levels) for sample in samples])
+    best, best_fit = np.empty(0), _Fit(np.empty(0, dtype=np.int64), np.inf, np.empty(0), np.empty(0))
     for stretch in _STRETCHES:
-        grid = _first_grid(samples, n_levels, stretch, least)
+        grid = _first_grid(ladders, stretch, least)
         for _ in range(_GRID_ITERATIONS):
-            starts, loss = _windows(samples, grid, n_levels)
-            if loss < best_loss:
-                best, best_starts, best_loss = grid, starts, loss
-            sums, hits = np.zeros(len(grid)), np.zeros(len(grid))
-            middles = (grid[1:] + grid[:-1]) / 2
-            for sample, start in zip(samples, starts, strict=True):
-                chosen = np.clip(np.searchsorted(middles, sample), start, start + n_levels - 1)
-                sums += np.bincount(chosen, sample, minlength=len(grid)) / sample.size
-                hits += np.bincount(chosen, minlength=len(grid)) / sample.size
-            grid = np.maximum(np.where(hits > 0, sums / np.maximum(hits, 1e-300), grid), least)
+            fit = _fit_windows(samples, grid, n_levels)
+            if fit.loss < best_fit.loss:
+                best, best_fit = grid, fit
+            grid = np.maximum(np.where(fit.weights > 0, fit.sums / np.maximum(fit.weights, 1e-300), grid), least)
             for c in range(1, len(grid)):
                 grid[c] = max(grid[c], grid[c - 1] * _MIN_RATIO)
-    return np.stack([unit * best[start : start + n_levels] for start in best_starts]).astype(np.float32)
+    return np.stack([unit * best[start : start + n_levels] for start in best_fit.starts]).astype(np.float32)
 
 
 def uniform_levels(value_bits: int) -> NDArray[np.float32]:
