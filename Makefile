@@ -15,6 +15,9 @@ TWO_PROCESSES := -n 2 --dist loadfile --no-loadscope-reorder --durations=30 --du
 # what decides the content of an environment
 INPUTS := pyproject.toml constraints.txt
 
+# tests start a hundred processes, which would each compile the package's modules anew
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test lint docs docs-browser oldest lowest bench-smoke clean
 
 demo: $(VENV)/.demo

@@ -22,21 +22,9 @@ def is_within(name, package):
     return name == package or name.startswith(package + ".")
 
 
-def imports_of(tree):
+def imports_of(tree, is_top_level=True):
     """Names of the imported modules, and whether the import stands at the module's top level."""
-    in_functions = {
-        id(node)
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        for node in ast.walk(function)
-    }
-    typing_only = {
-        id(node)
-        for block in ast.walk(tree)
-        if isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"
-        for node in ast.walk(block)
-    }
-    for node in ast.walk(tree):
+    for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -44,9 +32,13 @@ def imports_of(tree):
             # `from package import module` imports the module
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
             names = [name for i, name in enumerate(names) if i == 0 or name in MODULES]
+        elif isinstance(node, ast.stmt | ast.excepthandler | ast.match_case):
+            is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            is_typing_only = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+            yield from imports_of(node, is_top_level and not is_function and not is_typing_only)
+            continue
         else:
             continue
-        is_top_level = id(node) not in in_functions and id(node) not in typing_only
         yield from ((name, is_top_level) for name in names)
 
 

@@ -39,7 +39,7 @@ def model(rng, n_rows=300, m=60, k=5, d=12):
 @pytest.mark.parametrize(
     ("m", "k", "value_bits", "kind"),
     [
-        (16, 1, 4, "ranked"),  # one word a row
+        (2048, 1, 4, "ranked"),  # one word a row
         (50, 3, 1, "ranked"),  # 7-bit words, one magnitude
         (2048, 20, 4, "ranked"),  # 15-bit words, k no multiple of 16
         (4096, 17, 6, "ranked"),  # 18-bit words
