@@ -34,7 +34,7 @@ def imports_of(tree, is_top_level=True):
             names = [name for i, name in enumerate(names) if i == 0 or name in MODULES]
         elif isinstance(node, ast.stmt | ast.excepthandler | ast.match_case):
             is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-            is_typing_only = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+            is_typing_only = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
             yield from imports_of(node, is_top_level and not is_function and not is_typing_only)
             continue
         else:
