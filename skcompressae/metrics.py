@@ -333,14 +333,16 @@ def split_queries(X: Any, n_queries: int | None, n_neighbors: int, random_state:
 
 
 def enter_compressor(estimator: Any, *inputs: Any) -> tuple[Any, ...]:
-    """Return the compressor and the `inputs` as they enter it, after the earlier steps of a pipeline."""
+    """Return the compressor and the `inputs` as they enter it, after the earlier steps of its pipelines."""
     compressor = estimator
-    if isinstance(estimator, Pipeline):
-        compressor = estimator.steps[-1][1]
-        if len(estimator.steps) > 1:
-            inputs = tuple(estimator[:-1].transform(rows) for rows in inputs)
-    if isinstance(compressor, FrozenEstimator):  # whose parameters cannot be set, not even those of a copy
-        compressor = compressor.estimator
+    while isinstance(compressor, Pipeline | FrozenEstimator):
+        if isinstance(compressor, FrozenEstimator):  # whose parameters cannot be set, not even those of a copy
+            compressor = compressor.estimator
+            continue
+        if len(compressor.steps) > 1:
+            earlier = compressor[:-1]
+            inputs = tuple(earlier.transform(rows) for rows in inputs)
+        compressor = compressor.steps[-1][1]
     if not hasattr(compressor, "transform_query"):
         raise TypeError(
             "estimator must be a CompresSAETransformer or a Pipeline that ends in one, "

@@ -3,14 +3,18 @@
 import warnings
 from copy import deepcopy
 
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import normalize
+from sklearn.preprocessing import Normalizer, StandardScaler, normalize
 
-from skcompressae import CompressionTradeoffDisplay
+from skcompressae import CompresSAETransformer, CompressionTradeoffDisplay, LatentUsageDisplay, LossCurveDisplay
 from skcompressae.metrics import RetrievalRecallScorer
+
+matplotlib.use("Agg")
 
 MESSAGE = "codes of norm={}.* keep nothing of the rows' lengths, of which the largest is .* times the smallest"
 
@@ -43,8 +47,28 @@ def test_scores_by_cosine_know_no_scale(fitted, embeddings, factor):
 
 
 @pytest.mark.parametrize("metric", ["cosine", "dot"])
-@pytest.mark.parametrize("wrapped", [FrozenEstimator, lambda model: make_pipeline(FrozenEstimator(model))])
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        FrozenEstimator,
+        lambda model: make_pipeline(FrozenEstimator(model)),
+        lambda model: FrozenEstimator(make_pipeline(model)),
+        lambda model: make_pipeline(make_pipeline(model)),
+    ],
+)
 def test_frozen_compressors_are_scored_as_they_are(fitted, embeddings, metric, wrapped):
     scorer = RetrievalRecallScorer(metric=metric)
     assert scorer(wrapped(fitted), embeddings) == scorer(fitted, embeddings)
     assert np.isfinite(scorer(fitted, embeddings))
+
+
+def test_rows_go_through_the_steps_of_nested_pipelines(embeddings):
+    steps = Normalizer(), StandardScaler(), CompresSAETransformer(n_components=64, k=4, max_iter=20, random_state=0)
+    flat = make_pipeline(*steps).fit(embeddings)
+    nested = make_pipeline(steps[0], make_pipeline(*steps[1:])).fit(embeddings)
+    assert RetrievalRecallScorer()(nested, embeddings) == RetrievalRecallScorer()(flat, embeddings)
+    for display in (LossCurveDisplay, LatentUsageDisplay):
+        display.from_estimator(FrozenEstimator(nested))
+        with pytest.raises(TypeError, match=r"must be a CompresSAETransformer .* got StandardScaler"):
+            display.from_estimator(flat[:-1])
+    plt.close("all")

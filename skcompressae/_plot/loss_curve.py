@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.pipeline import Pipeline
 from sklearn.utils import check_scalar
 from sklearn.utils.validation import check_is_fitted
 
 from skcompressae._plot._axes import COLORS, make_axes, marker_of_one, set_integer_ticks
+from skcompressae.metrics import enter_compressor
 
 __all__ = ["LossCurveDisplay"]
 
@@ -104,6 +104,8 @@ class LossCurveDisplay:
             If matplotlib is not installed.
         NotFittedError
             If `estimator` is not fitted.
+        TypeError
+            If `estimator` is not a compressor.
         ValueError
             If it has no loss curve: models from reference checkpoints have none.
 
@@ -124,7 +126,7 @@ class LossCurveDisplay:
         ((5,), 2)
         >>> plt.close(display.figure_)
         """
-        compressor = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
+        (compressor,) = enter_compressor(estimator)
         check_is_fitted(compressor, "loss_curve_")
         if len(compressor.loss_curve_) == 0:
             raise ValueError(

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from skcompressae._compat import transform_plainly
@@ -99,6 +98,8 @@ class LatentUsageDisplay:
             If matplotlib is not installed.
         NotFittedError
             If `estimator` is not fitted.
+        TypeError
+            If `estimator` is not a compressor.
         ValueError
             If `X` has no rows, or is None where the training rows were not counted.
 
@@ -127,7 +128,7 @@ class LatentUsageDisplay:
             latents = codes.nonzero()[1]
             usage = np.bincount(latents, minlength=codes.shape[1]) / codes.shape[0]
         else:
-            compressor = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
+            (compressor,) = enter_compressor(estimator)
             check_is_fitted(compressor, "latent_counts_")
             if compressor.n_rows_counted_ == 0:
                 raise ValueError("X must be given: the model comes from a checkpoint that counts no training rows.")
