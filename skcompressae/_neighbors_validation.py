@@ -18,7 +18,7 @@ from skcompressae._core._search_store import Chunk, CodeStore, PackedStore, Post
 from skcompressae._neighbors_build import FLOATS, is_components
 from skcompressae._neighbors_queries import Codes, Queries, Sums, is_packed
 from skcompressae._neighbors_rerank import check_residuals
-from skcompressae._plain_rows import are_plain_rows, own_dtype_first
+from skcompressae._plain_rows import are_plain_rows, own_dtype_first, refuse_unread_lists
 
 __all__ = ["QueryValidationMixin"]
 
@@ -93,7 +93,11 @@ class QueryValidationMixin:
                 assert_all_finite(X, input_name="X")
                 dense = X
             else:
-                dense = check_array(X, dtype=own_dtype_first(X, FLOATS), ensure_min_samples=0, input_name="X")
+                try:
+                    dense = check_array(X, dtype=own_dtype_first(X, FLOATS), ensure_min_samples=0, input_name="X")
+                except ValueError as error:
+                    refuse_unread_lists(X, error)
+                    raise
             if dense.shape[1] == self.components_.shape[1]:
                 if decoder is not None and self.mode != "reconstructed":
                     if self._are_names_known(X):

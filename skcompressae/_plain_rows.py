@@ -20,6 +20,7 @@ __all__ = [
     "code_dtype",
     "own_dtype_first",
     "refuse_column_of_lists",
+    "refuse_unread_lists",
 ]
 
 # What rows are read as they are, block by block; others are converted to the first, whole.
@@ -57,6 +58,13 @@ def refuse_column_of_lists(cause: BaseException | None = None) -> NoReturn:
         "X must have one column a feature, got a column of lists; stack them, "
         "as in np.stack(df['embedding'].to_numpy())."
     ) from cause
+
+
+def refuse_unread_lists(X: Any, error: ValueError) -> None:
+    """Raise as `refuse_column_of_lists` if the error of reading X says so; an array of objects may be one, too."""
+    of_lists = "setting an array element with a sequence", "X does not contain any features"
+    if hasattr(X, "__array__") and str(error).startswith(of_lists[: 1 if isinstance(X, np.ndarray) else None]):
+        refuse_column_of_lists(error)
 
 
 def own_dtype_first(X: Any, dtypes: Sequence[type]) -> list[type]:

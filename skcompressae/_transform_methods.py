@@ -26,6 +26,7 @@ from skcompressae._plain_rows import (
     code_dtype,
     own_dtype_first,
     refuse_column_of_lists,
+    refuse_unread_lists,
 )
 from skcompressae._recipes import RECIPES
 from skcompressae._residual_codes import with_residual_codes
@@ -395,9 +396,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
                     self, X, reset=reset, dtype=own_dtype_first(X, ROW_DTYPES), ensure_all_finite=False
                 )
             except ValueError as error:
-                of_lists = "setting an array element with a sequence", "X does not contain any features"
-                if hasattr(X, "__array__") and not isinstance(X, np.ndarray) and str(error).startswith(of_lists):
-                    refuse_column_of_lists(error)
+                refuse_unread_lists(X, error)
                 raise
             if len(getattr(X, "shape", rows.shape)) == 1:  # a Series of arrays, whose features would not be counted
                 refuse_column_of_lists()

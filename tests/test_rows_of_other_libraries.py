@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import make_embeddings
 
-from skcompressae import CompresSAETransformer
+from skcompressae import CodeNearestNeighbors, CompresSAETransformer
 from skcompressae._core._threads import row_blocks
 from skcompressae._encoding import BLOCK_ROWS
 
@@ -152,6 +152,28 @@ def test_a_series_of_arrays_is_told_to_be_stacked(library, method):
     with pytest.raises(ValueError, match=r"one column a feature, got a column of lists; stack them"):
         getattr(model, "fit" if method == "refit" else method)(series)
     assert model.__dict__ == before
+
+
+def array_of_arrays():
+    rows = np.empty(len(ROWS), object)  # what .to_numpy() of a column of embeddings is
+    rows[:] = list(ROWS)
+    return rows
+
+
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
+def test_an_array_of_arrays_is_told_to_be_stacked(model, shape):
+    rows = array_of_arrays().reshape(shape)
+    search = CodeNearestNeighbors(compressor=model).fit(model.transform(ROWS))
+    for call in (CompresSAETransformer().fit, model.transform, model.transform_query, model.score, search.kneighbors):
+        with pytest.raises(ValueError, match=r"^X must have one column a feature, got a column of lists; stack them"):
+            call(rows)
+    assert (model.transform(np.stack(array_of_arrays())) != model.transform(ROWS)).nnz == 0
+
+
+def test_queries_that_are_a_series_of_arrays_are_told_to_be_stacked(model):
+    search = CodeNearestNeighbors(compressor=model).fit(model.transform(ROWS))
+    with pytest.raises(ValueError, match=r"^X must have one column a feature, got a column of lists; stack them"):
+        search.kneighbors(series_of("pandas"))
 
 
 @pytest.mark.parametrize("method", ["fit", "partial_fit", "transform", "inverse_transform"])
