@@ -88,7 +88,10 @@ def own_dtype_first(X: Any, dtypes: Sequence[type]) -> list[type]:
         own = _float_of_frame(X.dtypes)
         return list(dtypes) if own is None else sorted(dtypes, key=lambda dtype: own != dtype)
     is_table = hasattr(X, "__array__") and hasattr(X, "__getitem__") and getattr(X, "ndim", 2) == 2
-    if isinstance(getattr(X, "dtype", None), np.dtype) or not is_table:
+    if isinstance(getattr(X, "dtype", None), np.dtype):
+        own = X.dtype.newbyteorder("=")  # numbers of the other byte order keep their precision
+        return sorted(dtypes, key=lambda dtype: own != dtype)
+    if not is_table:
         return list(dtypes)
     try:
         own = np.asarray(X[:0]).dtype

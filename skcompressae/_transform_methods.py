@@ -389,8 +389,6 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         if not reset and not has_names and are_plain_rows(X, ROW_DTYPES, self.n_features_in_):
             rows = cast("NDArray[Any]", X)
         else:
-            if isinstance(X, np.ndarray) and not X.dtype.isnative:  # which would come back as float64
-                X = X.astype(X.dtype.newbyteorder("="))
             try:
                 rows = validate_data(
                     self, X, reset=reset, dtype=own_dtype_first(X, ROW_DTYPES), ensure_all_finite=False

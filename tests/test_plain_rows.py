@@ -82,3 +82,17 @@ def test_rows_of_foreign_byte_order_are_those_of_native_order(dtype, expected):
     assert codes.dtype == expected
     native = ROWS.astype(np.dtype(dtype).newbyteorder("="))
     assert (codes != model.fit(native).transform(native)).nnz == 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_codes_and_queries_of_foreign_byte_order_keep_their_precision(dtype):
+    model = CompresSAETransformer(32, k=3, max_iter=5, random_state=0).fit(ROWS)
+    codes = model.transform(ROWS.astype(dtype))
+    foreign = np.dtype(dtype).newbyteorder("S")
+    decoded = model.inverse_transform(codes.toarray().astype(foreign))
+    assert decoded.dtype == dtype
+    np.testing.assert_array_equal(decoded, model.inverse_transform(codes.toarray()))
+    search = CodeNearestNeighbors(n_neighbors=3, compressor=model).fit(codes)
+    distances, indices = search.kneighbors(ROWS.astype(foreign))
+    assert distances.dtype == dtype
+    np.testing.assert_array_equal(indices, search.kneighbors(ROWS.astype(dtype))[1])
