@@ -132,3 +132,17 @@ def test_tradeoff_measures_k_above_the_number_of_latents_once(fitted, embeddings
             fitted, embeddings, k=(2, n_latents + 1, n_latents, n_latents + 9), modes="sparse", reference=None
         )
     assert [point["label"] for point in display.results] == ["k=2", f"k={n_latents}"]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda style: LatentUsageDisplay(usage=falling(9)).plot(**style).line_,
+        lambda style: LossCurveDisplay(training_loss=falling(200)).plot(**style).lines_[-1],
+        lambda style: CompressionTradeoffDisplay(results=points("a", (3, 0.5), (9, 0.4))).plot(line_kw=style).lines_[0],
+    ],
+    ids=["usage", "loss", "tradeoff"],
+)
+def test_styles_are_taken_by_the_short_names_of_matplotlib(draw):
+    line = draw({"c": "red", "lw": 3.5, "ls": ":"})
+    assert (line.get_color(), line.get_linewidth(), line.get_linestyle()) == ("red", 3.5, ":")

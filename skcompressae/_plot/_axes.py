@@ -13,6 +13,7 @@ __all__ = [
     "MARKERS",
     "format_plain",
     "label_points",
+    "line_style",
     "make_axes",
     "marker_of_one",
     "require_matplotlib",
@@ -49,6 +50,14 @@ def make_axes(ax: Any, caller: str, figsize: tuple[float, float]) -> Any:
 def marker_of_one(values: Any) -> dict[str, str]:
     """Return the style that shows the line through an array of values also where it is a single point."""
     return {"marker": "o"} if values.size == 1 else {}
+
+
+def line_style(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments of a line: those given, also by matplotlib's short names, over the defaults."""
+    from matplotlib.cbook import normalize_kwargs
+    from matplotlib.lines import Line2D
+
+    return {**defaults, **normalize_kwargs(given, Line2D)}
 
 
 def format_plain(value: float) -> str:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from sklearn.utils import check_scalar
 from sklearn.utils.validation import check_is_fitted
 
-from skcompressae._plot._axes import COLORS, make_axes, marker_of_one, set_integer_ticks
+from skcompressae._plot._axes import COLORS, line_style, make_axes, marker_of_one, set_integer_ticks
 from skcompressae.metrics import enter_compressor
 
 __all__ = ["LossCurveDisplay"]
@@ -203,7 +203,7 @@ class LossCurveDisplay:
             **marker_of_one(self.training_loss),
         }
         name = "training, each step" if is_smoothed else "training"
-        self.lines_ = ax.plot(steps, self.training_loss, **{**style, "label": name, **kwargs})
+        self.lines_ = ax.plot(steps, self.training_loss, **line_style({**style, "label": name}, kwargs))
         if n_steps == 1:
             ax.update_datalim([(0, 0), (2, 0)], updatey=False)  # or the view is narrower than a step
         if is_smoothed:
@@ -212,7 +212,9 @@ class LossCurveDisplay:
             means = (sums[length:] - sums[:-length]) / length
             style = {"color": COLORS[0], "linewidth": 1.8, **marker_of_one(means)}
             name = f"training, mean of {length:,} steps"
-            self.lines_ += ax.plot(steps[length - 1 :] - (length - 1) / 2, means, **{**style, "label": name, **kwargs})
+            self.lines_ += ax.plot(
+                steps[length - 1 :] - (length - 1) / 2, means, **line_style({**style, "label": name}, kwargs)
+            )
         if self.validation_loss.size:
             style = {
                 "color": COLORS[1],
@@ -221,7 +223,7 @@ class LossCurveDisplay:
                 "markersize": 4.5,
                 "label": "validation",
             }
-            self.lines_ += ax.plot(self.validation_steps, self.validation_loss, **{**style, **kwargs})
+            self.lines_ += ax.plot(self.validation_steps, self.validation_loss, **line_style(style, kwargs))
         ax.set_yscale(yscale)
         set_integer_ticks(ax)
         ax.set(xlabel="Optimiser step", ylabel="Loss")

@@ -10,7 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from skcompressae._plot._axes import COLORS, MARKERS, label_points, make_axes, require_matplotlib, set_plain_log_scale
+from skcompressae._plot._axes import (
+    COLORS,
+    MARKERS,
+    label_points,
+    line_style,
+    make_axes,
+    require_matplotlib,
+    set_plain_log_scale,
+)
 from skcompressae._plot._tradeoff_points import measure_tradeoff
 
 __all__ = ["CompressionTradeoffDisplay"]
@@ -298,9 +306,9 @@ class CompressionTradeoffDisplay:
                 "linestyle": "--" if is_reference else "-",
                 "markerfacecolor": "white" if is_reference else COLORS[at % len(COLORS)],
                 "label": name,
-                **(line_kw or {}),
             }
-            self.lines_ += ax.plot([p[x] for p in points], [p["recall"] for p in points], **style)
+            x_values, recalls = [p[x] for p in points], [p["recall"] for p in points]
+            self.lines_ += ax.plot(x_values, recalls, **line_style(style, line_kw or {}))
             color = self.lines_[-1].get_color()
             labels += [(p[x], p["recall"], p["label"], color) for p in points if p.get("label")]
 

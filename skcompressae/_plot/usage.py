@@ -12,6 +12,7 @@ from skcompressae._compat import transform_plainly
 from skcompressae._plot._axes import (
     COLORS,
     format_plain,
+    line_style,
     make_axes,
     marker_of_one,
     require_matplotlib,
@@ -179,7 +180,7 @@ class LatentUsageDisplay:
         n_latents, n_alive = percent.size, int(np.count_nonzero(percent))
         n_dead, alive = n_latents - n_alive, percent[:n_alive]
         style = {"color": COLORS[0], "linewidth": 2.0, "label": "latents, most used first", **marker_of_one(alive)}
-        (self.line_,) = ax.plot(np.arange(1, n_alive + 1), alive, **{**style, **kwargs})
+        (self.line_,) = ax.plot(np.arange(1, n_alive + 1), alive, **line_style(style, kwargs))
         if n_alive:
             ax.axhline(
                 percent.mean(),
