@@ -246,3 +246,12 @@ def test_what_cannot_be_fixed_keeps_its_scales(projecting, monkeypatch):
 
     monkeypatch.setattr(_splitting._Trial, "run", run)
     assert split_bytes(compressor, X, 12, kind="best") == expected
+
+
+@pytest.mark.parametrize("number", [7, 560, 4800])
+def test_a_row_of_zeros_that_cannot_be_fixed_is_told_by_its_number(projecting, number):
+    compressor, X = projecting
+    rows = np.resize(X, (5000, X.shape[1]))
+    rows[number] = 0
+    with pytest.raises(ValueError, match=f"^kind='fixed' stores no scale per row, and row {number} of X is all zeros$"):
+        split_bytes(compressor, rows, 16, kind="fixed")

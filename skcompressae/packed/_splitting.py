@@ -150,7 +150,7 @@ def split_bytes(
     vars(model).pop("feature_names_in_", None)  # from here on rows come as arrays
     # before rows are drawn, which may have to be read
     trials = [_Trial(model, int(n_bytes), value_bits, "auto" if kind == "best" else kind)]
-    sample = _samples(rows, model.norm, random_state)
+    sample = _samples(rows, model.norm, random_state, kind)
     trials[0].run(*sample)
     if kind == "best" and trials[0].can_be_fixed(*sample):
         trials.append(_Trial(model, int(n_bytes), value_bits, "fixed"))
@@ -265,11 +265,15 @@ def _numbers_of_nonzeros(bytes_left: Callable[[int], int], n_components: int, n_
 
 
 def _samples(
-    rows: NDArray[Any], norm: str | None, random_state: int | np.random.RandomState | None
+    rows: NDArray[Any], norm: str | None, random_state: int | np.random.RandomState | None, kind: str = "auto"
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return rows to learn on and others to measure on, without those of lengths that packed codes do not hold."""
     drawn = np.sort(random_state_from(random_state).permutation(len(rows))[:_N_ROWS])
     sample = np.asarray(rows[drawn])
+    if kind == "fixed" and norm != "input":
+        zeros = drawn[~sample.any(axis=1)]
+        if len(zeros):  # whose number among those that are drawn would say nothing
+            raise ValueError(f"kind='fixed' stores no scale per row, and row {zeros[0]} of X is all zeros")
     if norm == "input":
         # not of float16 or int8, which hold neither such lengths nor that of -128
         lengths = np.maximum(sample.max(axis=1).astype(np.float64), -sample.min(axis=1).astype(np.float64))
