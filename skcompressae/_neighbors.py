@@ -209,8 +209,8 @@ class CodeNearestNeighbors(
         Raises
         ------
         ValueError
-            If the codes are not finite or have no rows, or `mode`, `compressor` and `rerank` do not fit each other or
-            the codes.
+            If the codes are not finite, have norms of 1e30 or more, or no rows, or `mode`, `compressor` and `rerank` do
+            not fit each other or the codes.
 
         See Also
         --------
