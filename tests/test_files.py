@@ -85,6 +85,18 @@ def test_what_is_no_regular_file_is_not_replaced(tmp_path, capsys):
     assert message == f"the output {tmp_path / 'codes.npz'} is no regular file"
 
 
+@posix
+def test_what_is_no_regular_file_is_not_read(files, capsys):
+    """It would be read in part, then anew from there, and called damaged; a pipe without a writer is waited for."""
+    os.mkfifo("pipe")
+    message = "pipe is no regular file, and files are read more than once; save what it gives to one"
+    assert refuses(capsys, "encode", "model.safetensors", "pipe", "codes.npz") == message
+    assert refuses(capsys, "encode", "pipe", "x.npy", "codes.npz") == message
+    assert refuses(capsys, "search", "pipe", "x.npy") == message
+    assert refuses(capsys, "info", "pipe") == message
+    assert refuses(capsys, "info", os.devnull) == message.replace("pipe", os.devnull)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows makes symbolic links for administrators only")
 def test_a_link_to_a_file_is_replaced_itself(tmp_path):
     (tmp_path / "file").write_bytes(b"old")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import stat
 import struct
 import zipfile
 import zlib
@@ -65,10 +66,13 @@ def kind_of(path: str | os.PathLike[str]) -> str:
     Raises
     ------
     CommandError
-        If it is none of these.
+        If it is none of these, or no regular file.
     OSError
         If it cannot be read.
     """
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # what a folder is, opening it says
+        raise CommandError(f"{path} is no regular file, and files are read more than once; save what it gives to one")
     with open(path, "rb") as stream:
         head = stream.read(16)
     for magic, kind in _MAGICS:
