@@ -12,6 +12,7 @@ decoder_w (m, d)       `components_`; its rows are near unit norm, as the refere
 from __future__ import annotations
 
 import errno
+import io
 import os
 import zipfile
 from pathlib import Path
@@ -184,8 +185,10 @@ def to_reference_checkpoint(model: CompresSAETransformer, path: str | os.PathLik
     arrays = (encoder.T, bias, model.components_)
     tensors = (torch.tensor(np.ascontiguousarray(array), device="cpu") for array in arrays)
     state = dict(zip(_KEYS, tensors, strict=True))
+    written = io.BytesIO()  # torch hides why a stream of a file fails, such as a full disk
+    torch.save(state, written)
     with atomic_write(path) as stream:
-        torch.save(state, stream)
+        stream.write(written.getbuffer())
 
 
 def _read(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:

@@ -128,3 +128,21 @@ def test_the_command_line_tells_which_file_was_too_large_in_one_line(files, fitt
     command = ["search", "codes.skc", "codes.skc", "found.tsv", "-q", "--save-index"]
     assert refuses(capsys, *command, "an\nindex") == "an index could not be written: No space left on device"
     assert refuses(capsys, "info", "no\nfile") == "no file: No such file or directory"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits on the size of files")
+@pytest.mark.parametrize("output", ["model.pt", "other.safetensors", "model.onnx"])
+def test_a_model_that_the_disk_has_no_room_for_is_an_error_of_one_line(files, capsys, output):
+    import resource
+
+    if output.endswith(".onnx"):
+        pytest.importorskip("onnx")
+    before = sorted(os.listdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))
+    try:
+        message = refuses(capsys, "export", "model.safetensors", output)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert message == f"{output} could not be written: File too large"
+    assert sorted(os.listdir()) == before
