@@ -232,6 +232,14 @@ def test_a_process_that_is_done_leaves_the_work_of_the_next_alone(tmp_path, monk
     others[1].close()
 
 
+def test_where_no_row_could_be_packed_other_options_need_no_restart(files, embeddings, capsys):
+    np.save("x.npy", embeddings * np.float32(1e32))
+    command = ["encode", "model.safetensors", "x.npy", "codes.skc"]
+    assert refuses(capsys, *command).endswith("counted from row 0; give --norm unit")
+    assert not Path("codes.skc.partial").exists()
+    assert main([*command, "--norm", "unit"]) == 0
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits on the size of files")
 def test_a_full_disk_is_named_and_the_work_goes_on(files, small_blocks, capsys):
     import resource

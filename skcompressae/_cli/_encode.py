@@ -206,7 +206,7 @@ def _naming(source: RowSource, first_row: int | None, model: Any, *, has_scales:
 
 
 def _quantizer(spool: Spool, model: Any, source: RowSource, arguments: argparse.Namespace) -> Any:
-    """Return the quantiser of the values, learned once and kept in the journal."""
+    """Return the quantiser of the values, learned once and kept in the journal, from the first rows on."""
     from skcompressae.packed import ValueQuantizer
     from skcompressae.packed._quantizer import quantizer_rows
 
@@ -218,8 +218,8 @@ def _quantizer(spool: Spool, model: Any, source: RowSource, arguments: argparse.
         codes = _encoded(model, source.take(rows), source, rows)
         with _naming(source, None, model, has_scales=kind != "fixed"):
             learned = ValueQuantizer.fit(codes, value_bits=value_bits, k=k, kind=kind)
+        # committed with the first rows: where those cannot be packed, nothing is left that --restart had to throw away
         spool.state.update(kind=learned.kind, levels=learned.levels.astype(np.float64).tolist())
-        spool.commit()
     levels = np.array(spool.state["levels"], dtype=np.float32)
     return ValueQuantizer(spool.state["kind"], value_bits, levels)
 
