@@ -195,3 +195,18 @@ def test_arguments_that_cannot_be_are_told_before_any_work(tables, capsys):
     assert message == "--rerank needs packed codes with residual codes"
     message = refuses_usage(capsys, "search", "codes.skc", "own.parquet", *model, "--mode", "asymmetric")
     assert message == "--mode asymmetric compares embeddings with codes, and own.parquet holds codes"
+
+
+def test_packed_queries_keep_their_residual_codes(files, fitted, embeddings):
+    packed = fitted.transform_packed(embeddings).with_residual_of(embeddings, fitted.components_, n_bytes=4)
+    packed.save("codes.skc")
+    index = CodeNearestNeighbors(3, compressor=fitted, rerank=50).fit(packed)
+    expected = index.kneighbors(packed)
+    assert (expected[1] != index.kneighbors(packed.to_csr())[1]).any()
+    command = ["search", "codes.skc", "codes.skc", "found.npz", "-n", "3", "--model", "model.safetensors", "-q"]
+    assert main([*command, "--rerank", "50", "--save-index", "codes.index"]) == 0
+    assert main(["search", "codes.index", "codes.skc", "again.npz", "-n", "3", "-q"]) == 0
+    for name in ("found.npz", "again.npz"):
+        found = np.load(name)
+        np.testing.assert_array_equal(found["indices"], expected[1])
+        np.testing.assert_array_equal(found["distances"], expected[0])

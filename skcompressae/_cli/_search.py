@@ -190,12 +190,18 @@ def _found(index: Any, queries: RowSource | CodeSource, arguments: argparse.Name
     """Yield distances and indices, block by block."""
     with progress_bar(queries.n_rows, "search", n_done=0, is_quiet=arguments.quiet) as bar:
         row = 0
-        for block in queries.blocks(0, _QUERY_BLOCK):
+        for block in _query_blocks(queries):
             if isinstance(queries, RowSource):
                 check_finite(block, queries, row)
             row += block.shape[0]
             yield index.kneighbors(block, n_neighbors=arguments.n_neighbors)
             bar.update(block.shape[0])
+
+
+def _query_blocks(queries: RowSource | CodeSource) -> Iterator[Any]:
+    if isinstance(queries, PackedSource) and queries.store.residual_codes is not None:
+        return queries.store.iter_blocks(_QUERY_BLOCK)  # packed: their residual codes are compared, too
+    return queries.blocks(0, _QUERY_BLOCK)
 
 
 def _numbered(found: Iterator[Found]) -> Iterator[tuple[int, Found]]:
