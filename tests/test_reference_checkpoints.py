@@ -4,11 +4,13 @@ import copy
 import os
 import pickle
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from cli_cases import refuses
 from sklearn.base import clone
 
 from skcompressae import CompresSAETransformer, LatentUsageDisplay, load_model
@@ -173,6 +175,15 @@ def test_damaged_and_foreign_files(tmp_path):
             from_reference_checkpoint(path, k=2)
     with pytest.raises(FileNotFoundError):
         from_reference_checkpoint(tmp_path / "nowhere", k=2)
+
+
+def test_the_command_line_calls_a_truncated_checkpoint_damaged(files, fitted, capsys):
+    """The suffix of the output was blamed, as if codes had been given."""
+    to_reference_checkpoint(fitted, "model.pt")
+    data = Path("model.pt").read_bytes()
+    Path("model.pt").write_bytes(data[: len(data) // 2])
+    for command in (["export", "model.pt", "new.safetensors", "--k", "6"], ["info", "model.pt"]):
+        assert refuses(capsys, *command).startswith("model.pt is damaged: ")
 
 
 def test_changed_numbers_are_noticed(tmp_path):

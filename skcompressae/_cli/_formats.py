@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from skcompressae._cli._errors import CommandError, UsageError
+from skcompressae._cli._errors import CommandError, UsageError, is_of_the_system
 
 __all__ = ["ZIP_ERRORS", "check_apart", "check_output", "kind_of", "output_kind"]
 
@@ -66,7 +66,7 @@ def kind_of(path: str | os.PathLike[str]) -> str:
     Raises
     ------
     CommandError
-        If it is none of these, or no regular file.
+        If it is none of these, no regular file, or a damaged zip archive.
     OSError
         If it cannot be read.
     """
@@ -92,12 +92,14 @@ def kind_of(path: str | os.PathLike[str]) -> str:
 
 
 def _kind_of_zip(path: str | os.PathLike[str]) -> str:
-    """Tell a checkpoint of PyTorch from the arrays of SciPy: both are zip archives."""
+    """Tell a checkpoint of PyTorch from the arrays of SciPy: both are zip archives, and a damaged one may be either."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except ZIP_ERRORS:
-        return "npz"  # its reader says what is wrong
+    except ZIP_ERRORS as error:
+        if is_of_the_system(error):
+            raise
+        raise CommandError(f"{path} is damaged: {error}") from error
     return "reference" if any(name.endswith("data.pkl") for name in names) else "npz"
 
 
