@@ -130,3 +130,18 @@ def test_more_components_than_indices_or_memory_can_hold(files, capsys):
         "not enough memory: n_components=2147483647 latents of 20000 features take 960000 GiB in training, which "
         "cannot be had; lower n_components."
     )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a file that is mapped cannot be deleted")
+def test_a_process_that_is_killed_in_training_leaves_no_copy_of_the_rows(files, monkeypatch):
+    fit, found = CompresSAETransformer.fit, []
+
+    def fit_and_look(self, X):
+        found.append((X.copy(), [path for folder in Path().glob(".fit-*") for path in folder.iterdir()]))
+        return fit(self, X)
+
+    monkeypatch.setattr(CompresSAETransformer, "fit", fit_and_look)
+    assert main(["fit", "x.parquet", *FIT[2:]]) == 0
+    ((rows, left),) = found
+    np.testing.assert_array_equal(rows, np.load("x.npy"))
+    assert left == []

@@ -169,5 +169,7 @@ def _whole(source: RowSource, arguments: argparse.Namespace) -> Iterator[Any]:
                     stream.write(np.ascontiguousarray(block, dtype=source.dtype).data)
                     bar.update(len(block))
         rows = np.load(path, mmap_mode="r")
+        if os.name == "posix":  # the map keeps the file, and a process that is killed leaves its bytes to nobody
+            path.unlink()
         yield rows
         del rows
