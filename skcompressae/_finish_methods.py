@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from skcompressae._core._arrays import aligned
 from skcompressae._core._callers import caller_level
+from skcompressae._encoding import Encoder
 from skcompressae._fitting import BLOCK_ROWS, MAX_SCALING_ROWS, measure_usage, refit_components, usage_factors
 from skcompressae._model_weights import unscaled_encoder
 from skcompressae._residual_codes import learned_quantizer
@@ -28,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 # Share of latents that never fire above which fit warns.
 _DEAD_SHARE_WARNED = 0.1
+# Encoder rows of latents without use are lengthened by this factor, at most so often, while their share is above one
+# bound and not above the other: data that half of the latents describe gain nothing by more.
+_REVIVING_FACTOR, _MAX_REVIVALS = 1.2, 4
+_DEAD_SHARE_LEFT, _DEAD_SHARE_TAKEN_AS_UNNEEDED = 0.01, 0.5
 
 
 class FinishMethodsMixin(TransformMethodsMixin):
@@ -89,12 +94,21 @@ class FinishMethodsMixin(TransformMethodsMixin):
                     is_finished = self._refit_decoder(rows, training)
             finally:
                 note_weights()
-            is_measured = self._measure(rows, training, result, random_state)
+            try:
+                revives = is_finished and self._usage_power() > 0
+                is_measured = self._measure(rows, training, result, random_state, revives=revives)
+            finally:
+                note_weights()
             if self.residual_bytes is not None:
                 residual_quantizer, is_finished = self._learn_residuals(rows, training, is_finished and is_measured)
         finally:  # until then the one before: other threads may be packing
             self.__dict__.update(residual_quantizer_=residual_quantizer, residual_norm_=self.norm)
         return is_finished
+
+    def _usage_power(self) -> float:
+        if self.usage_power == "auto" and self._resolved("coding") == "activations":
+            return 0.0  # such codes do without, and dividing it out takes time
+        return float(self._resolved("usage_power"))
 
     def _scale_by_usage(self, rows: NDArray[Any], training: NDArray[np.intp]) -> bool:
         """Scale encoder rows by a power of their latents' use, so that codes prefer latents that many rows use.
@@ -104,9 +118,7 @@ class FinishMethodsMixin(TransformMethodsMixin):
         bool
             False if an interrupt came before that was done.
         """
-        power = self._resolved("usage_power")
-        if self.usage_power == "auto" and self._resolved("coding") == "activations":
-            power = 0.0  # such codes do without, and dividing it out takes time
+        power = self._usage_power()
         if power == 0:
             return True
         try:
@@ -185,10 +197,11 @@ class FinishMethodsMixin(TransformMethodsMixin):
         return quantizer, is_finished
 
     def _scale_encoder(self, factors: NDArray[np.float32]) -> None:
+        """Multiply the encoder, which may have a scale already."""
         self.__dict__.update(  # all at once: an interrupt between them must not leave one scaled
             encoder_weights_=aligned(self.encoder_weights_ * factors[:, None]),
             encoder_bias_=self.encoder_bias_ * factors,
-            encoder_scale_=factors,
+            encoder_scale_=factors if self.encoder_scale_ is None else self.encoder_scale_ * factors,
         )
 
     def _trained_weights(self) -> Weights:
@@ -204,13 +217,32 @@ class FinishMethodsMixin(TransformMethodsMixin):
         random_state: np.random.RandomState,
         *,
         is_partial: bool = False,
+        revives: bool = False,
     ) -> bool:
-        """Measure how the latents are used, in codes of norm="unit"; False if an interrupt cut that short."""
-        unit = copy(self)
-        unit.norm = "unit"
+        """Measure how the latents are used, in codes of norm="unit"; False if an interrupt cut that short.
+
+        With `revives`, encoder rows of latents that no code has are lengthened, and all is measured again.
+        """
+
+        def unit_encoder() -> Encoder:
+            unit = copy(self)
+            unit.norm = "unit"
+            return unit._encoder()
+
+        def same_rows(drawing: Any) -> np.random.RandomState:
+            again = np.random.RandomState()
+            again.set_state(drawing)
+            return again
+
         is_finished = True
+        drawing = random_state.get_state(legacy=False)
         try:
-            usage = measure_usage(rows, training, unit._encoder(), self.k_, random_state)
+            usage = measure_usage(rows, training, unit_encoder(), self.k_, random_state)
+            for _ in range(_MAX_REVIVALS if revives else 0):
+                if not _DEAD_SHARE_LEFT < usage.dead_fraction <= _DEAD_SHARE_TAKEN_AS_UNNEEDED:
+                    break
+                self._scale_encoder(np.where(usage.counts == 0, np.float32(_REVIVING_FACTOR), np.float32(1)))
+                usage = measure_usage(rows, training, unit_encoder(), self.k_, same_rows(drawing))
         except KeyboardInterrupt:
             is_finished = False
             warnings.warn(
@@ -219,7 +251,7 @@ class FinishMethodsMixin(TransformMethodsMixin):
                 InterruptedFitWarning,
                 stacklevel=caller_level(),
             )
-            usage = measure_usage(rows, training[:BLOCK_ROWS], unit._encoder(), self.k_, random_state)
+            usage = measure_usage(rows, training[:BLOCK_ROWS], unit_encoder(), self.k_, random_state)
         self.latent_counts_ = usage.counts
         self.latent_rms_ = usage.rms
         self.n_rows_counted_ = usage.n_rows

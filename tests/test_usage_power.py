@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -195,6 +196,51 @@ def test_damaged_scales_are_refused(embeddings, tmp_path):
 def test_the_first_block_of_a_stream_scales_nothing(embeddings):
     plain, scaled = (small(usage_power=power).partial_fit(embeddings) for power in (0, 0.5))
     np.testing.assert_array_equal(plain.encoder_weights_, scaled.encoder_weights_)
+
+
+def with_rare_latents(monkeypatch, n_revivals=None, **parameters):
+    """A model of rows of which few are of a kind of their own, so that some latents die."""
+    if n_revivals is not None:
+        monkeypatch.setattr(_finish_methods, "_MAX_REVIVALS", n_revivals)
+    return small(n_components=128, k=2, max_iter=150, validation_fraction=0, **parameters).fit(popular_rows())
+
+
+def test_encoder_rows_of_dead_latents_are_lengthened(monkeypatch):
+    before = with_rare_latents(monkeypatch, 0)
+    assert 0.05 < before.dead_latents_fraction_ < 0.5
+    once = with_rare_latents(monkeypatch, 1)
+    factors = np.where(before.latent_counts_ == 0, 1.2, 1)
+    np.testing.assert_allclose(once.encoder_scale_, before.encoder_scale_ * factors, rtol=1e-6)
+    np.testing.assert_allclose(once.encoder_weights_, before.encoder_weights_ * factors[:, None], rtol=1e-6)
+    np.testing.assert_allclose(once.encoder_bias_, before.encoder_bias_ * factors, rtol=1e-6)
+    np.testing.assert_array_equal(once.components_, before.components_)
+    # the statistics are those of the codes as they are now
+    codes = once.transform(popular_rows())
+    np.testing.assert_array_equal(once.latent_counts_, np.bincount(codes.indices, minlength=128))
+    four = with_rare_latents(monkeypatch, 4)
+    assert four.dead_latents_fraction_ < 0.5 * before.dead_latents_fraction_
+    assert four.score(popular_rows()) > before.score(popular_rows()) - 0.01
+
+
+def test_latents_stay_dead_where_few_or_most_are_or_nothing_is_scaled(monkeypatch):
+    before = with_rare_latents(monkeypatch, 0)
+    for name in ("_DEAD_SHARE_LEFT", "_DEAD_SHARE_TAKEN_AS_UNNEEDED"):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                _finish_methods, name, before.dead_latents_fraction_ + (1e-9 if name.endswith("LEFT") else -1e-9)
+            )
+            same = with_rare_latents(patch, 4)
+        np.testing.assert_array_equal(same.encoder_scale_, before.encoder_scale_)
+    assert with_rare_latents(monkeypatch, 4, usage_power=0).encoder_scale_ is None
+
+
+def test_a_sample_is_the_same_after_reviving(monkeypatch):
+    """The counted rows, and what is drawn after them, do not depend on how often they are counted."""
+    monkeypatch.setattr(_finish_methods, "measure_usage", partial(measure_usage, max_rows=500))
+    states = [np.random.RandomState(3) for _ in range(2)]
+    for n_revivals, state in zip((0, 4), states, strict=True):
+        assert with_rare_latents(monkeypatch, n_revivals, random_state=state).n_rows_counted_ == 500
+    assert states[0].randint(1 << 30) == states[1].randint(1 << 30)
 
 
 def interrupt_once(at_call=1):
