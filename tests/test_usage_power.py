@@ -234,6 +234,7 @@ def test_latents_stay_dead_where_few_or_most_are_or_nothing_is_scaled(monkeypatc
     assert with_rare_latents(monkeypatch, 4, usage_power=0).encoder_scale_ is None
 
 
+@pytest.mark.filterwarnings("ignore::skcompressae.exceptions.DeadLatentsWarning")  # in so few rows
 def test_a_sample_is_the_same_after_reviving(monkeypatch):
     """The counted rows, and what is drawn after them, do not depend on how often they are counted."""
     monkeypatch.setattr(_finish_methods, "measure_usage", partial(measure_usage, max_rows=500))
