@@ -95,7 +95,8 @@ class FinishMethodsMixin(TransformMethodsMixin):
             finally:
                 note_weights()
             try:
-                revives = is_finished and self._usage_power() > 0
+                # the code of activations does without the scale, so that nothing would come of it
+                revives = is_finished and self._usage_power() > 0 and self._resolved("coding") != "activations"
                 is_measured = self._measure(rows, training, result, random_state, revives=revives)
             finally:
                 note_weights()

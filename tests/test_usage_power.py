@@ -232,6 +232,9 @@ def test_latents_stay_dead_where_few_or_most_are_or_nothing_is_scaled(monkeypatc
             same = with_rare_latents(patch, 4)
         np.testing.assert_array_equal(same.encoder_scale_, before.encoder_scale_)
     assert with_rare_latents(monkeypatch, 4, usage_power=0).encoder_scale_ is None
+    # codes that divide the scale out would gain nothing
+    scales = [with_rare_latents(monkeypatch, n, usage_power=0.15, coding="activations").encoder_scale_ for n in (0, 4)]
+    np.testing.assert_array_equal(*scales)
 
 
 @pytest.mark.filterwarnings("ignore::skcompressae.exceptions.DeadLatentsWarning")  # in so few rows
