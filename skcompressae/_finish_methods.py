@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
-from copy import copy
+from copy import copy, deepcopy
 from typing import Any
 
 import numpy as np
@@ -230,20 +230,15 @@ class FinishMethodsMixin(TransformMethodsMixin):
             unit.norm = "unit"
             return unit._encoder()
 
-        def same_rows(drawing: Any) -> np.random.RandomState:
-            again = np.random.RandomState()
-            again.set_state(drawing)
-            return again
-
         is_finished = True
-        drawing = random_state.get_state(legacy=False)
+        as_before = deepcopy(random_state)  # for the same rows again
         try:
             usage = measure_usage(rows, training, unit_encoder(), self.k_, random_state)
             for _ in range(_MAX_REVIVALS if revives else 0):
                 if not _DEAD_SHARE_LEFT < usage.dead_fraction <= _DEAD_SHARE_TAKEN_AS_UNNEEDED:
                     break
                 self._scale_encoder(np.where(usage.counts == 0, np.float32(_REVIVING_FACTOR), np.float32(1)))
-                usage = measure_usage(rows, training, unit_encoder(), self.k_, same_rows(drawing))
+                usage = measure_usage(rows, training, unit_encoder(), self.k_, deepcopy(as_before))
         except KeyboardInterrupt:
             is_finished = False
             warnings.warn(

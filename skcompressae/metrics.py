@@ -338,11 +338,10 @@ def enter_compressor(estimator: Any, *inputs: Any) -> tuple[Any, ...]:
     while isinstance(compressor, Pipeline | FrozenEstimator):
         if isinstance(compressor, FrozenEstimator):  # whose parameters cannot be set, not even those of a copy
             compressor = compressor.estimator
-            continue
-        if len(compressor.steps) > 1:
-            earlier = compressor[:-1]
-            inputs = tuple(earlier.transform(rows) for rows in inputs)
-        compressor = compressor.steps[-1][1]
+        else:
+            if len(compressor.steps) > 1:
+                inputs = tuple(compressor[:-1].transform(rows) for rows in inputs)
+            compressor = compressor.steps[-1][1]
     if not hasattr(compressor, "transform_query"):
         raise TypeError(
             "estimator must be a CompresSAETransformer or a Pipeline that ends in one, "

@@ -1,7 +1,10 @@
 """What the tests of the command line share."""
 
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from skcompressae._cli._main import main
 from skcompressae._progress import StepReporter
@@ -39,3 +42,15 @@ def same_matrix(found, expected):
     assert found.shape == expected.shape
     assert found.dtype == expected.dtype
     assert (found != expected).nnz == 0
+
+
+@contextmanager
+def file_size_limit(n_bytes):
+    """Let no file grow beyond so many bytes, as a disk would that is full then."""
+    resource = pytest.importorskip("resource", reason="no limits on the size of files on Windows")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

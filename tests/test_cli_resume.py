@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_cases import refuses
+from cli_cases import file_size_limit, refuses
 
 from skcompressae._cli._errors import CommandError
 from skcompressae._cli._main import main
@@ -240,17 +240,10 @@ def test_where_no_row_could_be_packed_other_options_need_no_restart(files, embed
     assert main([*command, "--norm", "unit"]) == 0
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no limits on the size of files")
 def test_a_full_disk_is_named_and_the_work_goes_on(files, small_blocks, capsys):
-    import resource
-
     command = ["encode", "model.safetensors", "x.npy", "codes.npz"]
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, limits[1]))  # of 9,600 bytes of values
-    try:
+    with file_size_limit(6_000):  # of 9,600 bytes of values
         message = refuses(capsys, *command)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert message.startswith("codes.npz could not be written: File too large; the same command goes on from the rows")
     assert main(command) == 0
     assert "continuing after row 200 of 400" in capsys.readouterr().err

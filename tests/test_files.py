@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_cases import refuses
+from cli_cases import file_size_limit, refuses
 
 from skcompressae._files import atomic_write, put_in_place
 
@@ -130,19 +130,12 @@ def test_the_command_line_tells_which_file_was_too_large_in_one_line(files, fitt
     assert refuses(capsys, "info", "no\nfile") == "no file: No such file or directory"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no limits on the size of files")
 @pytest.mark.parametrize("output", ["model.pt", "other.safetensors", "model.onnx"])
 def test_a_model_that_the_disk_has_no_room_for_is_an_error_of_one_line(files, capsys, output):
-    import resource
-
     if output.endswith(".onnx"):
         pytest.importorskip("onnx")
     before = sorted(os.listdir())
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))
-    try:
+    with file_size_limit(1_000):
         message = refuses(capsys, "export", "model.safetensors", output)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert message == f"{output} could not be written: File too large"
     assert sorted(os.listdir()) == before

@@ -183,10 +183,10 @@ def test_rows_that_cannot_be_packed_are_left_out(embeddings):
 @pytest.mark.filterwarnings("error")
 def test_rows_of_narrow_types_are_of_lengths_that_these_do_not_hold(embeddings):
     rows = embeddings.astype(np.float16)
-    assert [len(part) for part in _splitting._samples(rows, "input", 0)] == [320, 80]
+    assert [len(part) for part in _splitting._samples(rows, "input", 0, "auto")] == [320, 80]
     rows = np.zeros((5, 3), dtype=np.int8)
     rows[:, 1] = -128
-    assert [len(part) for part in _splitting._samples(rows, "input", 0)] == [4, 1]
+    assert [len(part) for part in _splitting._samples(rows, "input", 0, "auto")] == [4, 1]
 
 
 def found_share(compressor, split, rows, queries, n_neighbors):

@@ -64,6 +64,11 @@ class _Sample(NamedTuple):
     sums: NDArray[np.float64]
     squares: NDArray[np.float64]
 
+    def error(self, begin: Any, end: Any, level: Any) -> Any:
+        """Return the summed squared error of the magnitudes ``begin:end`` where they are rounded to a level."""
+        sums = self.sums[end] - self.sums[begin]
+        return self.squares[end] - self.squares[begin] - 2 * level * sums + level**2 * (end - begin)
+
 
 def _sample(magnitudes: NDArray[np.float64]) -> _Sample:
     ascending = np.sort(magnitudes)
@@ -106,33 +111,30 @@ class _Fit(NamedTuple):
 
 
 def _fit_windows(samples: list[_Sample], grid: NDArray[np.float64], n_levels: int) -> _Fit:
+    """Find the window of each rank, and what is rounded to each point of the grid then."""
     middles = (grid[1:] + grid[:-1]) / 2
     starts = np.empty(len(samples), dtype=np.int64)
     sums, weights = np.zeros(len(grid)), np.zeros(len(grid))
     loss = 0.0
     ceiling = len(grid) - n_levels
-    for j, (magnitudes, first_sums, first_squares) in enumerate(samples):
-        n = magnitudes.size
+    for j, sample in enumerate(samples):
+        n = sample.magnitudes.size
         # the magnitudes edges[g]:edges[g + 1] are nearest to point g
-        edges = np.concatenate([[0], np.searchsorted(magnitudes, middles, side="right"), [n]])
-
-        def error(begin: Any, end: Any, level: Any, first: Any = first_sums, squares: Any = first_squares) -> Any:
-            return squares[end] - squares[begin] - 2 * level * (first[end] - first[begin]) + level**2 * (end - begin)
-
-        inside = np.concatenate([[0.0], np.cumsum(error(edges[:-1], edges[1:], grid))])
-        median = np.searchsorted(middles, magnitudes[[(n - 1) // 2, n // 2]]).mean()
+        edges = np.concatenate([[0], np.searchsorted(sample.magnitudes, middles, side="right"), [n]])
+        inside = np.concatenate([[0.0], np.cumsum(sample.error(edges[:-1], edges[1:], grid))])
+        median = np.searchsorted(middles, sample.magnitudes[[(n - 1) // 2, n // 2]]).mean()
         guess = int(median) - n_levels // 2
         tried = np.arange(min(max(guess - n_levels, 0), ceiling), min(max(guess + n_levels, 0), ceiling) + 1)
         last = tried + n_levels - 1
-        below, above = error(0, edges[tried], grid[tried]), error(edges[last + 1], n, grid[last])
+        below, above = sample.error(0, edges[tried], grid[tried]), sample.error(edges[last + 1], n, grid[last])
         errors = below + (inside[last + 1] - inside[tried]) + above
         # of those that are equal but for rounding, as where no magnitude is beyond either end, the lowest
-        best = int(np.argmax(errors <= errors.min() + _ROUNDING * first_squares[-1]))
+        best = int(np.argmax(errors <= errors.min() + _ROUNDING * sample.squares[-1]))
         start = starts[j] = ceiling = int(tried[best])
         loss += max(float(errors[best]), 0.0) / n
         bounds = np.concatenate([[0], edges[start + 1 : start + n_levels], [n]])
         window = slice(start, start + n_levels)
-        sums[window] += np.diff(first_sums[bounds]) / n
+        sums[window] += np.diff(sample.sums[bounds]) / n
         weights[window] += np.diff(bounds) / n
     return _Fit(starts, loss, sums, weights)
 
@@ -179,16 +181,16 @@ def learn_ranked_levels(
             sample = np.concatenate([sample, prior[j]])
         samples.append(_sample(sample))
     ladders = np.array([lloyd_max(sample.magnitudes, n_levels) for sample in samples])
-    best, best_fit = np.empty(0), _Fit(np.empty(0, dtype=np.int64), np.inf, np.empty(0), np.empty(0))
+    fits = []
     for stretch in _STRETCHES:
         grid = _first_grid(ladders, stretch, least)
         for _ in range(_GRID_ITERATIONS):
             fit = _fit_windows(samples, grid, n_levels)
-            if fit.loss < best_fit.loss:
-                best, best_fit = grid, fit
+            fits.append((grid, fit))
             grid = np.maximum(np.where(fit.weights > 0, fit.sums / np.maximum(fit.weights, 1e-300), grid), least)
             for c in range(1, len(grid)):
                 grid[c] = max(grid[c], grid[c - 1] * _MIN_RATIO)
+    best, best_fit = min(fits, key=lambda tried: tried[1].loss)
     return np.stack([unit * best[start : start + n_levels] for start in best_fit.starts]).astype(np.float32)
 
 

@@ -265,7 +265,7 @@ def _numbers_of_nonzeros(bytes_left: Callable[[int], int], n_components: int, n_
 
 
 def _samples(
-    rows: NDArray[Any], norm: str | None, random_state: int | np.random.RandomState | None, kind: str = "auto"
+    rows: NDArray[Any], norm: str | None, random_state: int | np.random.RandomState | None, kind: str
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return rows to learn on and others to measure on, without those of lengths that packed codes do not hold."""
     drawn = np.sort(random_state_from(random_state).permutation(len(rows))[:_N_ROWS])
