@@ -85,9 +85,9 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         Power of a latent's use by which :meth:`fit` scales its encoder row in the end, so that codes prefer latents
         which many rows use and close rows agree on (:doc:`recipes </recipes>`). Not in the paper: 0 leaves it out, as
         the paper's recipe does. "auto" is 0.15 in the default recipe, but 0 for ``coding="activations"``, which does
-        without; up to 0.3 favours code-to-code search. Then, unless it is 0, encoder rows of latents that no counted
-        row has in its code are lengthened by a fifth, up to four times, until at most 1 % are dead; not where more than
-        half of the latents are, which the data do not need. :meth:`partial_fit` keeps the scale that there is.
+        without; up to 0.3 favours code-to-code search. Then, unless it is 0 or codes are activations, encoder rows of
+        latents that no counted row has in its code are lengthened by a fifth, up to four times, until at most 1 % are
+        dead; not where more than half are, which the data do not need. :meth:`partial_fit` keeps the scale there is.
 
     n_refits : int or "auto", default="auto"
         How often :meth:`fit` fits the decoder anew in the end, by least squares to the codes of training rows (at most
