@@ -131,6 +131,26 @@ def optimized_product_quantization(documents: Array, size_bytes: int, seed: int)
     return _from_reconstruction("opq", {"M": size_bytes}, size_bytes, fit_s(), encode_s(), X_hat)
 
 
+def residual_quantization(documents: Array, size_bytes: int, seed: int) -> Compressed | None:
+    """FAISS residual quantisers, whose codewords add up: one for every 16 bytes, each on its share of the columns."""
+    import faiss
+
+    n_features = documents.shape[1]
+    n_parts = math.ceil(size_bytes / 16)  # training takes the square of the codewords that add up
+    if size_bytes % n_parts or n_features < 8 * n_parts:
+        return None
+    X = _padded(unit_rows(documents), n_parts)
+    quantizer = faiss.ProductResidualQuantizer(X.shape[1], n_parts, size_bytes // n_parts, 8)
+    for part in range(n_parts):
+        faiss.downcast_AdditiveQuantizer(quantizer.subquantizer(part)).cp.seed = 1234 + seed
+    with cpu_stopwatch() as fit_s:
+        quantizer.train(X)
+    with cpu_stopwatch() as encode_s:
+        codes = quantizer.compute_codes(X)
+    params = {"n_parts": n_parts, "M": size_bytes // n_parts}
+    return _from_reconstruction("rq", params, size_bytes, fit_s(), encode_s(), quantizer.decode(codes)[:, :n_features])
+
+
 def scalar_quantization(documents: Array, n_bits: int, seed: int) -> Compressed:
     """FAISS scalar quantiser of 8, 6 or 4 bits a dimension."""
     import faiss

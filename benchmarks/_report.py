@@ -32,6 +32,7 @@ STYLES: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
     ("paper", "sparse"): ("paper's recipe, sparse, CSR", {"color": "#999999", "marker": "^", "linestyle": "--"}),
     ("pq", "asymmetric"): ("PQ", {"color": "#E69F00", "marker": "D"}),
     ("opq", "asymmetric"): ("OPQ", {"color": "#D55E00", "marker": "D"}),
+    ("rq", "asymmetric"): ("residual quantisers", {"color": "#B2182B", "marker": "<"}),
     ("rabitq", "asymmetric"): ("RaBitQ", {"color": "#CC79A7", "marker": "v"}),
     ("pca_int8", "asymmetric"): ("PCA + int8", {"color": "#8C6D1F", "marker": "x"}),
     ("pca", "asymmetric"): ("PCA", {"color": "#8C6D1F", "marker": "x", "linestyle": ":"}),

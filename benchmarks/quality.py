@@ -53,9 +53,11 @@ BY_BYTES: dict[str, Callable[[Array, int, int], peers.Compressed | None]] = {
     "truncation_int8": lambda X, size, seed: peers.truncation(X, size, seed, is_int8=True),
     "pq": peers.product_quantization,
     "opq": peers.optimized_product_quantization,
+    "rq": peers.residual_quantization,
 }
 METHODS = ("ours", "ours_once", "paper", *BY_BYTES, "sq", "rabitq", "signs", "dictionary")
-DEFAULT_METHODS = tuple(method for method in METHODS if method != "dictionary")
+SLOW_METHODS = ("dictionary", "rq")  # ten times as long as the others, or more
+DEFAULT_METHODS = tuple(method for method in METHODS if method not in SLOW_METHODS)
 
 
 class Coder(NamedTuple):

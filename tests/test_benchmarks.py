@@ -16,7 +16,20 @@ from skcompressae.exceptions import DeadLatentsWarning
 def test_quality_study_writes_results_picture_and_table(benchmark, tmp_path):
     pytest.importorskip("faiss")
     quality = benchmark("quality")
-    methods = ["ours", "ours_once", "paper", "pca", "pca_int8", "truncation_int8", "pq", "opq", "sq", "rabitq", "signs"]
+    methods = [
+        "ours",
+        "ours_once",
+        "paper",
+        "pca",
+        "pca_int8",
+        "truncation_int8",
+        "pq",
+        "opq",
+        "rq",
+        "sq",
+        "rabitq",
+        "signs",
+    ]
     arguments = ["--data", "tiny", "--seeds", "0", "1", "--k", "2", "4", "--n-components", "48", "--sizes", "4"]
     arguments += ["--steps", "20", "--paper-steps", "5", "--batch-size", "128", "--methods", *methods]
     arguments += ["--max-documents", "300", "--max-queries", "50"]

@@ -26,6 +26,7 @@ METHODS = {
     "paper": "the paper's recipe",
     "pq": "PQ",
     "opq": "OPQ",
+    "rq": "residual quantisers",
     "rabitq": "RaBitQ",
     "pca": "PCA, float32",
     "pca_int8": "PCA, int8",
