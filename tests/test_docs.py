@@ -203,6 +203,26 @@ def test_tables_hold_what_the_results_say(docs_module, tmp_path):
     assert results.budget_table(studies[0]) == table
 
 
+def test_a_point_measured_again_stands_as_measured_last(docs_module, tmp_path):
+    results = docs_module("results")
+    data = {"name": "t", "n_documents": 9, "n_queries": 2, "n_features": 8}
+    row = {"method": "ours", "params": {"k": 8}, "mode": "sparse", "size_bytes": 68.0, "cosine": 0.9, "seed": 0}
+    row |= {"recall_at_10": 0.5, "recall_at_100": 0.6, "fit_s": 1.0, "encode_s": 1.0}
+    # the last by name is not the last by date; a row's own date counts, where it has one
+    files = {
+        "a": ("2026-11-02", [{**row, "recall_at_100": 0.7, "date": "2026-11-29"}]),
+        "b": ("2026-11-28", [{**row, "recall_at_100": 0.3}, {**row, "recall_at_100": 0.8, "seed": 1}]),
+        "c": ("2026-11-27", [row]),
+    }
+    for name, (date, rows) in files.items():
+        environment = {"cpu": "c", "n_threads": 1, "date": date}
+        content = {"data": data, "environment": environment, "results": rows}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    (study,) = results.load_studies(tmp_path)
+    assert sorted((row["seed"], row["recall_at_100"]) for row in study["results"]) == [(0, 0.7), (1, 0.8)]
+    assert "| sparse | 0.750 |" in results.modes_table(study)
+
+
 def test_results_of_a_modified_tree_are_named():
     text = (DOCS / "measured.md").read_text(encoding="utf-8")
     for path in (ROOT / "benchmarks" / "results").glob("*.json"):

@@ -111,11 +111,20 @@ def hybrid_rows(content: Any, measured: list[dict[str, Any]]) -> list[dict[str, 
     return rows
 
 
+def last_measured(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row per method, setting, mode and seed: the latest, where several files measured it."""
+    by_point = {}
+    for row in sorted(rows, key=lambda row: row["date"]):
+        by_point[row["method"], str(row["params"]), row["mode"], row["seed"]] = row
+    return list(by_point.values())
+
+
 def load_studies(folder: Path = RESULTS) -> list[dict[str, Any]]:
     """Return one content per data set and number of documents, with the rows of all files that measured it.
 
-    Those with the most methods come first. Each has a title of its own: where data of one name were measured in
-    several states, all but the first say which.
+    What was measured again counts once, as it was measured last: a mean is over seeds, not over states of the code.
+    Those with the most methods come first. Each has a title of its own: where data of one name were measured in several
+    states, all but the first say which.
     """
     merged: dict[tuple[str, str, int], dict[str, Any]] = {}
     for path in sorted(folder.glob("*.json")):
@@ -125,8 +134,10 @@ def load_studies(folder: Path = RESULTS) -> list[dict[str, Any]]:
         data = content["data"]
         key = (data["name"], data.get("sha256", ""), data["n_documents"])
         entry = merged.setdefault(key, {"data": data, "results": [], "sources": []})
-        entry["results"] += content["results"]
+        entry["results"] += [{"date": content["environment"]["date"], **row} for row in content["results"]]
         entry["sources"].append((path.name, content["environment"]))
+    for entry in merged.values():
+        entry["results"] = last_measured(entry["results"])
     for path in sorted(folder.glob("hybrid-*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         key = (content["data"]["name"], content["data"].get("sha256", ""), content["data"]["n_documents"])
