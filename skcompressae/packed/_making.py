@@ -48,7 +48,7 @@ class PackedMakingMixin:
             Real and finite; values are taken as float32. Duplicates are summed, stored zeros dropped; the caller's
             arrays are not changed.
         value_bits : int, default=None
-            Bits of a value with its sign; None takes the quantizer's, or 4. Up to 8 when ranked, 16 when uniform.
+            Bits of a value with its sign; None takes the quantizer's, or 4. Up to 16 when uniform, else up to 8.
         k : int, default=None
             Entries a row can hold; None takes the quantizer's ranks, or the longest row.
         quantizer : ValueQuantizer, default=None
