@@ -203,7 +203,8 @@ def metadata_of(schema: pa.Schema) -> dict[str, Any]:
                 for field in fields
                 if METADATA_KEY.decode() in field["metadata"]
             ]
-            found = json.loads(texts[0] if texts else metadata.get(PACKED_KEY, b"{}"))
+            packed = json.loads(metadata.get(PACKED_KEY, b"{}"))
+            found = json.loads(texts[0]) if texts else {**packed, **packed.get("model", {})}
         if found and found["version"] != METADATA_VERSION:
             raise CodesFormatError(
                 f"the codes have version {found['version']!r} of the metadata, expected {METADATA_VERSION}"

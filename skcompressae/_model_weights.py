@@ -14,10 +14,12 @@ from skcompressae._core._rows import scales_apart
 from skcompressae._model_format import array_digest
 
 __all__ = [
+    "RECORDED",
     "WEIGHT_NAMES",
     "check_finite",
     "code_digest",
     "code_settings",
+    "coding_record",
     "coding_weights",
     "encoder_scale",
     "flattening",
@@ -28,6 +30,8 @@ __all__ = [
     "weights_digest",
 ]
 
+# What files of codes say about the model that made them: enough to know it again with other settings.
+RECORDED = ("k", "norm", "flattening", "candidate_factor", "model_hash")
 WEIGHT_NAMES = {"encoder_weights": "encoder_weights_", "encoder_bias": "encoder_bias_", "components": "components_"}
 
 
@@ -97,6 +101,12 @@ def code_settings(model: Any) -> dict[str, Any]:
         "flattening": flattening(model),
         "keeps_mean": scales_apart(scales_mean_apart(model), coding, model.norm),
     }
+
+
+def coding_record(model: Any) -> dict[str, Any]:
+    """Return what files of codes say about the fitted model that made them, by the names in `RECORDED`."""
+    known = {**code_settings(model), "model_hash": code_digest(model)}
+    return {name: known[name] for name in RECORDED}
 
 
 def settings_digest(weights: Mapping[str, NDArray[Any]], settings: Mapping[str, Any]) -> str:

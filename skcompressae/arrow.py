@@ -15,10 +15,9 @@ from skcompressae._arrow_columns import (
     import_pyarrow,
     lists_of_csr,
 )
-from skcompressae._model_weights import code_settings
+from skcompressae._model_weights import coding_record
 from skcompressae._transformer import CompresSAETransformer
 from skcompressae._worker_model import bare_model, encode_rows
-from skcompressae.persistence import model_hash
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -131,12 +130,10 @@ class ArrowEncoder:
         self.keep_embedding = keep_embedding
         width = self.model.components_.shape[0]
         self.n_components = 2 * width if split_signs else width
-        settings = code_settings(self.model)
         content = {
             "version": METADATA_VERSION,
             "n_components": self.n_components,
-            **{name: settings[name] for name in ("k", "norm", "flattening", "candidate_factor")},
-            "model_hash": model_hash(self.model),
+            **coding_record(self.model),
             "layout": layout,
             "columns": list(self.code_columns),
             "split_signs": split_signs,

@@ -31,8 +31,8 @@ def tables(files, fitted, other):
 
 @pytest.mark.parametrize("made_of", ["own.parquet", "codes.npz"])
 @pytest.mark.parametrize("is_named", [False, True])
-def test_an_index_refuses_the_codes_of_another_model(tables, fitted, other, capsys, made_of, is_named):
-    assert main(["export", "own.parquet", "codes.npz", "-q"]) == 0
+def test_an_index_refuses_the_codes_of_another_model(tables, fitted, other, embeddings, capsys, made_of, is_named):
+    sp.save_npz("codes.npz", fitted.transform(embeddings))
     model = ["--model", "model.safetensors"] if is_named else []
     assert main(["search", made_of, "own.parquet", "-q", "--save-index", "saved.index", *model]) == 0
     assert main(["search", "saved.index", "own.parquet", "-q"]) == 0

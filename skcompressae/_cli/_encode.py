@@ -36,6 +36,7 @@ from skcompressae._cli._sources import (
     open_rows,
 )
 from skcompressae._cli._spool import Spool
+from skcompressae._model_weights import coding_record
 
 __all__ = ["decode", "encode"]
 
@@ -102,7 +103,8 @@ def encode(arguments: argparse.Namespace) -> None:
             k = min(model.k, shape[1])
             spool.finish(arguments.output, lambda path: _write_packed(path, spool, model, k, quantizer))
         elif plan is None:
-            spool.finish(arguments.output, lambda path: write_codes_npz(path, spool, shape))
+            record = coding_record(model)
+            spool.finish(arguments.output, lambda path: write_codes_npz(path, spool, shape, record))
         else:
             spool.finish(arguments.output, lambda path: write_codes_parquet(path, spool, *plan, parquet))
     finally:
@@ -227,6 +229,7 @@ def _quantizer(spool: Spool, model: Any, source: RowSource, arguments: argparse.
 def _write_packed(path: Path, spool: Spool, model: Any, k: int, quantizer: Any) -> None:
     from skcompressae._residual_codes import fitted_quantizer
     from skcompressae.packed import PackedCodes
+    from skcompressae.packed._files import save
 
     rows = spool.map_stream("rows").reshape(spool.n_rows, -1)
     scales = spool.map_stream("scales") if quantizer._has_scales else None
@@ -234,7 +237,7 @@ def _write_packed(path: Path, spool: Spool, model: Any, k: int, quantizer: Any) 
     residual = None if model.residual_bytes is None else fitted_quantizer(model)
     if residual is not None:
         packed = packed.with_residual(spool.map_stream("residual_codes").reshape(spool.n_rows, -1), residual)
-    packed.save(path)
+    save(packed, path, coding_record(model))
 
 
 def decode(arguments: argparse.Namespace) -> None:
@@ -251,9 +254,8 @@ def decode(arguments: argparse.Namespace) -> None:
             f"{source.name} has codes of {source.n_components} components, "
             f"the model {arguments.model} has {n_components}"
         )
+    matching_model(model, source.meta, source.name)
     parquet = source if isinstance(source, ParquetCodes) else None
-    if parquet is not None:
-        matching_model(model, parquet.meta, parquet.name)
     column = arguments.column or "embedding"
     fields = kept_fields(parquet, column) if kind == "parquet" else []
     dtype = np.dtype(getattr(source, "dtype", np.float32))

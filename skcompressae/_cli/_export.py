@@ -17,8 +17,9 @@ from skcompressae._cli._models import ENCODING_OPTIONS, check_value_kind, read_m
 from skcompressae._cli._npz import write_npz
 from skcompressae._cli._parquet import ParquetCodes, parquet_writer
 from skcompressae._cli._progress import progress_bar
-from skcompressae._cli._sources import CodeSource, PackedSource, open_codes
+from skcompressae._cli._sources import CodeSource, PackedSource, open_codes, packed_store
 from skcompressae._files import atomic_write
+from skcompressae._model_weights import RECORDED
 
 __all__ = ["export"]
 
@@ -77,6 +78,13 @@ def _export_model(kind: str, to: str, arguments: argparse.Namespace) -> None:
         to_reference_checkpoint(model, arguments.output)
 
 
+def _record(source: CodeSource) -> dict[str, Any]:
+    """Return what the codes' file says about the model that made them, for another file of them."""
+    if "model_hash" not in source.meta:
+        return {}
+    return {name: source.meta[name] for name in RECORDED if name in source.meta}
+
+
 def _has_quantizer(source: CodeSource) -> bool:
     return isinstance(source, PackedSource) or (isinstance(source, ParquetCodes) and source.is_packed)
 
@@ -101,17 +109,21 @@ def _to_npz(source: CodeSource, arguments: argparse.Namespace) -> None:
             (block.indices for block in _blocks(source, "indices", arguments)),
             (block.data for block in _blocks(source, "values", arguments)),
             dtype,
+            _record(source),
         )
 
 
 def _to_packed(source: CodeSource, arguments: argparse.Namespace) -> None:
+    from skcompressae.packed._archiving import to_archive
+    from skcompressae.packed._files import save
+
     packed = _packed(source, arguments)
     if output_kind(arguments.output, ("packed", "archive")) == "packed":
         check_output(arguments.output, force=arguments.force)  # it may have appeared meanwhile
-        packed.save(arguments.output)
+        save(packed, arguments.output, _record(source))
         return
     with atomic_write(arguments.output, replaces=arguments.force) as stream:
-        stream.write(packed.to_archive())
+        stream.write(to_archive(packed, _record(source))[0])
 
 
 def _packed(source: CodeSource, arguments: argparse.Namespace) -> Any:
@@ -119,10 +131,9 @@ def _packed(source: CodeSource, arguments: argparse.Namespace) -> Any:
     from skcompressae.packed import PackedCodes, ValueQuantizer
     from skcompressae.packed._quantizer import quantizer_rows
 
-    if isinstance(source, PackedSource):
-        return source.store
-    if isinstance(source, ParquetCodes) and source.is_packed:
-        return source.read_packed()
+    store = packed_store(source)
+    if store is not None:
+        return store
     wanted = quantizer_rows(source.n_rows)
     k, start, sample = 1, 0, []
     for block in _blocks(source, "sample", arguments):
@@ -162,21 +173,23 @@ def _to_parquet(source: CodeSource, arguments: argparse.Namespace) -> None:
     import pyarrow as pa
 
     from skcompressae._arrow_columns import METADATA_KEY, METADATA_VERSION, compact_index_type, lists_of_csr
+    from skcompressae.packed._arrow import to_arrow
 
     if isinstance(source, PackedSource):
-        parts = source.store.iter_blocks(_BLOCK_ROWS)
-        first = source.store[:0].to_arrow()
+        record = _record(source)
+        schema = to_arrow(source.store[:0], record).schema
         with (
             atomic_write(arguments.output, replaces=arguments.force) as stream,
-            parquet_writer(stream, first.schema) as writer,
+            parquet_writer(stream, schema) as writer,
         ):
-            for part in parts:
-                writer.write_table(part.to_arrow())
+            for part in source.store.iter_blocks(_BLOCK_ROWS):
+                writer.write_table(to_arrow(part, record))
         return
     if isinstance(source, ParquetCodes):
         raise UsageError(f"{source.name} is a Parquet file of codes already")
     index_type = compact_index_type(source.n_components)
     meta = {
+        **_record(source),
         "version": METADATA_VERSION,
         "n_components": source.n_components,
         "columns": ["indices", "values"],

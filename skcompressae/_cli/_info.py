@@ -15,7 +15,7 @@ from skcompressae._cli._messages import one_line, say
 from skcompressae._cli._npy import NpyRows
 from skcompressae._cli._npz import NpzCodes
 from skcompressae._cli._parquet import ParquetCodes, open_parquet
-from skcompressae._cli._sources import PackedSource
+from skcompressae._cli._sources import CodeSource, PackedSource
 
 __all__ = ["describe", "info"]
 
@@ -83,6 +83,7 @@ def _npz(path: str) -> dict[str, Any]:
         "n_components": codes.n_components,
         "nonzeros_per_row": codes.nnz / codes.n_rows,
         "dtype": str(codes.dtype),
+        **_of_model(codes),
     }
 
 
@@ -98,10 +99,13 @@ def _parquet(path: str) -> dict[str, Any]:
         codes = ParquetCodes(path)
     except CommandError:
         return record  # a table without codes, such as one of embeddings
-    described: dict[str, Any] = {
-        name: codes.meta[name] for name in ("k", "norm", "layout", "model_hash") if name in codes.meta
-    }
-    return {**record, "kind": "codes", "n_components": codes.n_components, **described}
+    layout = {name: codes.meta[name] for name in ("layout",) if name in codes.meta}
+    return {**record, "kind": "codes", "n_components": codes.n_components, **layout, **_of_model(codes)}
+
+
+def _of_model(codes: CodeSource) -> dict[str, Any]:
+    """Return what a file of codes says about the model that made them."""
+    return {name: codes.meta[name] for name in ("k", "norm", "model_hash") if name in codes.meta}
 
 
 def _packed(path: str) -> dict[str, Any]:
@@ -116,6 +120,7 @@ def _packed(path: str) -> dict[str, Any]:
         "quantizer": store.quantizer.kind,
         "bytes_per_row": store.bytes_per_row,
         "residual_bytes_per_row": 0 if store.residual_codes is None else store.residual_codes.shape[1],
+        **_of_model(source),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,8 @@ __all__ = ["NpzCodes", "write_npz"]
 _LARGEST_RATIO = 1032
 # Nonzeros of a block: 32 MiB of values and indices.
 _BLOCK_NONZEROS = 1 << 22
+# The member that says which model made the codes, JSON; SciPy passes it over.
+_RECORD, _MAX_RECORD_BYTES = "model", 1 << 16
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -95,6 +98,7 @@ class NpzCodes:
             self.n_rows, self.n_components = (int(size) for size in shape)
             if self.n_rows == 0 or self.n_components == 0:
                 raise CommandError(f"{self.name} is empty: its shape is {(self.n_rows, self.n_components)}")
+            self.meta = self._record(archive)
             sizes = {}
             for member, kinds in (("indptr", "iu"), ("indices", "iu"), ("data", "fiu")):
                 header = _Member(archive, member, self.name).header
@@ -106,6 +110,19 @@ class NpzCodes:
         self.nnz = sizes["data"]
         if sizes["indptr"] != self.n_rows + 1 or sizes["indices"] != self.nnz:
             raise CommandError(f"{self.name} has arrays of lengths {sizes} for {self.n_rows} rows; it is damaged")
+
+    def _record(self, archive: zipfile.ZipFile) -> dict[str, Any]:
+        """Return what the file says about the model that made its codes; nothing where it says nothing."""
+        if f"{_RECORD}.npy" not in archive.namelist():
+            return {}
+        text = _Member(archive, _RECORD, self.name).read_all(_MAX_RECORD_BYTES)
+        try:
+            record = json.loads(text.item())
+            if not isinstance(record.get("model_hash", ""), str):
+                raise TypeError(f"model_hash={record['model_hash']!r}")
+        except (AttributeError, TypeError, ValueError, RecursionError) as error:
+            raise CommandError(f"{self.name} says of its model what cannot be read ({error}); it is damaged") from error
+        return dict(record)
 
     def _opened(self) -> Any:
         return _translating(self.name, self.path)
@@ -176,6 +193,7 @@ def write_npz(
     indices: Iterable[NDArray[Any]],
     values: Iterable[NDArray[Any]],
     dtype: np.dtype[Any],
+    record: dict[str, Any],
 ) -> None:
     """Write a CSR matrix from blocks of its parts; the same parts make the same bytes.
 
@@ -187,6 +205,8 @@ def write_npz(
     lengths, indices, values : iterables of arrays
         Nonzeros of each row, their columns and their values, one block after the other.
     dtype : dtype of the values
+    record : dict
+        What is known of the model that made the codes, JSON; empty for nothing.
     """
     index_dtype = np.dtype(np.int32 if max(nnz, *shape) < 2**31 else np.int64)
 
@@ -204,6 +224,9 @@ def write_npz(
         _write_member(archive, "format", (), np.dtype("S3"), [np.array(b"csr")])
         _write_member(archive, "shape", (2,), np.dtype(np.int64), [np.array(shape, np.int64)])
         _write_member(archive, "data", (nnz,), dtype, values)
+        if record:
+            text = np.array(json.dumps(record, sort_keys=True).encode())
+            _write_member(archive, _RECORD, (), text.dtype, [text])
 
 
 def _write_member(

@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 from skcompressae._cli._errors import CommandError, UsageError
 from skcompressae._cli._formats import check_output, kind_of, output_kind
 from skcompressae._cli._models import ENCODING_OPTIONS, matching_model, read_model
-from skcompressae._cli._parquet import ParquetCodes, codes_metadata, open_parquet, parquet_writer
+from skcompressae._cli._parquet import codes_metadata, open_parquet, parquet_writer
 from skcompressae._cli._progress import progress_bar
 from skcompressae._cli._sources import (
     CodeSource,
-    PackedSource,
     RowSource,
     check_column,
     check_finite,
     check_width,
     open_codes,
     open_rows,
+    packed_store,
 )
 from skcompressae._files import atomic_write
 from skcompressae.exceptions import CodesFormatError
@@ -53,11 +53,11 @@ def search(arguments: argparse.Namespace) -> None:
         check_width(queries, model.n_features_in_, f"the model {arguments.model}")
     if not isinstance(queries, RowSource) and arguments.mode == "asymmetric":
         raise UsageError(f"--mode asymmetric compares embeddings with codes, and {queries.name} holds codes")
-    if isinstance(queries, ParquetCodes) and model is not None:
+    if not isinstance(queries, RowSource) and model is not None:
         matching_model(model, queries.meta, queries.name)
     source = None if is_index else open_codes(arguments.codes, None if model is None else len(model.components_))
     hash_of_codes = _hash_of_codes(arguments.codes, source, model)
-    if isinstance(queries, ParquetCodes) and model is None:
+    if not isinstance(queries, RowSource) and model is None:
         _check_same_hash(arguments.codes, hash_of_codes, queries, is_index=is_index)
     index = _load_index(arguments, model) if source is None else _make_index(source, arguments, model)
     if isinstance(queries, RowSource) and model is None:
@@ -129,12 +129,11 @@ def _hash_of_codes(path: str, source: CodeSource | None, model: Any) -> str | No
 
     if source is None:
         return read_model_hash(path)
-    meta = source.meta if isinstance(source, ParquetCodes) else {}
     if model is None:
-        return meta.get("model_hash")
-    matching_model(model, meta, source.name)
+        return source.meta.get("model_hash")
+    matching_model(model, source.meta, source.name)
     # first their own: the model may have been given other parameters than they were encoded with
-    return meta.get("model_hash", model_hash(model))
+    return source.meta.get("model_hash", model_hash(model))
 
 
 def _load_index(arguments: argparse.Namespace, model: Any) -> Any:
@@ -163,11 +162,11 @@ def _make_index(source: CodeSource, arguments: argparse.Namespace, model: Any) -
         n_jobs=arguments.threads or -1,
         device=arguments.device or "cpu",
     )
-    has_residual = isinstance(source, PackedSource) and source.store.residual_codes is not None
-    if arguments.rerank is not None and not has_residual:
+    store = packed_store(source)
+    if arguments.rerank is not None and (store is None or store.residual_codes is None):
         raise UsageError("--rerank needs packed codes with residual codes")
-    if isinstance(source, PackedSource):
-        return index.fit(source.store)
+    if store is not None:
+        return index.fit(store)
     with progress_bar(source.n_rows, "index", n_done=0, is_quiet=arguments.quiet) as bar:
         for block in source.blocks(0, _BLOCK_ROWS):
             index.partial_fit(block)
@@ -175,7 +174,7 @@ def _make_index(source: CodeSource, arguments: argparse.Namespace, model: Any) -
     return index
 
 
-def _check_same_hash(name: str, hash_of_codes: str | None, queries: ParquetCodes, *, is_index: bool) -> None:
+def _check_same_hash(name: str, hash_of_codes: str | None, queries: CodeSource, *, is_index: bool) -> None:
     """Refuse documents and queries that say they were made by different models, where no model can tell more."""
     wanted = queries.meta.get("model_hash")
     if None not in (hash_of_codes, wanted) and hash_of_codes != wanted:
@@ -199,8 +198,9 @@ def _found(index: Any, queries: RowSource | CodeSource, arguments: argparse.Name
 
 
 def _query_blocks(queries: RowSource | CodeSource) -> Iterator[Any]:
-    if isinstance(queries, PackedSource) and queries.store.residual_codes is not None:
-        return queries.store.iter_blocks(_QUERY_BLOCK)  # packed: their residual codes are compared, too
+    store = None if isinstance(queries, RowSource) else packed_store(queries)
+    if store is not None and store.residual_codes is not None:
+        return store.iter_blocks(_QUERY_BLOCK)  # packed: their residual codes are compared, too
     return queries.blocks(0, _QUERY_BLOCK)
 
 

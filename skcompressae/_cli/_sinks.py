@@ -30,11 +30,11 @@ _GROUP_ROWS = 1 << 16
 _GROUP_BYTES = 64 << 20
 
 
-def write_codes_npz(path: Path, spool: Spool, shape: tuple[int, int]) -> None:
-    """Write the streams "lengths", "indices", "values" as a CSR matrix."""
+def write_codes_npz(path: Path, spool: Spool, shape: tuple[int, int], record: dict[str, Any]) -> None:
+    """Write the streams "lengths", "indices", "values" as a CSR matrix, with what is known of their model."""
     with path.open("xb") as stream:
         parts = (spool.pieces("lengths"), spool.pieces("indices"), spool.pieces("values"))
-        write_npz(stream, shape, spool.n_items("values"), *parts, spool.dtype("values"))
+        write_npz(stream, shape, spool.n_items("values"), *parts, spool.dtype("values"), record)
 
 
 def _code_reader(spool: Spool, n_components: int) -> Callable[[int], Any]:

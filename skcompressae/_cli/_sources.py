@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from skcompressae._cli._npy import NpyRows
 from skcompressae._cli._npz import NpzCodes
 from skcompressae._cli._parquet import ParquetCodes, ParquetRows
 from skcompressae.exceptions import CodesFormatError
+
+if TYPE_CHECKING:
+    from skcompressae.packed import PackedCodes
 
 __all__ = [
     "CodeSource",
@@ -29,6 +32,7 @@ __all__ = [
     "fingerprint",
     "open_codes",
     "open_rows",
+    "packed_store",
 ]
 
 # Bytes of a block of rows: large enough for the kernels, small beside any model.
@@ -59,6 +63,7 @@ class CodeSource(Protocol):
     path: Path
     n_rows: int
     n_components: int
+    meta: dict[str, Any]  # what the file says about its codes: of their model, the names in `RECORDED`
 
     def blocks(self, start: int, n_block_rows: int) -> Iterator[Any]: ...
 
@@ -69,12 +74,14 @@ class PackedSource:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         from skcompressae._packed_io import Container
         from skcompressae.packed import PackedCodes
+        from skcompressae.packed._files import read_record
 
         self.path = Path(path)
         self.name = str(path)
         try:
             with Container(path) as container:
                 self.is_archive = container.meta.get("content") == "archive"
+                self.meta = read_record(container)
             if self.is_archive:
                 self.store = PackedCodes.from_archive(path)
             else:
@@ -135,6 +142,19 @@ def open_codes(path: str | os.PathLike[str], n_components: int | None = None) ->
     if n_components is not None and source.n_components != n_components:
         raise CommandError(f"{path} has codes of {source.n_components} components, not {n_components}")
     return source
+
+
+def packed_store(source: CodeSource) -> PackedCodes | None:
+    """Return codes that were packed as they were, with their residual codes; None of others.
+
+    Raises
+    ------
+    CommandError
+        If the file is damaged.
+    """
+    if isinstance(source, PackedSource):
+        return source.store
+    return source.read_packed() if isinstance(source, ParquetCodes) and source.is_packed else None
 
 
 _NAMES = {

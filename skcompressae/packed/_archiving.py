@@ -70,8 +70,8 @@ def _inflated(section: NDArray[np.uint8], shape: tuple[int, ...], name: str) -> 
     return table
 
 
-def to_archive(store: PackedCodes) -> tuple[bytes, dict[str, float]]:
-    """Return the archive and what it cost beside the entropy bound."""
+def to_archive(store: PackedCodes, record: dict[str, Any] | None = None) -> tuple[bytes, dict[str, float]]:
+    """Return the archive, with what is known of the model that made the codes, and what it cost beside the entropy."""
     n, k, value_bits = len(store), store.k, store.value_bits
     shift = index_shift_for(store.index_bits)
     n_index = 1 << (store.index_bits + 1 - shift)
@@ -114,7 +114,7 @@ def to_archive(store: PackedCodes) -> tuple[bytes, dict[str, float]]:
     if store.residual_codes is not None:
         residual = store.residual_codes
         sources.append(SectionSource("residual_codes", "|u1", residual.shape, [residual]))
-    meta = meta_of(store, "archive")
+    meta = meta_of(store, "archive", record)
     meta["block_rows"] = _BLOCK_ROWS
     archive = container_bytes(meta, sources)
     nnz = int(lengths.sum())

@@ -40,12 +40,16 @@ def _array(entry: dict[str, Any]) -> Any:
     return data.reshape(entry["shape"])
 
 
-def to_arrow(store: PackedCodes) -> pa.Table:
-    """Return indices, values and residual codes as columns; the quantisers go into the schema's metadata."""
+def to_arrow(store: PackedCodes, record: dict[str, Any] | None = None) -> pa.Table:
+    """Return indices, values and residual codes as columns.
+
+    The quantisers, and what is known of the model that made the codes, go into the schema's metadata.
+    """
     pa = import_pyarrow(_PURPOSE)
     indices, values = lists_of_csr(store.to_csr(), compact_index_type(store.n_components), pa.float32())
     columns = {"indices": indices, "values": values}
     meta: dict[str, Any] = {
+        **({"model": record} if record else {}),
         "version": METADATA_VERSION,
         "n_components": store.n_components,
         "k": store.k,

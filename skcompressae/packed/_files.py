@@ -22,15 +22,17 @@ __all__ = [
     "meta_of",
     "quantizer_sections",
     "read_quantizer",
+    "read_record",
     "read_residual",
     "save",
     "to_parts",
 ]
 
 
-def meta_of(store: PackedCodes, content: str) -> dict[str, Any]:
-    """Return the header's description of a store."""
+def meta_of(store: PackedCodes, content: str, record: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the header's description of a store, with what is known of the model that made the codes."""
     return {
+        **({"model": record} if record else {}),
         "content": content,
         "n_rows": len(store),
         "n_components": store.n_components,
@@ -55,6 +57,14 @@ def check_meta(container: Container, content: str) -> tuple[int, int, int]:
     if not 1 <= n_components <= 1 << 20 or not 1 <= k <= n_components or not 1 <= meta["value_bits"] <= 16:
         raise CodesFormatError(f"{container.name}: the header describes an impossible store: {meta}")
     return n_rows, n_components, k
+
+
+def read_record(container: Container) -> dict[str, Any]:
+    """Return what a file says about the model that made its codes; nothing where it says nothing."""
+    record = container.meta.get("model", {})
+    if not isinstance(record, dict) or not isinstance(record.get("model_hash", ""), str):
+        raise CodesFormatError(f"{container.name}: the header describes no model by {record!r}")
+    return record
 
 
 def quantizer_sections(store: PackedCodes) -> list[SectionSource]:
@@ -119,9 +129,9 @@ def _sources(stores: list[PackedCodes]) -> list[SectionSource]:
     return sources
 
 
-def save(store: PackedCodes, path: str | os.PathLike[str]) -> None:
-    """Write a store atomically."""
-    write_container(path, meta_of(store, "packed"), _sources([store]))
+def save(store: PackedCodes, path: str | os.PathLike[str], record: dict[str, Any] | None = None) -> None:
+    """Write a store atomically, with what is known of the model that made the codes."""
+    write_container(path, meta_of(store, "packed", record), _sources([store]))
 
 
 def append(store: PackedCodes, path: str | os.PathLike[str]) -> None:
@@ -131,7 +141,7 @@ def append(store: PackedCodes, path: str | os.PathLike[str]) -> None:
     difference = old._layout_difference(store)
     if difference:
         raise ValueError(f"the rows to append differ from {os.fspath(path)} in {difference}; repack them first")
-    meta = meta_of(old, "packed")
+    meta = meta_of(old, "packed")  # of no model: these rows may be of another one
     meta["n_rows"] = len(old) + len(store)
     write_container(path, meta, _sources([old, store]))
 
