@@ -123,6 +123,20 @@ def test_results_come_one_block_behind(log):
     assert [event for who, what, event in log if who == "host"] == recorded
 
 
+def test_results_are_waited_for_on_the_stream_that_copied_them(log):
+    """Whoever takes a block may make another stream the current one, or queue work that is long in coming."""
+
+    def work():
+        for number in range(3):
+            log.append(("work", "is queued", number))
+            yield number, (torch.full((2,), number),)
+
+    for number, _ in download_blocks(work(), CUDA):
+        log.append(("caller", "has", number))
+    queued = [place for place, (who, *_) in enumerate(log) if who == "work"]
+    assert [log[place + 1][:2] for place in queued] == [("compute", "records")] * 3
+
+
 def test_results_of_other_devices_come_at_once(device):
     found = list(download_blocks([("a", (torch.ones(2, device=device),))], torch.device(device)))
     assert found[0][0] == "a"

@@ -180,10 +180,11 @@ def download_blocks(
         copies = [torch.empty(part.shape, dtype=part.dtype, device="cpu", pin_memory=True) for part in tensors]
         for copy, tensor in zip(copies, tensors, strict=True):
             copy.copy_(tensor, non_blocking=True)
+        arrived = recorded_event(device)  # at once: after the yield another stream may be the current one
         if waiting is not None:
             waiting[2].synchronize()
             yield waiting[0], tuple(copy.numpy() for copy in waiting[1])
-        waiting = key, copies, recorded_event(device)
+        waiting = key, copies, arrived
     if waiting is not None:
         waiting[2].synchronize()
         yield waiting[0], tuple(copy.numpy() for copy in waiting[1])
