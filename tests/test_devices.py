@@ -2,11 +2,13 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from skcompressae._torch._devices import has_float64, matmul_precision, uses_triton
+from skcompressae._torch import _devices
+from skcompressae._torch._devices import free_bytes, has_float64, matmul_precision, uses_triton
 
 CUDA = torch.device("cuda")  # names one; the settings need none
 MATMUL = torch.backends.cuda.matmul
@@ -112,3 +114,25 @@ def test_kernels_are_for_cuda_only():
     assert not uses_triton(torch.zeros(1))
     assert has_float64(CUDA)
     assert not has_float64(torch.device("mps"))
+
+
+@pytest.mark.parametrize(
+    ("capability", "has_triton", "expected"),
+    [((9, 0), True, True), ((7, 0), True, True), ((6, 1), True, False), ((9, 0), False, False)],
+)
+def test_kernels_are_for_devices_that_they_compile_for(monkeypatch, capability, has_triton, expected):
+    monkeypatch.setattr(_devices, "_has_triton", lambda: has_triton)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    _devices._compiles_for.cache_clear()
+    try:
+        assert uses_triton(SimpleNamespace(is_cuda=True, device=torch.device("cuda:0"))) is expected
+    finally:
+        _devices._compiles_for.cache_clear()
+
+
+def test_memory_is_asked_for_by_the_number_of_the_device(monkeypatch):
+    """Torch before 2.5 takes no other."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: ({0: 5, 1: 7}[device.index], 9))
+    assert free_bytes(CUDA) == 7
+    assert free_bytes(torch.device("cuda:0")) == 5

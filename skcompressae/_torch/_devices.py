@@ -15,6 +15,7 @@ from skcompressae._torch._device_choice import CPU, Device
 
 __all__ = [
     "existing_device",
+    "free_bytes",
     "has_float64",
     "matmul_precision",
     "own_modes",
@@ -25,6 +26,8 @@ __all__ = [
 
 # The oldest Triton that the kernels were compiled and interpreted with; it came with torch 2.7.
 _MIN_TRITON = (3, 3)
+# The oldest devices that the kernels compile for; torch 2.7 and 2.8 still came for older ones, too.
+_MIN_CAPABILITY = (7, 0)
 # torch has one setting of float32 products for all threads, and reads it as a product is launched.
 _launching = RLock()
 
@@ -68,6 +71,11 @@ def with_index(device: Device) -> torch.device:
     return torch_device(device)
 
 
+def free_bytes(device: torch.device) -> int:
+    """Return how much memory of a CUDA device nothing uses."""
+    return torch.cuda.mem_get_info(with_index(device))[0]  # torch before 2.5 takes no device without its number
+
+
 @lru_cache(maxsize=1)
 def _has_triton() -> bool:
     if torch.version.cuda is None or find_spec("triton") is None:  # ROCm's devices call themselves CUDA too
@@ -77,12 +85,17 @@ def _has_triton() -> bool:
     return tuple(map(int, triton.__version__.split(".")[:2])) >= _MIN_TRITON
 
 
-def uses_triton(tensor: torch.Tensor) -> bool:
-    """Tell whether the Triton kernels work on this tensor: on CUDA, where Triton is installed. Else plain torch does.
+@lru_cache(maxsize=64)
+def _compiles_for(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= _MIN_CAPABILITY
 
-    The one place that decides; the kernels' own limits are checked beside each.
+
+def uses_triton(tensor: torch.Tensor) -> bool:
+    """Tell whether the Triton kernels work on this tensor: on a CUDA device that they compile for, with Triton there.
+
+    Else plain torch does the work. The one place that decides; the kernels' own limits are checked beside each.
     """
-    return tensor.is_cuda and _has_triton()
+    return tensor.is_cuda and _has_triton() and _compiles_for(tensor.device)
 
 
 def has_float64(device: torch.device) -> bool:

@@ -148,8 +148,7 @@ class TorchEngine:
         self._resident: torch.Tensor | None = None
         if device.type == "cuda":
             stream = RowStream(rows, device, _RESIDENT_BLOCK_ROWS)
-            needed, free = 4 * rows.size + stream.staged_bytes, torch.cuda.mem_get_info(device)[0]
-            if needed <= _RESIDENT_SHARE * free:
+            if 4 * rows.size + stream.staged_bytes <= _RESIDENT_SHARE * _devices.free_bytes(device):
                 self._resident = self._bring(stream, rows.shape)
 
     def step(self, row_indices: NDArray[np.intp], learning_rate: float) -> Losses:
