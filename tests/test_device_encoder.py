@@ -110,6 +110,18 @@ def test_kept_encoders_are_dropped_for_their_memory(monkeypatch, weights):
     assert [entry.encoder for entry in _device_encoder._kept] == kept[:1]
 
 
+def test_what_threads_share_is_there_before_they_have_it(monkeypatch, weights):
+    """Each may work on a stream of its own, which waits for no other."""
+    waits = []
+    monkeypatch.setattr(_device_encoder, "wait_for_queued", waits.append)
+    cpu = torch.device("cpu")
+    encoder = DeviceEncoder(weights, cpu, "bfloat16", "pursuit", False)
+    assert waits == [cpu]  # for the rounded weights
+    for _ in range(2):
+        list(encoder.encode_blocks(rows_of(np.float32), 6, 18, norm="unit", dtype=np.float32))
+        assert waits == [cpu] * 2  # and for the products of decoder rows
+
+
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_every_latent_that_is_written_to_is_noticed(monkeypatch, order):
     monkeypatch.setattr(_device_encoder, "_kept", [])

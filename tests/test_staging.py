@@ -9,7 +9,7 @@ import torch
 from conftest import make_embeddings
 
 from skcompressae._core._rows import unit_rows
-from skcompressae._torch._staging import RowStream, download_blocks, tensor_of, upload
+from skcompressae._torch._staging import RowStream, download_blocks, tensor_of, upload, wait_for_queued
 from skcompressae._torch._torch_engine import DeviceLosses
 
 CUDA = SimpleNamespace(type="cuda")
@@ -135,6 +135,13 @@ def test_results_are_waited_for_on_the_stream_that_copied_them(log):
         log.append(("caller", "has", number))
     queued = [place for place, (who, *_) in enumerate(log) if who == "work"]
     assert [log[place + 1][:2] for place in queued] == [("compute", "records")] * 3
+
+
+def test_what_is_queued_is_waited_for(log):
+    wait_for_queued(torch.device("cpu"))
+    assert log == []
+    wait_for_queued(CUDA)
+    assert log == [("compute", "records", log[0][2]), ("host", "waits for", log[0][2])]
 
 
 def test_results_of_other_devices_come_at_once(device):

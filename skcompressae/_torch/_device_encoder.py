@@ -26,7 +26,7 @@ from skcompressae._torch._encode_graph import EncodeGraphs
 from skcompressae._torch._products import Products
 from skcompressae._torch._pursuit import GramTable
 from skcompressae._torch._row_ops import decoded_norms, gathered_dots, unit_rows_torch
-from skcompressae._torch._staging import RowStream, download_blocks, tensor_of
+from skcompressae._torch._staging import RowStream, download_blocks, tensor_of, wait_for_queued
 from skcompressae._torch._weights import Weights
 
 __all__ = ["DeviceEncoder", "drop_kept_encoders", "kept_device_encoder"]
@@ -72,6 +72,7 @@ class DeviceEncoder:
             self._encoder, self._bias, self._decoder = tensors
             self._factor = self._encoder.to(products.dtype)
             self._decoder_factor = self._decoder.to(products.dtype) if coding == "refined_pursuit" else self._decoder
+        wait_for_queued(device)  # as other threads, whose streams may be others, will take it as it is
         self._device = device
         self._coding = coding
         self._scales_mean_apart = scales_mean_apart
@@ -217,7 +218,9 @@ class DeviceEncoder:
         """Return the products of decoder rows, made at the first call."""
         with self._filling:
             if self._grams is None:
-                self._grams = GramTable(self._decoder, is_kept=self._coding != "activations")
+                grams = GramTable(self._decoder, is_kept=self._coding != "activations")
+                wait_for_queued(self._device)
+                self._grams = grams
             return self._grams
 
     def _scale(self, codes: Codes, norms: torch.Tensor, norm: str | None) -> torch.Tensor:

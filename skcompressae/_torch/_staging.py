@@ -20,7 +20,7 @@ from skcompressae._core._threads import copy_blocks
 from skcompressae._torch._devices import has_float64, own_modes
 from skcompressae._torch._row_ops import unit_rows_torch
 
-__all__ = ["RowStream", "download_blocks", "new_stream", "recorded_event", "tensor_of", "upload"]
+__all__ = ["RowStream", "download_blocks", "new_stream", "recorded_event", "tensor_of", "upload", "wait_for_queued"]
 
 # While the device works on one buffer, the host fills the other.
 _N_SLOTS = 2
@@ -56,6 +56,12 @@ def recorded_event(device: torch.device) -> torch.cuda.Event:
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no types for its constructor
     event.record(torch.cuda.current_stream(device))
     return event
+
+
+def wait_for_queued(device: torch.device) -> None:
+    """Wait for the work queued on a CUDA device so far, so that any stream may read what it made."""
+    if device.type == "cuda":
+        recorded_event(device).synchronize()
 
 
 class _Slot:
