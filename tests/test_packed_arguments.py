@@ -1,5 +1,8 @@
 """What packed codes are not made of: each argument is named, with what was required and what came."""
 
+import copy
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -51,3 +54,24 @@ def test_parts_that_are_no_arrays(made, name):
 def test_what_bytes_are_split_for(made, compressor):
     with pytest.raises(TypeError, match="compressor must be a CompresSAETransformer, got"):
         split_bytes(compressor, made[0], 8)
+
+
+@pytest.mark.parametrize("norm", ["input", "unit", None])
+@pytest.mark.parametrize("length", [1.0, 20.0])
+def test_residuals_of_codes_of_other_lengths_than_said_are_warned_of(fitted, embeddings, norm, length):
+    X = length * embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    compressor = copy.deepcopy(fitted).set_params(norm=norm)
+    packed, right = compressor.transform_packed(X), norm != "input"
+    packed.with_residual_of(X, compressor.components_, n_bytes=2, n_iter=1, normalize=right)
+    if norm is None:  # projections may be of any length up to 1
+        return
+    message = f"normalize must be {right} for codes .*; got {not right}"
+    with pytest.warns(UserWarning, match=message) if length > 1 else nullcontext():
+        packed.with_residual_of(X, compressor.components_, n_bytes=2, n_iter=1, normalize=not right)
+
+
+@pytest.mark.parametrize(("length", "value"), [(0.0, 1.0), (1.0, 0.0), (1e300, 1.0)])
+def test_lengths_that_tell_nothing_are_not_warned_of(length, value):
+    X, values = np.full((3, 4), length), np.full((3, 4), value)
+    codes = PackedCodes.pack(values).with_residual_of(X, np.eye(4), n_bytes=1, n_iter=1).residual_codes
+    assert codes.shape == (3, 1)

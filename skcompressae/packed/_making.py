@@ -328,7 +328,8 @@ class PackedMakingMixin:
         quantizer : ResidualQuantizer, default=None
             A quantiser fitted before; exactly one of this and `n_bytes` is given. Stores share one to be concatenated.
         normalize : bool, default=True
-            Whether codes stand for rows divided by their norm; False for codes at ``norm="input"`` and dot products.
+            Whether codes stand for rows divided by their norm; must be False for codes at ``norm="input"``, the default
+            of the compressor. A warning says so where the lengths of the reconstructions tell.
         n_iter : int, default=20
             As for `ResidualQuantizer.fit`.
         random_state : int, RandomState instance or None, default=0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from skcompressae._core._callers import caller_level
 from skcompressae._core._rows import unit_rows
 from skcompressae._core._threads import row_blocks
 from skcompressae.packed._residual import ResidualQuantizer, training_rows
@@ -15,6 +17,10 @@ from skcompressae.packed._residual import ResidualQuantizer, training_rows
 __all__ = ["residual_codes_of", "residuals_of"]
 
 _BLOCK_ROWS = 4096
+# Reconstructions are as long as what they stand for if they are so within the one factor, and are not beyond the other;
+# so many rows tell.
+_AS_LONG, _OF_OTHER_LENGTH = 1.2, 1.5
+_ROWS_COMPARED = 1024
 
 
 def residuals_of(store: Any, X: NDArray[Any], components: NDArray[Any], *, normalize: bool) -> NDArray[np.float32]:
@@ -76,4 +82,29 @@ def residual_codes_of(
     codes = np.empty((len(store), quantizer.n_bytes), dtype=np.uint8)
     for start, stop in row_blocks(len(store), _BLOCK_ROWS):
         codes[start:stop] = quantizer.encode(residuals(np.arange(start, stop)))
+    _warn_of_other_lengths(store, X, components, normalize=normalize)
     return codes, quantizer
+
+
+def _warn_of_other_lengths(store: Any, X: NDArray[Any], components: NDArray[Any], *, normalize: bool) -> None:
+    """Warn where codes are as long as what `normalize` says that they do not stand for, and not as what it says."""
+    rows = np.unique(np.linspace(0, len(store) - 1, min(len(store), _ROWS_COMPARED)).astype(np.intp))
+    with np.errstate(over="ignore"):  # of lengths beyond float64, which tell nothing
+        lengths = np.linalg.norm(X[rows].astype(np.float64), axis=1)
+        hats = np.linalg.norm(store.take(rows).to_csr() @ components.astype(np.float64), axis=1)
+    is_usable = (lengths > 0) & np.isfinite(lengths) & (hats > 0) & np.isfinite(hats)
+    if not is_usable.any():
+        return
+    of_rows, of_unit_rows = (
+        float(np.exp(np.median(np.abs(np.log(hats[is_usable]) - np.log(whole))))) for whole in (lengths[is_usable], 1.0)
+    )
+    said, other = (of_unit_rows, of_rows) if normalize else (of_rows, of_unit_rows)
+    if said > _OF_OTHER_LENGTH and other < _AS_LONG:
+        is_as_long = "the rows of X, as at norm='input'" if normalize else "rows divided by their norm"
+        warnings.warn(
+            f"normalize must be {not normalize} for codes whose reconstructions are as long as {is_as_long}; got "
+            f"{normalize}. What residual codes then keep is mostly the difference in length (a factor of {said:.3g}), "
+            "and a search that reranks by them may find less than without.",
+            UserWarning,
+            stacklevel=caller_level(),
+        )
