@@ -133,7 +133,7 @@ def test_rerank_names_what_is_wrong(arguments, message):
 def test_join_refuses_what_no_split_gives():
     with pytest.raises(ValueError, match=r"even number of columns, .* got 3"):
         join_signs(CODES)
-    with pytest.raises(ValueError, match="split must not be negative"):
+    with pytest.raises(ValueError, match=r"split must not be negative, .* got -1. Codes that were never split"):
         join_signs(np.array([[1.0, -1.0]]))
 
 
