@@ -260,7 +260,7 @@ def write_valid_files(folder: Path) -> None:
         checkpoint.save(state, False, numbers)
         shutil.copyfile(checkpoint.path, folder / f"{number}.checkpoint")
     stores = [PackedCodes.pack(codes, value_bits=value_bits) for value_bits in (4, 8, 12)]
-    stores.append(stores[0].with_residual_of(X, model.components_, n_bytes=4))
+    stores.append(stores[0].with_residual_of(X, model.components_, n_bytes=4, normalize=False))
     stores.append(copy.copy(model).set_params(norm="unit", residual_bytes=None).transform_packed(X, kind="fixed"))
     for number, store in enumerate(stores):
         store.save(folder / f"{number}.skc")

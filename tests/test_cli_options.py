@@ -161,7 +161,9 @@ def test_options_of_a_search_arrive(files, fitted, embeddings, capsys, monkeypat
     queries, model = np.load("queries.npy"), ["--model", "model.safetensors", "-n", "4", "-q"]
     codes = fitted.transform(embeddings)
     sp.save_npz("codes.npz", codes)
-    packed = fitted.transform_packed(embeddings).with_residual_of(embeddings, fitted.components_, n_bytes=4)
+    packed = fitted.transform_packed(embeddings).with_residual_of(
+        embeddings, fitted.components_, n_bytes=4, normalize=False
+    )
     packed.save("codes.skc")
     for given, options, documents in (
         (["codes.npz", "--metric", "dot"], {"metric": "dot"}, codes),

@@ -126,7 +126,9 @@ def test_a_member_that_names_no_model_is_refused(files, fitted, embeddings, caps
 
 
 def test_packed_codes_in_parquet_keep_their_residual_codes(files, fitted, embeddings, capsys):
-    packed = fitted.transform_packed(embeddings).with_residual_of(embeddings, fitted.components_, n_bytes=4)
+    packed = fitted.transform_packed(embeddings).with_residual_of(
+        embeddings, fitted.components_, n_bytes=4, normalize=False
+    )
     packed.save("codes.skc")
     assert main(["export", "codes.skc", "codes.parquet", "-q"]) == 0
     expected = CodeNearestNeighbors(3, compressor=fitted, rerank=50).fit(packed).kneighbors(packed)

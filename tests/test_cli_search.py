@@ -198,7 +198,9 @@ def test_arguments_that_cannot_be_are_told_before_any_work(tables, capsys):
 
 
 def test_packed_queries_keep_their_residual_codes(files, fitted, embeddings):
-    packed = fitted.transform_packed(embeddings).with_residual_of(embeddings, fitted.components_, n_bytes=4)
+    packed = fitted.transform_packed(embeddings).with_residual_of(
+        embeddings, fitted.components_, n_bytes=4, normalize=False
+    )
     packed.save("codes.skc")
     index = CodeNearestNeighbors(3, compressor=fitted, rerank=50).fit(packed)
     expected = index.kneighbors(packed)

@@ -148,7 +148,7 @@ def test_read_only_arrays_take_the_same_kernels(fitted, rows, coding, tmp_path):
 def test_an_index_that_joblib_maps_takes_the_same_kernels(fitted, rows, tmp_path):
     """By codes, packed codes and residual codes; and joblib finds the maps again, so that nothing is written twice."""
     packed = fitted.transform_packed(rows)
-    hybrid = packed.with_residual_of(rows, fitted.components_, n_bytes=4, n_iter=2)
+    hybrid = packed.with_residual_of(rows, fitted.components_, n_bytes=4, n_iter=2, normalize=False)
     indexes = [
         CodeNearestNeighbors(compressor=fitted, mode="sparse").fit(packed),
         CodeNearestNeighbors(compressor=fitted).fit(fitted.transform(rows)),
