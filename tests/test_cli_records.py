@@ -130,7 +130,11 @@ def test_packed_codes_in_parquet_keep_their_residual_codes(files, fitted, embedd
         embeddings, fitted.components_, n_bytes=4, normalize=False
     )
     packed.save("codes.skc")
-    assert main(["export", "codes.skc", "codes.parquet", "-q"]) == 0
+    assert main(["export", "codes.skc", "codes.parquet"]) == 0
+    assert "left out" not in capsys.readouterr().err
+    for made_of in ("codes.skc", "codes.parquet"):
+        assert main(["export", made_of, "codes.npz", "--force"]) == 0
+        assert "residual codes are left out: .npz files hold none\n" in capsys.readouterr().err
     expected = CodeNearestNeighbors(3, compressor=fitted, rerank=50).fit(packed).kneighbors(packed)
     search = ["-n", "3", "--model", "model.safetensors", "--rerank", "50", "-q", "--force"]
     for codes, queries in (("codes.parquet", "codes.skc"), ("codes.skc", "codes.parquet")):

@@ -17,7 +17,7 @@ from skcompressae._cli._models import ENCODING_OPTIONS, check_value_kind, read_m
 from skcompressae._cli._npz import write_npz
 from skcompressae._cli._parquet import ParquetCodes, parquet_writer
 from skcompressae._cli._progress import progress_bar
-from skcompressae._cli._sources import CodeSource, PackedSource, open_codes, packed_store
+from skcompressae._cli._sources import CodeSource, PackedSource, has_residual_codes, open_codes, packed_store
 from skcompressae._files import atomic_write
 from skcompressae._model_weights import RECORDED
 
@@ -98,6 +98,8 @@ def _blocks(source: CodeSource, what: str, arguments: argparse.Namespace) -> Any
 
 def _to_npz(source: CodeSource, arguments: argparse.Namespace) -> None:
     """Read the codes once for each of the three arrays that follow each other in the file."""
+    if has_residual_codes(source):
+        say("residual codes are left out: .npz files hold none", is_quiet=arguments.quiet)
     nnz = sum(block.nnz for block in _blocks(source, "count", arguments))
     dtype = np.dtype(getattr(source, "dtype", np.float32))
     with atomic_write(arguments.output, replaces=arguments.force) as stream:

@@ -22,6 +22,7 @@ from skcompressae._cli._sources import (
     check_column,
     check_finite,
     check_width,
+    has_residual_codes,
     open_codes,
     open_rows,
     packed_store,
@@ -162,9 +163,9 @@ def _make_index(source: CodeSource, arguments: argparse.Namespace, model: Any) -
         n_jobs=arguments.threads or -1,
         device=arguments.device or "cpu",
     )
-    store = packed_store(source)
-    if arguments.rerank is not None and (store is None or store.residual_codes is None):
+    if arguments.rerank is not None and not has_residual_codes(source):
         raise UsageError("--rerank needs packed codes with residual codes")
+    store = packed_store(source)
     if store is not None:
         return index.fit(store)
     with progress_bar(source.n_rows, "index", n_done=0, is_quiet=arguments.quiet) as bar:
@@ -198,8 +199,8 @@ def _found(index: Any, queries: RowSource | CodeSource, arguments: argparse.Name
 
 
 def _query_blocks(queries: RowSource | CodeSource) -> Iterator[Any]:
-    store = None if isinstance(queries, RowSource) else packed_store(queries)
-    if store is not None and store.residual_codes is not None:
+    store = packed_store(queries) if not isinstance(queries, RowSource) and has_residual_codes(queries) else None
+    if store is not None:
         return store.iter_blocks(_QUERY_BLOCK)  # packed: their residual codes are compared, too
     return queries.blocks(0, _QUERY_BLOCK)
 

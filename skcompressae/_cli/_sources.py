@@ -30,6 +30,7 @@ __all__ = [
     "check_finite",
     "check_width",
     "fingerprint",
+    "has_residual_codes",
     "open_codes",
     "open_rows",
     "packed_store",
@@ -142,6 +143,13 @@ def open_codes(path: str | os.PathLike[str], n_components: int | None = None) ->
     if n_components is not None and source.n_components != n_components:
         raise CommandError(f"{path} has codes of {source.n_components} components, not {n_components}")
     return source
+
+
+def has_residual_codes(source: CodeSource) -> bool:
+    """Return whether a file holds residual codes beside its packed codes."""
+    if isinstance(source, PackedSource):
+        return source.store.residual_codes is not None
+    return isinstance(source, ParquetCodes) and source.is_packed and "residual_codes" in source.schema.names
 
 
 def packed_store(source: CodeSource) -> PackedCodes | None:
