@@ -132,23 +132,27 @@ def optimized_product_quantization(documents: Array, size_bytes: int, seed: int)
 
 
 def residual_quantization(documents: Array, size_bytes: int, seed: int) -> Compressed | None:
-    """FAISS residual quantisers, whose codewords add up: one for every 16 bytes, each on its share of the columns."""
+    """FAISS residual quantisers, whose codewords add up: one for every 16 bytes, each on its part of OPQ's rotation."""
     import faiss
 
     n_features = documents.shape[1]
     n_parts = math.ceil(size_bytes / 16)  # training takes the square of the codewords that add up
     if size_bytes % n_parts or n_features < 8 * n_parts:
         return None
-    X = _padded(unit_rows(documents), n_parts)
-    quantizer = faiss.ProductResidualQuantizer(X.shape[1], n_parts, size_bytes // n_parts, 8)
+    X = unit_rows(documents)
+    width = math.ceil(n_features / n_parts) * n_parts
+    rotation = faiss.OPQMatrix(n_features, n_parts, width)
+    quantizer = faiss.ProductResidualQuantizer(width, n_parts, size_bytes // n_parts, 8)
     for part in range(n_parts):
         faiss.downcast_AdditiveQuantizer(quantizer.subquantizer(part)).cp.seed = 1234 + seed
     with cpu_stopwatch() as fit_s:
-        quantizer.train(X)
+        rotation.train(X)
+        quantizer.train(rotation.apply(X))
     with cpu_stopwatch() as encode_s:
-        codes = quantizer.compute_codes(X)
+        codes = quantizer.compute_codes(rotation.apply(X))
+    X_hat = rotation.reverse_transform(quantizer.decode(codes))
     params = {"n_parts": n_parts, "M": size_bytes // n_parts}
-    return _from_reconstruction("rq", params, size_bytes, fit_s(), encode_s(), quantizer.decode(codes)[:, :n_features])
+    return _from_reconstruction("rq", params, size_bytes, fit_s(), encode_s(), X_hat)
 
 
 def scalar_quantization(documents: Array, n_bits: int, seed: int) -> Compressed:
