@@ -25,6 +25,7 @@ DATA = {
     "docstring_lsa": "docstrings, LSA, d = 256",
     "identifiers": "names used together, factorised, d = 256",
     "words-glove-100": "words, GloVe, d = 100",
+    "images-efficientnet-1280": "images, EfficientNet-Lite0, d = 1,280",
 }
 MODES = {
     "sparse": "sparse",
@@ -42,6 +43,7 @@ CURVES: dict[str, tuple[str, dict[str, Any]]] = {
     "dense": ('the same, recipe="dense"', {"color": "#56B4E9", "marker": "o", "lw": 2}),
     "opq": ("OPQ", {"color": "#D55E00", "marker": "D"}),
     "pq": ("PQ", {"color": "#E69F00", "marker": "s"}),
+    "rq": ("residual quantisers", {"color": "#B2182B", "marker": "<"}),
     "rabitq": ("RaBitQ", {"color": "#CC79A7", "marker": "v"}),
     "pca_int8": ("PCA + int8", {"color": "#8C6D1F", "marker": "x"}),
     "paper": ("the paper's recipe (CSR, reconstructed)", {"color": "#777777", "marker": "^", "linestyle": "--"}),
@@ -70,7 +72,8 @@ def shown_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def budget_curves() -> dict[str, dict[float, float]]:
     """Return recall@100 by bytes per vector of every method of the picture."""
-    hybrid, quality = read(f"hybrid-{NAME}")["results"], read(f"quality-{NAME}")["results"]
+    hybrid = read(f"hybrid-{NAME}")["results"]
+    quality = read(f"quality-{NAME}")["results"] + read(f"additive-{NAME}")["results"]
     curves: dict[str, dict[float, float]] = {name: {} for name in CURVES}
     for ours, rows in (("ours", hybrid), ("dense", read(f"hybrid-dense-{NAME}")["results"])):
         for row in rows:
@@ -82,7 +85,7 @@ def budget_curves() -> dict[str, dict[float, float]]:
         elif row["method"] == "paper" and row["mode"] == "reconstructed":
             mean = mean_recall(quality, method="paper", mode="reconstructed", k=row["params"]["k"])
             curves["paper"][row["size_bytes"]] = mean
-        elif row["method"] in ("pq", "opq", "rabitq"):
+        elif row["method"] in ("pq", "opq", "rq", "rabitq"):
             # at the least budget that holds it; several seeds or settings there count as the best of them
             budget = min((budget for budget in BUDGETS if budget >= row["size_bytes"]), default=row["size_bytes"])
             best = curves[row["method"]].get(budget, 0.0)
@@ -173,7 +176,7 @@ def bytes_table(curves: dict[str, dict[float, float]]) -> list[str]:
         "ours": "**skcompressae**",
         "dense": '**skcompressae**, `recipe="dense"`',
     }
-    for name in ("ours", "dense", "pq", "opq", "rabitq", "pca_int8"):
+    for name in ("ours", "dense", "pq", "opq", "rq", "rabitq", "pca_int8"):
         curve, label = curves[name], labels[name]
         cells = [f"{curve[b]:.3f}" if b in curve else "not run" for b in BUDGETS]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
