@@ -36,7 +36,6 @@ from skcompressae._cli._sources import (
     open_rows,
 )
 from skcompressae._cli._spool import Spool
-from skcompressae._model_weights import coding_record
 
 __all__ = ["decode", "encode"]
 
@@ -103,8 +102,7 @@ def encode(arguments: argparse.Namespace) -> None:
             k = min(model.k, shape[1])
             spool.finish(arguments.output, lambda path: _write_packed(path, spool, model, k, quantizer))
         elif plan is None:
-            record = coding_record(model)
-            spool.finish(arguments.output, lambda path: write_codes_npz(path, spool, shape, record))
+            spool.finish(arguments.output, lambda path: write_codes_npz(path, spool, model))
         else:
             spool.finish(arguments.output, lambda path: write_codes_parquet(path, spool, *plan, parquet))
     finally:
@@ -227,6 +225,7 @@ def _quantizer(spool: Spool, model: Any, source: RowSource, arguments: argparse.
 
 
 def _write_packed(path: Path, spool: Spool, model: Any, k: int, quantizer: Any) -> None:
+    from skcompressae._model_weights import coding_record
     from skcompressae._residual_codes import fitted_quantizer
     from skcompressae.packed import PackedCodes
     from skcompressae.packed._files import save

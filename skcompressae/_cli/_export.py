@@ -19,7 +19,6 @@ from skcompressae._cli._parquet import ParquetCodes, parquet_writer
 from skcompressae._cli._progress import progress_bar
 from skcompressae._cli._sources import CodeSource, PackedSource, has_residual_codes, open_codes, packed_store
 from skcompressae._files import atomic_write
-from skcompressae._model_weights import RECORDED
 
 __all__ = ["export"]
 
@@ -80,6 +79,8 @@ def _export_model(kind: str, to: str, arguments: argparse.Namespace) -> None:
 
 def _record(source: CodeSource) -> dict[str, Any]:
     """Return what the codes' file says about the model that made them, for another file of them."""
+    from skcompressae._model_weights import RECORDED
+
     if "model_hash" not in source.meta:
         return {}
     return {name: source.meta[name] for name in RECORDED if name in source.meta}

@@ -83,7 +83,7 @@ def _npz(path: str) -> dict[str, Any]:
         "n_components": codes.n_components,
         "nonzeros_per_row": codes.nnz / codes.n_rows,
         "dtype": str(codes.dtype),
-        **_of_model(codes),
+        **_told(codes),
     }
 
 
@@ -99,19 +99,18 @@ def _parquet(path: str) -> dict[str, Any]:
         codes = ParquetCodes(path)
     except CommandError:
         return record  # a table without codes, such as one of embeddings
-    layout = {name: codes.meta[name] for name in ("layout",) if name in codes.meta}
-    return {**record, "kind": "codes", "n_components": codes.n_components, **layout, **_of_model(codes)}
+    return {**record, "kind": "codes", "n_components": codes.n_components, **_told(codes)}
 
 
-def _of_model(codes: CodeSource) -> dict[str, Any]:
-    """Return what a file of codes says about the model that made them."""
-    return {name: codes.meta[name] for name in ("k", "norm", "model_hash") if name in codes.meta}
+def _told(codes: CodeSource) -> dict[str, Any]:
+    """Return what a file of codes says about how they were made."""
+    return {name: codes.meta[name] for name in ("k", "norm", "layout", "model_hash") if name in codes.meta}
 
 
 def _packed(path: str) -> dict[str, Any]:
     source = PackedSource(path)
     store = source.store
-    return {
+    described = {
         "kind": "archive of packed codes" if source.is_archive else "packed codes",
         "n_rows": source.n_rows,
         "n_components": source.n_components,
@@ -120,8 +119,8 @@ def _packed(path: str) -> dict[str, Any]:
         "quantizer": store.quantizer.kind,
         "bytes_per_row": store.bytes_per_row,
         "residual_bytes_per_row": 0 if store.residual_codes is None else store.residual_codes.shape[1],
-        **_of_model(source),
     }
+    return {**described, **_told(source), "k": store.k}  # of rows that are shorter, less than the model's
 
 
 def _index(path: str) -> dict[str, Any]:

@@ -30,11 +30,14 @@ _GROUP_ROWS = 1 << 16
 _GROUP_BYTES = 64 << 20
 
 
-def write_codes_npz(path: Path, spool: Spool, shape: tuple[int, int], record: dict[str, Any]) -> None:
-    """Write the streams "lengths", "indices", "values" as a CSR matrix, with what is known of their model."""
+def write_codes_npz(path: Path, spool: Spool, model: Any) -> None:
+    """Write the streams "lengths", "indices", "values" as a CSR matrix that names the model."""
+    from skcompressae._model_weights import coding_record
+
+    shape = spool.n_rows, len(model.components_)
     with path.open("xb") as stream:
         parts = (spool.pieces("lengths"), spool.pieces("indices"), spool.pieces("values"))
-        write_npz(stream, shape, spool.n_items("values"), *parts, spool.dtype("values"), record)
+        write_npz(stream, shape, spool.n_items("values"), *parts, spool.dtype("values"), coding_record(model))
 
 
 def _code_reader(spool: Spool, n_components: int) -> Callable[[int], Any]:
