@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, vstack
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_array
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import assert_all_finite, validate_data
 
 from skcompressae._compat import validate_parameters
 from skcompressae._core._rows import canonical_csr
@@ -65,8 +65,7 @@ class IndexBuildMixin:
         if is_packed(X):
             X = PackedStore(X)
         if not isinstance(X, CodeStore):
-            X = validate_data(self, X, accept_sparse="csr", dtype=FLOATS, reset=reset)
-            return canonical_csr(X)
+            return canonical_csr(self._read_codes(X, reset=reset))
         if X.n_rows == 0:
             raise ValueError("Found array with 0 sample(s) while a minimum of 1 is required by fit.")
         if reset:
@@ -75,6 +74,15 @@ class IndexBuildMixin:
                 del self.feature_names_in_
         elif X.n_components != self.n_features_in_:
             raise ValueError(f"X has {X.n_components} components, but the index has {self.n_features_in_}")
+        return X
+
+    def _read_codes(self, X: Any, **options: Any) -> Any:
+        """Validate codes as scikit-learn does.
+
+        Their finiteness without the estimator's name, with which it would recommend estimators of targets.
+        """
+        X = validate_data(self, X, accept_sparse="csr", dtype=FLOATS, ensure_all_finite=False, **options)
+        assert_all_finite(X, input_name="X")
         return X
 
     def _index_mode(self) -> str:

@@ -41,6 +41,7 @@ class QueryValidationMixin:
     _check_unchanged: Any
     _check_compressor: Any
     _check_refined: Any
+    _read_codes: Any
     _device: Any
 
     def _check_n_neighbors(self, n_neighbors: Any, *, exclude_self: bool) -> int:
@@ -111,7 +112,7 @@ class QueryValidationMixin:
                     f"components or embeddings with {self.components_.shape[1]} features"
                 )
         self._refuse_codes("codes")
-        X = validate_data(self, X, accept_sparse="csr", dtype=FLOATS, reset=False, ensure_min_samples=0)
+        X = self._read_codes(X, reset=False, ensure_min_samples=0)
         return self._of_codes(X, decoder, by_postings, fit_dtype)
 
     def _stored(self, stores: Any) -> Codes:

@@ -112,6 +112,18 @@ def test_products_beyond_float32_are_refused():
         CodeNearestNeighbors(1, compressor=decoder).fit(codes * np.float32(1e20))
 
 
+@pytest.mark.parametrize(("value", "what"), [(np.nan, "NaN"), (np.inf, "infinity")])
+@pytest.mark.parametrize("form", [csr_matrix, np.asarray])
+def test_codes_that_are_not_finite_are_refused_without_advice_on_other_estimators(form, value, what):
+    codes = np.eye(3, N_COMPONENTS)
+    index = CodeNearestNeighbors(1).fit(codes)
+    codes[1, 1] = value
+    for call in (CodeNearestNeighbors(1).fit, index.partial_fit, index.kneighbors, index.radius_neighbors):
+        with pytest.raises(ValueError, match=f"^Input X contains {what}") as caught:
+            call(form(codes))
+        assert "CodeNearestNeighbors" not in str(caught.value)
+
+
 def test_a_fit_that_fails_leaves_the_index_as_it_was():
     documents = random_codes(np.random.default_rng(32), 12)
     index = CodeNearestNeighbors(3).fit(documents)
