@@ -24,6 +24,12 @@ def made():
         ({"X": sp.csr_array}, TypeError, "X must be dense, got a sparse csr_array"),
         ({"X": lambda X: X + 1j}, TypeError, "X must hold real numbers, got complex64"),
         ({"X": lambda X: X.astype(str)}, TypeError, "X must hold real numbers, got <U"),
+        ({"X": lambda _: CompresSAETransformer(k=3)}, TypeError, r"X must be the embeddings, .* got CompresSAET.*k=3"),
+        (
+            {"components": lambda _: CompresSAETransformer(k=3)},
+            TypeError,
+            "components must be the components_ of the compressor, an array of shape .*, got CompresSAET.*k=3",
+        ),
         ({"X": lambda X: X[:-1]}, ValueError, r"X must have shape \(40, 12\), got \(39, 12\)"),
         ({"components": lambda D: D * np.nan}, ValueError, "components must be finite, got NaN or infinity"),
         ({"components": sp.csr_array}, TypeError, "components must be dense, got a sparse csr_array"),

@@ -343,7 +343,7 @@ class PackedMakingMixin:
         Raises
         ------
         TypeError
-            If `quantizer` is no ResidualQuantizer, or `X` or `components` are sparse or no real numbers.
+            If `quantizer` is no ResidualQuantizer, or `X` or `components` are no arrays, sparse or not of real numbers.
         ValueError
             If shapes do not fit, both or none of `n_bytes` and `quantizer` are given, `X` or `components` are not
             finite, or what is left is too long for float32.

@@ -31,11 +31,13 @@ def residuals_of(store: Any, X: NDArray[Any], components: NDArray[Any], *, norma
     return np.asarray(rows - store.to_csr() @ components, dtype=np.float32)
 
 
-def _real(name: str, array: Any) -> NDArray[Any]:
-    """Return an argument as an array of real numbers."""
-    if sp.issparse(array):
-        raise TypeError(f"{name} must be dense, got a sparse {type(array).__name__}")
-    array = np.asarray(array)
+def _real(name: str, wanted: str, given: Any) -> NDArray[Any]:
+    """Return an argument as an array of real numbers; `wanted` tells whoever gave something else what it is."""
+    if sp.issparse(given):
+        raise TypeError(f"{name} must be dense, got a sparse {type(given).__name__}")
+    array = np.asarray(given)
+    if array.ndim == 0:
+        raise TypeError(f"{name} must be {wanted}, got {given!r}")
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} must hold real numbers, got {array.dtype}")
     return array
@@ -53,7 +55,9 @@ def residual_codes_of(
     random_state: int | np.random.RandomState | None,
 ) -> tuple[NDArray[np.uint8], ResidualQuantizer]:
     """Return the residual codes of the rows of a packed store and their quantiser; see `with_residual_of`."""
-    X, components = _real("X", X), _real("components", components)
+    X = _real("X", "the embeddings, an array of shape (n, n_features)", X)
+    decoder = "the components_ of the compressor, an array of shape (n_components, n_features)"
+    components = _real("components", decoder, components)
     if components.ndim != 2 or components.shape[0] != store.n_components:
         raise ValueError(f"components must have {store.n_components} rows, got shape {components.shape}")
     if not np.isfinite(components).all():
