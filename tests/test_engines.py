@@ -112,6 +112,15 @@ def test_rerank_asks_for_distinct_ids_once():
     np.testing.assert_allclose(scores, [[5.0, 0.0], [9.25, -1.0]])
 
 
+def test_rerank_takes_rows_of_data_frames_by_their_place():
+    frame = pytest.importorskip("pandas").DataFrame(CODES.toarray(), index=[2, 1, 0])
+    asked = CODES[:2], [[2, 0], [0, 2]]
+    expected = rerank_signed(*asked, CODES, 2)
+    for codes in (frame, lambda ids: frame.iloc[ids]):
+        for found, wanted in zip(rerank_signed(*asked, codes, 2), expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -198,7 +198,7 @@ def _rows_of_ids(codes: Any, ids: NDArray[np.int64]) -> Any:
     rows: Any = codes if hasattr(codes, "shape") else np.asarray(codes)
     if hasattr(rows, "tocsr"):
         rows = rows.tocsr()  # not all formats have rows to pick
-    return rows[ids]
+    return getattr(rows, "iloc", rows)[ids]  # brackets of a pandas frame would pick columns
 
 
 def _width(codes: Any, name: str = "codes") -> int:
