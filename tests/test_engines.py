@@ -256,7 +256,8 @@ def test_elasticsearch_queries_carry_the_weights():
             r"no value above 64 for .*; got 80\. Divide it by",
         ),
         (lambda: write_elasticsearch_bulk("unwritten", split_signs(1e-39 * CODES), 3), "no value below 1.18e-38, the"),
-        (lambda: write_elasticsearch_bulk("unwritten", CODES, 4), "codes must have n_components=8 columns; got 3"),
+        (lambda: write_elasticsearch_bulk("unwritten", CODES, 4), r"must have 2 \* n_components=8 columns; got 3"),
+        (lambda: elasticsearch_query(split_signs(CODES[0]), 4), r"query must have 2 \* n_components=8 columns; got 6"),
         (lambda: write_elasticsearch_bulk("unwritten", sp.hstack([CODES, CODES]), 3), "codes must not be negative"),
     ],
 )

@@ -37,19 +37,21 @@ def import_engine(module: str, *, package: str, extra: str, caller: str) -> Any:
         raise ImportError(f"{caller} requires {package}: install the extra {extra!r} of skcompressae") from error
 
 
-def check_codes(codes: Any, n_components: int, *, name: str = "codes") -> csr_matrix:
+def check_codes(codes: Any, width: int, *, name: str = "codes", width_name: str = "n_components") -> csr_matrix:
     """Return codes as canonical CSR of finite float32 without stored zeros; the caller's matrix is not changed.
 
     Parameters
     ----------
-    codes : sparse matrix or array, PackedCodes, or array-like of shape (n_rows, n_components)
-    n_components : int
+    codes : sparse matrix or array, PackedCodes, or array-like of shape (n_rows, width)
+    width : int
     name : str, default="codes"
         The argument's name, for messages.
+    width_name : str, default="n_components"
+        The width in terms of what the caller was given, for messages.
 
     Returns
     -------
-    codes : CSR matrix of shape (n_rows, n_components), float32
+    codes : CSR matrix of shape (n_rows, width), float32
 
     Raises
     ------
@@ -66,8 +68,8 @@ def check_codes(codes: Any, n_components: int, *, name: str = "codes") -> csr_ma
     checked = check_array(
         codes, accept_sparse="csr", dtype=[np.float64, np.float32], ensure_min_samples=0, input_name=name
     )
-    if checked.shape[1] != n_components:
-        raise ValueError(f"{name} must have n_components={n_components} columns; got {checked.shape[1]}.")
+    if checked.shape[1] != width:
+        raise ValueError(f"{name} must have {width_name}={width} columns; got {checked.shape[1]}.")
     canonical = canonical_csr(checked)
     with np.errstate(over="ignore"):
         data = canonical.data.astype(np.float32)  # a copy: what follows changes it
@@ -98,7 +100,7 @@ def check_split(codes: Any, n_components: int, *, name: str, engine: str) -> csr
             f"{name} must have 2 * n_components={2 * n_components} columns, those of split_signs({name}); "
             f"got {n_components}."
         )
-    checked = check_codes(codes, 2 * n_components, name=name)
+    checked = check_codes(codes, 2 * n_components, name=name, width_name="2 * n_components")
     check_nonnegative(checked, n_components, name=name, engine=engine)
     return checked
 
