@@ -248,6 +248,19 @@ def test_what_cannot_be_fixed_keeps_its_scales(projecting, monkeypatch):
     assert split_bytes(compressor, X, 12, kind="best") == expected
 
 
+@pytest.mark.parametrize("n_bytes", [2, 3])
+def test_too_few_bytes_for_a_scale_are_split_without_one(projecting, n_bytes):
+    compressor, X = projecting
+    assert split_bytes(compressor, X, n_bytes, kind="best") == split_bytes(compressor, X, n_bytes, kind="fixed")
+    with pytest.raises(ValueError, match="n_bytes must be at least 2, a nonzero; got 1"):
+        split_bytes(compressor, X, 1, kind="best")
+    with_zeros = X.copy()
+    with_zeros[::7] = 0
+    for model, rows in ((compressor, with_zeros), (copy.copy(compressor).set_params(norm="input"), X)):
+        with pytest.raises(ValueError, match=f"n_bytes must be at least 4, a nonzero and a scale; got {n_bytes}"):
+            split_bytes(model, rows, n_bytes, kind="best")
+
+
 @pytest.mark.parametrize("number", [7, 560, 4800])
 def test_a_row_of_zeros_that_cannot_be_fixed_is_told_by_its_number(projecting, number):
     compressor, X = projecting

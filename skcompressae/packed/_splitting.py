@@ -93,9 +93,9 @@ def split_bytes(
         Bits of a packed value.
     kind : {"auto", "ranked", "uniform", "fixed", "best"}, default="auto"
         Of the quantiser of values, see :class:`ValueQuantizer`: "fixed" leaves the bytes of scales to others. "best"
-        looks for a split with "auto" and for one with "fixed", where the rows that are drawn can be packed so, and
-        takes the one whose codes find more of the nearest rows of these, for held-out rows as dense queries and by
-        ``metric="geometric"``.
+        looks for a split with "auto" and for one with "fixed", where the bytes hold a scale and the rows that are drawn
+        can be packed without, and takes the one whose codes find more of the nearest rows of these, for held-out rows
+        as dense queries and by ``metric="geometric"``.
     n_neighbors : int, default=100
         Neighbours that searches of all of X will ask for; with "best" only. Of the rows that are drawn, the same share
         is looked for.
@@ -148,12 +148,18 @@ def split_bytes(
     model = compressor._as_it_is().set_params(residual_bytes=None)
     rows = model._check_rows(X, reset=False)
     vars(model).pop("feature_names_in_", None)  # from here on rows come as arrays
-    # before rows are drawn, which may have to be read
     trials = [_Trial(model, int(n_bytes), value_bits, "auto" if kind == "best" else kind)]
-    sample = _samples(rows, model.norm, random_state, kind)
-    trials[0].run(*sample)
-    if kind == "best" and trials[0].can_be_fixed(*sample):
+    if kind == "best" and model.norm != "input" and value_bits <= MAX_RANKED_BITS:
         trials.append(_Trial(model, int(n_bytes), value_bits, "fixed"))
+    trials[-1].check_room()  # before rows are drawn, which may have to be read
+    sample = _samples(rows, model.norm, random_state, kind)
+    if len(trials) == 2 and not all(part.any(axis=1).all() for part in sample):
+        del trials[1]  # which cannot tell zeros
+    trials[-1].check_room()
+    if not trials[0].has_room():  # for scales
+        del trials[0]
+    trials[0].run(*sample)
+    if len(trials) == 2:
         try:
             trials[1].run(*sample)
         except ValueError:  # a value far beyond its levels
@@ -172,10 +178,17 @@ class _Trial:
         self._n_components, self._n_features = model.components_.shape
         self._scale_bytes = ValueQuantizer.fit(np.ones((1, 1)), value_bits=value_bits, kind=kind)._scale_bytes
         self._least = np.inf
-        if self._bytes_left(1) < 0:
-            least = n_bytes - self._bytes_left(1)
+
+    def has_room(self) -> bool:
+        """Tell whether the bytes hold a nonzero."""
+        return self._bytes_left(1) >= 0
+
+    def check_room(self) -> None:
+        """Raise unless they do."""
+        if not self.has_room():
+            least = self._n_bytes - self._bytes_left(1)
             what = "a nonzero and a scale" if self._scale_bytes else "a nonzero"
-            raise ValueError(f"n_bytes must be at least {least}, {what}; got {n_bytes}")
+            raise ValueError(f"n_bytes must be at least {least}, {what}; got {self._n_bytes}")
 
     def _bytes_left(self, k: int) -> int:
         return self._n_bytes - self._scale_bytes - row_bytes(self._n_components, k, self._value_bits)
@@ -207,11 +220,6 @@ class _Trial:
             quantizer = ResidualQuantizer.fit(known, self._residual_bytes(k), n_iter=_N_ITER)
             known, others = (left - quantizer.decode(quantizer.encode(left)) for left in (known, others))
         return known, others
-
-    def can_be_fixed(self, learned: NDArray[Any], held_out: NDArray[Any]) -> bool:
-        """Tell whether these rows can be packed without a scale for each."""
-        has_zeros = not (learned.any(axis=1).all() and held_out.any(axis=1).all())
-        return self._model.norm != "input" and self._value_bits <= MAX_RANKED_BITS and not has_zeros
 
 
 def _recalls(
