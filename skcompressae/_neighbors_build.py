@@ -142,7 +142,8 @@ class IndexBuildMixin:
 
     def _check_refined(self) -> None:
         if self.rerank is not None and len(self._refined) != len(self._chunks):
-            raise ValueError(f"rerank={self.rerank} was set after fitting with rerank=None; fit the index again")
+            when = "documents were added" if self._refined else "fitting"
+            raise ValueError(f"rerank={self.rerank} was set after {when} with rerank=None; fit the index again")
 
     def _check_unchanged(self) -> None:
         if self._build_key() != self._built_for:

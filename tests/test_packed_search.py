@@ -255,6 +255,11 @@ def test_what_cannot_be_reranked_is_refused(tmp_path):
     index = CodeNearestNeighbors(compressor=decoder).fit(full)
     with pytest.raises(ValueError, match="rerank=50 was set after fitting"):
         index.set_params(rerank=50).kneighbors(X[:2])
+    grown = CodeNearestNeighbors(compressor=decoder, rerank=50).fit(full).set_params(rerank=None).partial_fit(full)
+    grown.set_params(rerank=50)
+    for call in (grown.kneighbors, grown.radius_neighbors, lambda _: grown.partial_fit(full)):
+        with pytest.raises(ValueError, match="rerank=50 was set after documents were added with rerank=None; fit the"):
+            call(X[:2])
     CodeNearestNeighbors(compressor=decoder, rerank=50).fit(full).save(tmp_path / "index")
     data = (tmp_path / "index").read_bytes()
     for old, new in ((b'"k": 5', b'"k": 6'), (b'"packed"', b'"packet"'), (b'"ranked"', b'"rankew"')):
