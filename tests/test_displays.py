@@ -310,6 +310,12 @@ def test_pca_reference_is_the_best_linear_reconstruction_of_its_rank():
     np.testing.assert_allclose(kept, best, atol=1e-4)
 
 
+def test_pca_reference_of_equal_rows_is_these():
+    rows = np.zeros((60, 12), np.float32)
+    ((_, _, kept),) = reference_points("pca", rows, [24.0], 0)
+    np.testing.assert_array_equal(kept, rows)
+
+
 def test_quantized_references_repeat_with_a_seed_and_rotation_does_no_harm(capfd):
     pytest.importorskip("faiss")
     # correlated coordinates are what a rotation is for

@@ -56,7 +56,8 @@ def reference_points(
         most = min(rows.shape[0], n_features - 1)
         dimensions = sorted({min(max(1, round(size / 4)), most) for size in sizes_bytes})
         if dimensions:
-            pca = PCA(n_components=dimensions[-1], random_state=seed).fit(rows)
+            with np.errstate(invalid="ignore"):  # equal rows have no variance that components could explain a share of
+                pca = PCA(n_components=dimensions[-1], random_state=seed).fit(rows)
             projected = pca.transform(rows)
         for n_dimensions in dimensions:
             kept = projected[:, :n_dimensions] @ pca.components_[:n_dimensions] + pca.mean_
