@@ -120,6 +120,11 @@ def test_what_is_neither_is_a_word(files, capsys, text):
     assert "'init' parameter" in refuses_usage(capsys, *FIT, "--param", f"init={text}")
 
 
+def test_more_residual_bytes_than_features_are_an_error_of_the_arguments(files, capsys):
+    message = refuses_usage(capsys, *FIT, "--param", "residual_bytes=9999")
+    assert message == "residual_bytes must be an int of at most the 24 features of X; got 9999."
+
+
 def test_more_components_than_indices_or_memory_can_hold(files, capsys):
     np.save("wide.npy", np.ones((3, 20_000), dtype=np.float32))
     command = ["fit", "wide.npy", "new.safetensors", "--n-components"]

@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,9 @@ def fit(arguments: argparse.Namespace) -> int:
     check_column(arguments.column, arguments.input)
     source = open_rows(arguments.input, arguments.column)
     from skcompressae._checkpoint import kept_until_saved
+    from skcompressae._residual_codes import check_residual_bytes
 
+    _as_usage(check_residual_bytes, model.residual_bytes, source.n_features)
     with kept_until_saved():
         with _whole(source, arguments) as rows, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("default")
@@ -133,11 +135,16 @@ def _make_model(arguments: argparse.Namespace) -> Any:
     if isinstance(given.get("loss_weights"), list):
         given["loss_weights"] = tuple(given["loss_weights"])
     model = checked_model(model, {"verbose": int(wants_progress(arguments.quiet)), **given})
+    _as_usage(check_loss_weights, model.loss_weights)
+    return model
+
+
+def _as_usage(check: Callable[..., Any], *values: Any) -> None:
+    """Have what a check of parameters refuses be an error of the arguments."""
     try:
-        check_loss_weights(model.loss_weights)
+        check(*values)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return model
 
 
 def _value(text: str) -> Any:
