@@ -102,6 +102,29 @@ def test_an_index_stays_when_closed(open_index):
         np.testing.assert_array_equal(index.search(np.eye(3)[1:2], n_neighbors=1)[1], [[1]])
 
 
+@pytest.mark.parametrize("width", [2, 5])
+def test_an_index_is_opened_with_its_width_only(open_index, width):
+    with open_index(3) as index:
+        index.add(np.eye(3))
+    with pytest.raises(ValueError, match=f"n_components must be 3, the width of the codes in .*; got {width}"):
+        open_index(width)
+    with open_index(3) as index:
+        assert len(index) == 3
+
+
+def test_places_of_others_tell_no_width(tmp_path):
+    with QdrantIndex(tmp_path / "index", 3) as index:
+        index.add(np.eye(3))
+    (tmp_path / "index" / "skcompressae_n_components").unlink()
+    with QdrantIndex(tmp_path / "index", 4) as index:
+        assert len(index) == 3
+    client = qdrant_client.QdrantClient(":memory:")
+    code = {"code": qdrant_client.models.SparseVectorParams()}
+    client.create_collection("codes", vectors_config={}, sparse_vectors_config=code)
+    assert len(QdrantIndex(client, 4)) == 0
+    client.close()
+
+
 def test_empty_batches_are_no_error(open_index):
     with open_index(3) as index:
         index.add(np.zeros((0, 3)))

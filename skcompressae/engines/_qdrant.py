@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_matrix
 
+from skcompressae._files import atomic_write
 from skcompressae.engines._validation import check_codes, check_count, check_ids, import_engine, rows_of, to_arrays
 
 __all__ = ["QdrantIndex"]
@@ -18,6 +20,8 @@ __all__ = ["QdrantIndex"]
 # Points per request: a few hundred kilobytes at 32 nonzeros, far below the server's limit of 32 MB.
 _BATCH_ROWS = 1_000
 _BATCH_QUERIES = 32
+# Of the file, or of the entry in a collection's metadata, that tells the width of the codes.
+_WIDTH_NAME = "skcompressae_n_components"
 
 
 class QdrantIndex:
@@ -31,7 +35,8 @@ class QdrantIndex:
     location : path-like or qdrant_client.QdrantClient
         A folder for the embedded engine, created where there is none, or a client of a server (or of its local mode).
     n_components : int
-        Width of the codes. Qdrant's sparse vectors have no width of their own.
+        Width of the codes. Qdrant's sparse vectors have no width of their own: it is written into a new folder, and
+        into the metadata of a new collection by clients and servers that have them, and one of another is refused.
     collection : str, default="codes"
         Name of the collection, created where there is none; the embedded engine has one per folder and ignores it.
     vector_name : str, default="code"
@@ -71,9 +76,9 @@ class QdrantIndex:
     ) -> None:
         self.n_components = check_count(n_components, "n_components")
         if isinstance(location, str | os.PathLike):
-            self._backend: _Backend = _Embedded(Path(location), vector_name)
+            self._backend: _Backend = _Embedded(Path(location), vector_name, self.n_components)
         else:
-            self._backend = _Client(location, collection, vector_name)
+            self._backend = _Client(location, collection, vector_name, self.n_components)
 
     @property
     def engine(self) -> Any:
@@ -269,20 +274,32 @@ class _Backend(Protocol):
     def close(self) -> None: ...
 
 
+def _check_width(n_components: int, stored: Any, where: str) -> None:
+    """Raise for codes of another width than those of an index, where it tells its width."""
+    if stored is not None and str(stored) != str(n_components):
+        raise ValueError(f"n_components must be {stored}, the width of the codes in {where}; got {n_components}.")
+
+
 class _Embedded:
-    def __init__(self, folder: Path, vector_name: str) -> None:
+    def __init__(self, folder: Path, vector_name: str, n_components: int) -> None:
         self._edge = edge = import_engine("qdrant_edge", package="qdrant-edge-py", extra="qdrant", caller="QdrantIndex")
         self._name = vector_name
         config = edge.EdgeConfig(sparse_vectors={vector_name: edge.EdgeSparseVectorParams()})
         is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
         if not is_new and not (folder / "edge_config.json").is_file():
             raise ValueError(f"location must be a new or empty folder or one of qdrant-edge-py; got {str(folder)!r}.")
+        width = folder / _WIDTH_NAME
+        if width.exists():  # not in folders of others
+            _check_width(n_components, width.read_text(), f"location {str(folder)!r}")
         try:
             self.engine = (edge.EdgeShard.create if is_new else edge.EdgeShard.load)(str(folder), config)
         except Exception as error:  # the engine has no classes of its own for its errors
             raise ValueError(
                 f"location {str(folder)!r} could not be opened with the sparse vector {vector_name!r}: {error}"
             ) from error
+        if is_new:
+            with atomic_write(width) as stream:
+                stream.write(str(n_components).encode())
 
     def upsert(self, ids: NDArray[np.int64], codes: csr_matrix) -> None:
         edge, name = self._edge, self._name
@@ -319,25 +336,30 @@ class _Embedded:
 
 
 class _Client:
-    def __init__(self, client: Any, collection: str, vector_name: str) -> None:
+    def __init__(self, client: Any, collection: str, vector_name: str, n_components: int) -> None:
         module = import_engine("qdrant_client", package="qdrant-client", extra="qdrant", caller="QdrantIndex")
         if not isinstance(client, module.QdrantClient):
             raise TypeError(f"location must be a path or a QdrantClient; got {type(client).__name__}.")
         self.engine = client
         self._models, self._collection, self._name = module.models, collection, vector_name
         if not client.collection_exists(collection):
+            has_metadata = "metadata" in signature(client.create_collection).parameters  # not of old clients
             client.create_collection(
                 collection,
                 vectors_config={},
                 sparse_vectors_config={vector_name: module.models.SparseVectorParams()},
+                **({"metadata": {_WIDTH_NAME: n_components}} if has_metadata else {}),
             )
             return
-        stored = client.get_collection(collection).config.params.sparse_vectors or {}
+        config = client.get_collection(collection).config
+        stored = config.params.sparse_vectors or {}
         if vector_name not in stored or stored[vector_name].modifier not in (None, module.models.Modifier.NONE):
             raise ValueError(
                 f"collection {collection!r} must have a sparse vector {vector_name!r} without a modifier; "
                 f"its sparse vectors are {stored}."
             )
+        width = (getattr(config, "metadata", None) or {}).get(_WIDTH_NAME)
+        _check_width(n_components, width, f"collection {collection!r}")
 
     def upsert(self, ids: NDArray[np.int64], codes: csr_matrix) -> None:
         models, name = self._models, self._name
