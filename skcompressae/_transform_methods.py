@@ -35,6 +35,7 @@ from skcompressae._torch._device_choice import CPU, resolve_device
 from skcompressae._torch._weights import Weights
 from skcompressae.packed import PackedCodes, ResidualQuantizer, ValueQuantizer
 from skcompressae.packed._quantizer import Kind, quantizer_rows
+from skcompressae.packed._rows import counted_from
 
 __all__ = ["TransformMethodsMixin"]
 
@@ -205,7 +206,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
             except ValueError as error:
                 if where.start == 0:
                     raise
-                raise ValueError(f"{error}, counted from row {where.start} of X") from error
+                raise counted_from(where.start, error) from error
         return PackedCodes.concatenate(blocks)
 
     def inverse_transform(self, X: Any) -> NDArray[np.floating[Any]]:

@@ -183,10 +183,10 @@ def test_rows_that_cannot_be_packed_are_left_out(embeddings):
 @pytest.mark.filterwarnings("error")
 def test_rows_of_narrow_types_are_of_lengths_that_these_do_not_hold(embeddings):
     rows = embeddings.astype(np.float16)
-    assert [len(part) for part in _splitting._samples(rows, "input", 0, "auto")] == [320, 80]
+    assert [len(part) for part in _splitting._parts(_splitting._drawn(rows, "input", 0, "auto")[0])] == [320, 80]
     rows = np.zeros((5, 3), dtype=np.int8)
     rows[:, 1] = -128
-    assert [len(part) for part in _splitting._samples(rows, "input", 0, "auto")] == [4, 1]
+    assert [len(part) for part in _splitting._parts(_splitting._drawn(rows, "input", 0, "auto")[0])] == [4, 1]
 
 
 def found_share(compressor, split, rows, queries, n_neighbors):
@@ -267,4 +267,19 @@ def test_a_row_of_zeros_that_cannot_be_fixed_is_told_by_its_number(projecting, n
     rows = np.resize(X, (5000, X.shape[1]))
     rows[number] = 0
     with pytest.raises(ValueError, match=f"^kind='fixed' stores no scale per row, and row {number} of X is all zeros$"):
+        split_bytes(compressor, rows, 16, kind="fixed")
+
+
+@pytest.mark.parametrize("position", [3, 4, 6001, 9999])
+def test_a_row_whose_code_cannot_be_packed_is_told_by_its_number(embeddings, position):
+    """Of rows that teach quantisers and of others, in the first block that is encoded and later."""
+    X = embeddings.copy()
+    X[:, -1] = 0
+    parameters = {"n_components": 48, "k": 4, "norm": None, "max_iter": 30, "random_state": 0, "device": "cpu"}
+    compressor = CompresSAETransformer(**parameters).fit(X)
+    compressor.components_[:, -1] = compressor.encoder_weights_[:, -1] = 0
+    rows = np.resize(X, (12_000, X.shape[1]))
+    number = np.sort(np.random.RandomState(0).permutation(len(rows))[:10_240])[position]
+    rows[number] = np.eye(X.shape[1])[-1]  # no latent says anything of it
+    with pytest.raises(ValueError, match=rf"^codes have a row of zeros, .*='ranked' \(row {number} of X\)$"):
         split_bytes(compressor, rows, 16, kind="fixed")

@@ -23,7 +23,16 @@ from skcompressae.packed._quantizer import ValueQuantizer, is_int
 if TYPE_CHECKING:
     from skcompressae.packed._store import PackedCodes
 
-__all__ = ["BLOCK_ROWS", "MAX_COMPONENTS", "check_sizes", "pack_arrays", "row_bytes", "unpack_csr"]
+__all__ = [
+    "BLOCK_ROWS",
+    "MAX_COMPONENTS",
+    "PackingError",
+    "check_sizes",
+    "counted_from",
+    "pack_arrays",
+    "row_bytes",
+    "unpack_csr",
+]
 
 Array: TypeAlias = NDArray[Any]
 MAX_COMPONENTS = 1 << 20
@@ -31,6 +40,27 @@ MAX_COMPONENTS = 1 << 20
 BLOCK_ROWS = 8192
 # Packing them takes a millisecond, ten times as long as to hand them to another thread.
 _MIN_ROWS_PER_THREAD = 1024
+
+
+class PackingError(ValueError):
+    """A row of codes cannot be packed: `text` says why, with ``{}`` in place of its number, which `row` is."""
+
+    text: str
+    row: int
+
+
+def _packing_error(message: str, text: str, row: int) -> PackingError:
+    error = PackingError(message)  # of one argument, as pickle makes it again
+    error.text, error.row = text, row
+    return error
+
+
+def counted_from(start: int, error: ValueError) -> ValueError:
+    """Return the error of a block of rows of X as one of X, of which `start` rows come before."""
+    message = f"{error}, counted from row {start} of X"
+    if isinstance(error, PackingError):
+        return _packing_error(message, error.text, start + error.row)
+    return ValueError(message)
 
 
 def row_bytes(n_components: int, k: int, value_bits: int) -> int:
@@ -94,7 +124,8 @@ def pack_arrays(
         if error:
             row += start
             largest = f": {np.abs(data[indptr[row] : indptr[row + 1]]).max():.3g}" if error in (2, 7) else ""
-            raise ValueError(f"codes {PACK_ERRORS[error]} (row {row}{largest})")
+            text = f"codes {PACK_ERRORS[error]} (row {{}}{largest})"
+            raise _packing_error(text.format(row), text, row)
 
     # an encoder's blocks are smaller than ours: they too go to all threads
     block_rows = max(_MIN_ROWS_PER_THREAD, min(BLOCK_ROWS, -(-n // max(n_threads, 1))))

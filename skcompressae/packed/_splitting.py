@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from skcompressae._core._threads import row_blocks
 from skcompressae.packed._quantizer import KINDS, MAX_RANKED_BITS, Kind, ValueQuantizer, is_int
 from skcompressae.packed._residual import ResidualQuantizer, random_state_from
 from skcompressae.packed._residual_rows import residuals_of
-from skcompressae.packed._rows import row_bytes
+from skcompressae.packed._rows import PackingError, row_bytes
 
 if TYPE_CHECKING:
     from skcompressae.packed._store import PackedCodes
@@ -152,16 +153,17 @@ def split_bytes(
     if kind == "best" and model.norm != "input" and value_bits <= MAX_RANKED_BITS:
         trials.append(_Trial(model, int(n_bytes), value_bits, "fixed"))
     trials[-1].check_room()  # before rows are drawn, which may have to be read
-    sample = _samples(rows, model.norm, random_state, kind)
+    drawn, numbers = _drawn(rows, model.norm, random_state, kind)
+    sample, row_numbers = _parts(drawn), _parts(numbers)
     if len(trials) == 2 and not all(part.any(axis=1).all() for part in sample):
         del trials[1]  # which cannot tell zeros
     trials[-1].check_room()
     if not trials[0].has_room():  # for scales
         del trials[0]
-    trials[0].run(*sample)
+    trials[0].run(*sample, row_numbers)
     if len(trials) == 2:
         try:
-            trials[1].run(*sample)
+            trials[1].run(*sample, row_numbers)
         except ValueError:  # a value far beyond its levels
             return trials[0].split
         n_looked_for = max(1, round(int(n_neighbors) * sum(map(len, sample)) / len(rows)))
@@ -199,8 +201,9 @@ class _Trial:
     def _residuals(self, packed: PackedCodes, rows: NDArray[Any]) -> NDArray[np.float32]:
         return residuals_of(packed, rows, self._model.components_, normalize=self._model.norm != "input")
 
-    def run(self, learned: NDArray[Any], held_out: NDArray[Any]) -> None:
-        """Try numbers of nonzeros, and keep the one whose errors are least."""
+    def run(self, learned: NDArray[Any], held_out: NDArray[Any], numbers: Sequence[NDArray[np.intp]]) -> None:
+        """Try numbers of nonzeros, and keep the one whose errors are least; `numbers` are those of both in X."""
+        self._numbers = numbers
         for k in _numbers_of_nonzeros(self._bytes_left, self._n_components, self._n_features):
             left = self._left_by(k, learned, held_out)
             error = sum(map(_mean_square, left))
@@ -213,13 +216,24 @@ class _Trial:
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return what codes of k nonzeros and their residual codes leave of rows that teach quantisers, and others."""
         model = self._model.set_params(k=k)
-        packed = model.transform_packed(learned, value_bits=self._value_bits, kind=self._kind)
-        known = self._residuals(packed, learned)
-        others = self._residuals(model.transform_packed(held_out, quantizer=packed.quantizer), held_out)
+        with _numbered(self._numbers[0]):
+            packed = model.transform_packed(learned, value_bits=self._value_bits, kind=self._kind)
+        with _numbered(self._numbers[1]):
+            packed_others = model.transform_packed(held_out, quantizer=packed.quantizer)
+        known, others = self._residuals(packed, learned), self._residuals(packed_others, held_out)
         if self._residual_bytes(k) > 0:
             quantizer = ResidualQuantizer.fit(known, self._residual_bytes(k), n_iter=_N_ITER)
             known, others = (left - quantizer.decode(quantizer.encode(left)) for left in (known, others))
         return known, others
+
+
+@contextmanager
+def _numbered(numbers: NDArray[np.intp]) -> Iterator[None]:
+    """Have the error of a row that cannot be packed tell its number in X, one of these."""
+    try:
+        yield
+    except PackingError as error:
+        raise ValueError(error.text.format(f"{numbers[error.row]} of X")) from error
 
 
 def _recalls(
@@ -272,10 +286,10 @@ def _numbers_of_nonzeros(bytes_left: Callable[[int], int], n_components: int, n_
     return sorted(k for k in steps | edges if 1 <= k <= largest(0))
 
 
-def _samples(
+def _drawn(
     rows: NDArray[Any], norm: str | None, random_state: int | np.random.RandomState | None, kind: str
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return rows to learn on and others to measure on, without those of lengths that packed codes do not hold."""
+) -> tuple[NDArray[Any], NDArray[np.intp]]:
+    """Return rows that are drawn, and their numbers, without those of lengths that packed codes do not hold."""
     drawn = np.sort(random_state_from(random_state).permutation(len(rows))[:_N_ROWS])
     sample = np.asarray(rows[drawn])
     if kind == "fixed" and norm != "input":
@@ -285,11 +299,17 @@ def _samples(
     if norm == "input":
         # not of float16 or int8, which hold neither such lengths nor that of -128
         lengths = np.maximum(sample.max(axis=1).astype(np.float64), -sample.min(axis=1).astype(np.float64))
-        sample = sample[(lengths == 0) | ((lengths > 1 / _LONG) & (lengths < _LONG))]
+        is_kept = (lengths == 0) | ((lengths > 1 / _LONG) & (lengths < _LONG))
+        drawn, sample = drawn[is_kept], sample[is_kept]
     if len(sample) < 2:
         raise ValueError(f"X must have at least 2 rows whose codes can be packed, got {len(sample)}")
-    is_held_out = np.arange(len(sample)) % 5 == 4 if len(sample) > 4 else np.arange(len(sample)) == 1
-    return sample[~is_held_out], sample[is_held_out]
+    return sample, drawn
+
+
+def _parts(drawn: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return what to learn on and what to measure on."""
+    is_held_out = np.arange(len(drawn)) % 5 == 4 if len(drawn) > 4 else np.arange(len(drawn)) == 1
+    return drawn[~is_held_out], drawn[is_held_out]
 
 
 def _mean_square(rows: NDArray[np.float32]) -> float:
