@@ -117,7 +117,8 @@ class CodeNearestNeighbors(
     -----
     A query is a *code* if it is a sparse matrix, or dense but as wide as the codes; it is an *embedding* if
     it is dense and as wide as the embeddings. Where both have the same width, dense is an embedding and
-    sparse is a code.
+    sparse is a code. Codes are taken for those of the compressor as it was when the documents were indexed: what it
+    makes after another fit cannot be told from them.
 
     Fitted codes are referred to, not copied, where their form allows it: do not change the array afterwards.
     Documents of a norm below 1e-30 count as zero, but for ``metric="dot"``.
