@@ -16,6 +16,7 @@ from skcompressae._core._compiling import readable
 from skcompressae._core._few_products import FEW_VECTORS, count_few_threads
 from skcompressae._core._few_rows import encode_few
 from skcompressae._core._flattening import AS_FITTED, Flattening
+from skcompressae._core._kept_rounding import NOT_KEPT, keeper_of
 from skcompressae._core._pursuit import PURSUITS, Inexact, count_candidates, least_squares_codes, pursuit_codes
 from skcompressae._core._refinement import N_REFINEMENTS, merged_candidates, unexplained_rows
 from skcompressae._core._rows import (
@@ -45,6 +46,8 @@ BLOCK_ROWS = 4096
 
 # Candidates beyond k whose activations are recomputed: reduced precision may order neighbours of the k-th wrongly.
 _MARGIN = 8
+# Rows up to which one thread that reads an encoder kept in 8 bits is faster than all that read float32, and than one.
+_KEPT_ROWS, _KEPT_ROWS_OF_ONE_THREAD = 4, 8
 # Rows from which the bound of the rounding errors, which takes a pass over the encoder, saves more than it costs.
 _MIN_BOUNDED_ROWS = 512
 
@@ -88,6 +91,7 @@ class Encoder:
         if divisors is not None:
             weights = replace(weights, bias=weights.bias / divisors)
         self._weights = weights
+        self._given = given.encoder  # the user's array, by which what was kept of it is known again
         self._divisors = divisors  # of products: one row would wait for a division of the whole encoder
         self._coding = coding
         self._scales_mean_apart = scales_mean_apart
@@ -236,22 +240,33 @@ class Encoder:
             return False
         if not all(a.dtype == np.float32 and a.flags.c_contiguous for a in arrays):
             return False
+        keeper = keeper_of(self._given, self._divisors is not None)
+        if keeper is not None and keeper.pays and len(rows) <= _KEPT_ROWS:
+            return True
         return count_few_threads(len(rows), self._weights.encoder) == 1 or self._n_threads == 1
 
     def _encode_few(self, rows: FloatArray, k: int, norm: str | None) -> tuple[IndexArray, FloatArray]:
         coding, n_candidates = self._coding, self._n_candidates(k)
         if coding != "activations" and n_candidates == k:  # as in `_fit`
             coding = "least_squares"
+        if coding != "pursuit":
+            n_candidates = k
+        keeper = keeper_of(self._given, self._divisors is not None) if len(rows) <= _KEPT_ROWS_OF_ONE_THREAD else None
+        weights, divisors = self._weights, self._divisors
         codes = encode_few(
             readable(np.ascontiguousarray(rows)),
-            *self._weights.arrays,
+            *weights.arrays,
             k,
-            n_candidates if coding == "pursuit" else self._n_recomputed(k),
+            n_candidates,
+            self._n_recomputed(n_candidates),
             coding=coding,
-            divisors=self._divisors,
+            divisors=divisors,
             flattening=self._flattening_for(norm),
             norm=norm,
+            kept=NOT_KEPT if keeper is None else keeper.rounded(weights.encoder, weights.bias, divisors),
         )
+        if keeper is not None:
+            keeper.learn(codes.outcome)
         if not codes.is_finite:
             _check_scaled(codes.values, codes.norms)
         return codes.indices, codes.values

@@ -15,13 +15,25 @@ from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._compiling import njit
 from skcompressae._core._few_products import multiply_rows
 from skcompressae._core._flattening import Flattening
+from skcompressae._core._kept_rounding import (
+    NEAR_TIES,
+    NOT_KEPT,
+    OTHER_WEIGHTS,
+    KeptEncoder,
+    is_kept,
+    multiply_kept,
+    rule_out,
+)
 from skcompressae._core._pursuit import RIDGE, Inexact, pursue_rows, pursuit_rounds, refit_rows
 from skcompressae._core._rows import divide_by_norms, scale_code_rows, write_decoded_norms
-from skcompressae._core._supports import write_activation_codes
-from skcompressae._core._topk import top_k_rows
+from skcompressae._core._screening import RoundedRows
+from skcompressae._core._supports import compute_activations
+from skcompressae._core._topk import top_k_rows, write_largest
 
 __all__ = ["FewCodes", "encode_few"]
 
+# Activations computed again per latent asked for, from which reading the encoder itself is the faster way.
+_MAX_RECOMPUTED = 6
 _RIDGE = np.float32(RIDGE)
 _NONE = np.empty(0, dtype=np.float32)
 _EXACT = Inexact(_NONE, np.empty((0, 0), dtype=np.float32), _NONE)
@@ -34,27 +46,72 @@ class FewCodes(NamedTuple):
     values: FloatArray  # (n_rows, k), float32
     norms: NDArray[np.float64]  # (n_rows,), of the rows
     is_finite: bool  # whether all rows were, and all values are: scaled to norms of the rows they may not be
+    outcome: int  # activations computed again by way of a kept encoder, OTHER_WEIGHTS or NEAR_TIES; 0 without one
 
 
-@njit(nogil=True)
-def _propose(rows: Any, encoder: Any, bias: Any, divisors: Any, n_candidates: int, norms: Any) -> Any:
-    """Write the norms of rows; return unit rows, their candidates and the activations of those."""
+@njit(nogil=True, inline="always")  # compiled once with what calls it, instead of twice
+def _choose(rows: Any, encoder: Any, bias: Any, divisors: Any, kept: Any, n: int, n_proposed: int, norms: Any) -> Any:
+    """Write the norms of rows; return unit rows, their n latents of largest activation, the activations, and `outcome`.
+
+    A product proposes latents, of the encoder or, where there is one, of what is kept of it. Activations are computed
+    in a fixed order, for a code to be the same in every call.
+    """
     n_rows, n_components = rows.shape[0], encoder.shape[0]
-    unit = np.empty(rows.shape, dtype=rows.dtype)
+    kind = rows.dtype.type
+    unit = np.empty(rows.shape, dtype=kind)
     divide_by_norms(rows, unit, norms)
     for i in range(n_rows):
         if np.isnan(norms[i]):  # refused in the end; kernels that assume numbers must not choose by it
             unit[i] = 0
-    products = np.empty((n_rows, n_components), dtype=rows.dtype)
-    multiply_rows(unit, encoder, 0, n_components, products)
-    if divisors.shape[0] > 0:
+    products = np.empty((n_rows, n_components), dtype=kind)
+    rounded = RoundedRows(np.empty(n_rows, dtype=kind), np.empty(n_rows, dtype=kind), np.empty(n_rows, dtype=kind))
+    chosen = np.empty((n_rows, n), dtype=np.int32)
+    activations = np.empty((n_rows, n), dtype=kind)
+    is_rounded = is_kept(kept, encoder, bias, divisors)
+    outcome = 0 if is_rounded or kept.integers.shape[0] == 0 else OTHER_WEIGHTS
+    while True:
+        if is_rounded:
+            multiply_kept(unit, kept, rounded, products)
+            n_picks = min(n_components, 2 * n)
+        else:
+            multiply_rows(unit, encoder, 0, n_components, products)
+            if divisors.shape[0] > 0:
+                for i in range(n_rows):
+                    for j in range(n_components):
+                        products[i, j] /= divisors[j]
+            n_picks = n_proposed
+        picks = np.empty((n_rows, n_picks), dtype=np.int32)
+        proposed = np.empty((n_rows, n_picks), dtype=kind)
+        top_k_rows(products, bias, True, n_picks, 0, n_rows, picks, proposed)
+        left, errors = np.empty(n_components, dtype=np.int32), np.empty(n_components, dtype=kind)
+        computed, magnitudes = np.empty(n_components, dtype=kind), np.empty(n_components, dtype=kind)
+        scratch = np.empty(n_components, dtype=kind)
+        n_done = 0
         for i in range(n_rows):
-            for j in range(n_components):
-                products[i, j] /= divisors[j]
-    candidates = np.empty((n_rows, n_candidates), dtype=np.int32)
-    activations = np.empty((n_rows, n_candidates), dtype=rows.dtype)
-    top_k_rows(products, bias, True, n_candidates, 0, n_rows, candidates, activations)
-    return unit, candidates, activations
+            n_left = n_picks
+            if is_rounded:
+                n_left = rule_out(products[i], picks[i], n, kept, rounded, i, left, errors)
+                if n_left > _MAX_RECOMPUTED * n:
+                    outcome = NEAR_TIES
+                    break
+            else:
+                for c in range(n_picks):
+                    left[c] = picks[i, c]
+            compute_activations(unit[i], encoder, bias, divisors, left, n_left, computed)
+            n_violations = 0
+            for c in range(n_left):
+                magnitudes[c] = abs(computed[c])
+                n_violations += int(is_rounded and abs(computed[c] - products[i, left[c]]) > errors[c])
+            if n_violations > 0:
+                outcome = OTHER_WEIGHTS
+                break
+            write_largest(left, computed, magnitudes, n_left, n, scratch, chosen[i], activations[i])
+            outcome += n_left * int(is_rounded)
+            n_done += 1
+        if n_done == n_rows:
+            break
+        is_rounded = False
+    return unit, chosen, activations, outcome
 
 
 @njit(nogil=True)
@@ -80,37 +137,41 @@ def _scale(
 
 @njit(nogil=True)
 def _pursue_few(
-    rows: Any, encoder: Any, bias: Any, divisors: Any, decoder: Any, n_candidates: int, rounds: Any, exact: Any,
-    ridge: Any, flattening: Any, is_scaled: bool, is_of_input: bool, norms: Any, indices: Any, values: Any,
-) -> bool:  # fmt: skip
+    rows: Any, encoder: Any, bias: Any, divisors: Any, kept: Any, n: int, n_proposed: int, decoder: Any, rounds: Any,
+    exact: Any, ridge: Any, flattening: Any, is_scaled: bool, is_of_input: bool, norms: Any, indices: Any, values: Any,
+) -> Any:  # fmt: skip
     n_rows, k = indices.shape
-    unit, candidates, activations = _propose(rows, encoder, bias, divisors, n_candidates, norms)
+    unit, candidates, activations, outcome = _choose(rows, encoder, bias, divisors, kept, n, n_proposed, norms)
     fitted = np.empty((n_rows, k), dtype=rows.dtype)
     decoded = np.empty(n_rows, dtype=rows.dtype)
     pursue_rows(
         unit, decoder, candidates, activations, exact, k, rounds, ridge, flattening, 0, n_rows, indices, fitted, decoded
     )
-    return _scale(indices, fitted, decoded, norms, is_scaled, is_of_input, flattening.keeps_mean, values)
+    is_finite = _scale(indices, fitted, decoded, norms, is_scaled, is_of_input, flattening.keeps_mean, values)
+    return is_finite, outcome
 
 
 @njit(nogil=True)
 def _choose_few(
-    rows: Any, encoder: Any, bias: Any, divisors: Any, decoder: Any, n_candidates: int, is_fitted: bool,
-    ridge: Any, flattening: Any, is_scaled: bool, is_of_input: bool, norms: Any, indices: Any, values: Any,
-) -> bool:  # fmt: skip
-    n_rows, k = indices.shape
-    unit, candidates, _ = _propose(rows, encoder, bias, divisors, n_candidates, norms)
-    chosen = np.empty((n_rows, k), dtype=rows.dtype)
-    write_activation_codes(unit, encoder, bias, divisors, candidates, k, 0, n_rows, indices, chosen)
+    rows: Any, encoder: Any, bias: Any, divisors: Any, kept: Any, n: int, n_proposed: int, decoder: Any,
+    is_fitted: bool, ridge: Any, flattening: Any, is_scaled: bool, is_of_input: bool, norms: Any, indices: Any,
+    values: Any,
+) -> Any:  # fmt: skip
+    n_rows = indices.shape[0]
+    unit, chosen, found, outcome = _choose(rows, encoder, bias, divisors, kept, n, n_proposed, norms)
+    for i in range(n_rows):
+        for a in range(n):
+            indices[i, a] = chosen[i, a]
     decoded = np.empty(n_rows)
     if is_fitted:
         fitted_norms = np.empty(n_rows, dtype=rows.dtype)
-        refit_rows(unit, decoder, indices, ridge, flattening, 0, n_rows, chosen, fitted_norms)
+        refit_rows(unit, decoder, indices, ridge, flattening, 0, n_rows, found, fitted_norms)
         for i in range(n_rows):
             decoded[i] = fitted_norms[i]
     else:
-        write_decoded_norms(decoder, indices, chosen, 0, n_rows, decoded)
-    return _scale(indices, chosen, decoded, norms, is_scaled, is_of_input, flattening.keeps_mean, values)
+        write_decoded_norms(decoder, indices, found, 0, n_rows, decoded)
+    is_finite = _scale(indices, found, decoded, norms, is_scaled, is_of_input, flattening.keeps_mean, values)
+    return is_finite, outcome
 
 
 def encode_few(
@@ -120,11 +181,13 @@ def encode_few(
     decoder: FloatArray,
     k: int,
     n_candidates: int,
+    n_proposed: int,
     *,
     coding: str,
     divisors: FloatArray | None,
     flattening: Flattening,
     norm: str | None,
+    kept: KeptEncoder = NOT_KEPT,
 ) -> FewCodes:
     """Encode rows on the calling thread, stage by stage as `Encoder.encode_blocks` does.
 
@@ -136,20 +199,24 @@ def encode_few(
     bias : array of shape (n_components,), float32
     k : int
     n_candidates : int in [k, n_components]
-        With "pursuit" more than k.
+        Of largest activation, of which the pursuit picks k; else they are the code, and k.
+    n_proposed : int in [n_candidates, n_components]
+        By a product whose rounding must not decide between the first.
     coding : {"pursuit", "least_squares", "activations"}
     divisors : array of shape (n_components,), float32, or None
         What products are divided by before the bias is added.
     flattening : Flattening
     norm : {"input", "unit", None}
+    kept : KeptEncoder, default=NOT_KEPT
+        `encoder` as it was kept.
     """
     indices = np.empty((len(rows), k), dtype=np.int32)
     values = np.empty((len(rows), k), dtype=np.float32)
     norms = np.empty(len(rows))
-    proposing = rows, encoder, bias, _NONE if divisors is None else divisors, decoder, n_candidates
+    weights = rows, encoder, bias, _NONE if divisors is None else divisors, kept, n_candidates, n_proposed, decoder
     scaling = _RIDGE, flattening, norm is not None, norm == "input", norms, indices, values
     if coding == "pursuit":
-        is_finite = _pursue_few(*proposing, pursuit_rounds(k), _EXACT, *scaling)
+        is_finite, outcome = _pursue_few(*weights, pursuit_rounds(k), _EXACT, *scaling)
     else:
-        is_finite = _choose_few(*proposing, coding == "least_squares", *scaling)
-    return FewCodes(indices, values, norms, is_finite)
+        is_finite, outcome = _choose_few(*weights, coding == "least_squares", *scaling)
+    return FewCodes(indices, values, norms, is_finite, outcome)

@@ -34,6 +34,8 @@ __all__ = [
     "Int16Encoder",
     "Int16Rows",
     "multiply_int16",
+    "pairwise_products",
+    "round_row",
     "round_to_int16",
 ]
 
@@ -87,8 +89,25 @@ def _round(row: Any, scale: Any, dither: Any, other_dither: Any, integers: Any) 
 
 
 @njit(nogil=True)
+def round_row(row: Any, dither: Any, other_dither: Any, integers: Any) -> Any:
+    """Write the rounded multiples of a row; return step, offset, distance and norm, as in `Int16Rows`."""
+    kind = row.dtype.type
+    largest = largest_magnitude(row)
+    # relative to the largest entry, as squares of weights of any scale may leave float32
+    unit = max(largest, kind(_SMALLEST_STEP))
+    norm = unit * _scaled_norm(row, kind(1) / unit)
+    step = max(largest / kind(_LARGEST_ENTRY), norm / kind(_LARGEST_NORM))
+    if np.isfinite(norm) and step > kind(_SMALLEST_STEP):
+        offset, distance = _round(row, kind(1) / step, dither, other_dither, integers)
+        return step, offset, step * distance, norm
+    # taken for zeros; one that is not finite makes all its products NaN
+    for j in range(row.shape[0]):
+        integers[j] = 0
+    return kind(0) if np.isfinite(norm) else kind(np.nan), kind(0), largest * np.sqrt(kind(row.shape[0])), norm
+
+
+@njit(nogil=True)
 def _round_groups(rows: Any, dither: Any, other_dither: Any, start: Any, stop: Any, rounded: Any) -> None:
-    kind = rows.dtype.type
     n_pairs, per_group = rounded.integers.shape[1:3]
     integers = np.zeros(2 * n_pairs, dtype=np.int16)
     pairs = integers.view(np.int32)
@@ -99,23 +118,10 @@ def _round_groups(rows: Any, dither: Any, other_dither: Any, start: Any, stop: A
             if i >= rows.shape[0]:
                 targets[group, :, lane] = 0
                 continue
-            largest = largest_magnitude(rows[i])
-            # relative to the largest entry, as squares of weights of any scale may leave float32
-            unit = max(largest, kind(_SMALLEST_STEP))
-            norm = unit * _scaled_norm(rows[i], kind(1) / unit)
-            step = max(largest / kind(_LARGEST_ENTRY), norm / kind(_LARGEST_NORM))
-            rounded.norms[i] = norm
-            if np.isfinite(norm) and step > kind(_SMALLEST_STEP):
-                offset, distance = _round(rows[i], kind(1) / step, dither, other_dither, integers)
-                rounded.steps[i], rounded.offsets[i], rounded.distances[i] = step, offset, step * distance
-                for pair in range(n_pairs):
-                    targets[group, pair, lane, 0] = pairs[pair]
-                continue
-            # taken for zeros; one that is not finite makes all its products NaN
-            rounded.steps[i] = kind(0) if np.isfinite(norm) else kind(np.nan)
-            rounded.offsets[i] = kind(0)
-            rounded.distances[i] = largest * np.sqrt(kind(rows.shape[1]))  # at most
-            targets[group, :, lane] = 0
+            step, offset, distance, norm = round_row(rows[i], dither, other_dither, integers)
+            rounded.steps[i], rounded.offsets[i], rounded.distances[i], rounded.norms[i] = step, offset, distance, norm
+            for pair in range(n_pairs):
+                targets[group, pair, lane, 0] = pairs[pair]
 
 
 def round_to_int16(
@@ -152,7 +158,7 @@ _shorts, _ints = ir.VectorType(_int16, 2 * _LANES), ir.VectorType(_int32, _LANES
 _floats = ir.VectorType(ir.FloatType(), _LANES)
 
 
-def _pairwise_products(builder: Any) -> Any:
+def pairwise_products(builder: Any) -> Any:
     """Return the function of two vectors of sixteen integers that multiplies them and adds neighbours."""
     kind = ir.FunctionType(_ints, [_shorts, _shorts])
     return cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx2.pmadd.wd")
@@ -170,7 +176,7 @@ def _at(builder: Any, items: Any, offset: Any, kind: Any) -> Any:
 def _generate_multiply_tile(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     n_pairs = arguments[2]
     n_vectors = ROWS_PER_PANEL // _LANES
-    multiply = _pairwise_products(builder)
+    multiply = pairwise_products(builder)
     before = builder.block
     loop = builder.append_basic_block("pairs")
     after = builder.append_basic_block("after_pairs")

@@ -33,6 +33,7 @@ __all__ = [
     "ErrorBounds",
     "RoundedRows",
     "Survivors",
+    "activation_error",
     "distances_to",
     "error_bound",
     "error_bounds",
@@ -83,6 +84,12 @@ def error_bound(bounds: Any, j: Any, rounded: Any, i: Any) -> Any:
     # at least the root of the sum of squares, which might overflow or vanish
     root = max(noise, own) + np.float32(0.4143) * min(noise, own)
     return bounds.fixed[j] + bounds.slope[j] * rounded.distances[i] + root
+
+
+@njit(nogil=True, fastmath=FAST)
+def activation_error(bounds: Any, j: Any, rounded: Any, i: Any, magnitude: Any) -> Any:
+    """Return how far the activation of latent j for row i, of rounded `magnitude`, may be off."""
+    return error_bound(bounds, j, rounded, i) + bounds.share * magnitude
 
 
 @njit(nogil=True, fastmath=FAST)
@@ -150,8 +157,9 @@ def error_bounds(
 
 
 def _inflated(fixed: FloatArray, slope: FloatArray, spread: FloatArray, own: FloatArray, share: float) -> ErrorBounds:
-    """Return bounds in float32 that are no smaller for their own rounding."""
-    fixed, slope, spread, own = ((_INFLATION * bound).astype(np.float32) for bound in (fixed, slope, spread, own))
+    """Return bounds in float32 that are no smaller for their own rounding; infinite ones of weights beyond it."""
+    with np.errstate(over="ignore"):
+        fixed, slope, spread, own = ((_INFLATION * bound).astype(np.float32) for bound in (fixed, slope, spread, own))
     return ErrorBounds(fixed, slope, spread, own, np.float32(share))
 
 
