@@ -20,6 +20,7 @@ from skcompressae import _encoding
 from skcompressae._core import _few_products, _few_rows, _kept_rounding
 from skcompressae._core._few_rows import encode_few
 from skcompressae._core._flattening import AS_FITTED
+from skcompressae._core._integer_products import round_rows
 from skcompressae._core._kept_rounding import NEAR_TIES, NOT_KEPT, OTHER_WEIGHTS, Keeper, keeper_of, multiply_kept
 from skcompressae._core._rows import unit_rows
 from skcompressae._core._screening import ErrorBounds, RoundedRows, error_bound
@@ -182,6 +183,26 @@ def test_weights_that_are_written_to_are_seen(fitted, embeddings, computed, writ
     assert computed[3] is None  # by the copy's own array
     assert computed[4] == OTHER_WEIGHTS
     assert computed[5] == computed[6] > 0
+
+
+def test_what_is_written_while_it_is_rounded_counts_from_the_next_call_on(fitted, embeddings, monkeypatch):
+    """Also where none of the latents whose activations are computed again has another one."""
+    model, row = deepcopy(fitted), embeddings[:1]
+    indices = model.transform(row).indices
+    latent = np.setdiff1d(np.arange(model.n_components), indices)[0]
+
+    def round_meanwhile(*arguments, **options):
+        rounded = round_rows(*arguments, **options)
+        model.encoder_weights_[latent] = 100 * row[0]
+        return rounded
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_kept_rounding, "round_rows", round_meanwhile)
+        model.transform(row)
+    expected = deepcopy(model).transform(row)
+    assert latent in expected.indices
+    for _ in range(3):
+        np.testing.assert_array_equal(model.transform(row).indices, expected.indices)
 
 
 def test_codings_take_turns(embeddings, computed):

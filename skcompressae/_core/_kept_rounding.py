@@ -217,6 +217,9 @@ def is_kept(kept: Any, encoder: Any, bias: Any, divisors: Any) -> bool:
 def _round(encoder: FloatArray, bias: FloatArray, divisors: FloatArray | None) -> KeptEncoder | None:
     """Round float32 weights, or return None where they are too large for that."""
     n_components, n_features = encoder.shape
+    per_latent = np.empty((9, n_components), dtype=np.float32)
+    # before they are rounded: what another thread writes meanwhile is not what is remembered, and seen by the next call
+    _remember(encoder, bias, np.empty(0, dtype=np.float32) if divisors is None else divisors, per_latent)
     both = dithers(n_features)
     rounded = round_rows(encoder, *both[::-1], n_threads=1)
     factors, offsets = of_latents(rounded.steps, rounded.offsets, divisors, both)
@@ -226,9 +229,7 @@ def _round(encoder: FloatArray, bias: FloatArray, divisors: FloatArray | None) -
     integers = aligned_empty((n_components, -(-n_features // _COLUMN_STEP) * _COLUMN_STEP), np.int8)
     integers[:, :n_features] = rounded.integers
     integers[:, n_features:] = 0
-    per_latent = np.empty((9, n_components), dtype=np.float32)
     per_latent[:6] = factors, offsets, *bounds[:4]
-    _remember(encoder, bias, np.empty(0, dtype=np.float32) if divisors is None else divisors, per_latent)
     return KeptEncoder(integers, per_latent, np.stack(both), bounds.share)
 
 
