@@ -245,6 +245,21 @@ def test_near_ties_end_it(embeddings, computed):
     assert computed[-1] is None
 
 
+@pytest.mark.parametrize(("n_calls_between", "is_kept"), [(1, False), (2, False), (40, True)])
+def test_weights_that_are_written_to_again_and_again_end_it(fitted, embeddings, computed, n_calls_between, is_kept):
+    """Where rounding them takes longer than it saves."""
+    model = deepcopy(fitted)
+    for _ in range(10):
+        model.encoder_bias_[0] += 0.1
+        expected = deepcopy(model).transform(embeddings[:1])
+        for _ in range(n_calls_between):
+            found = model.transform(embeddings[:1])
+            np.testing.assert_array_equal(found.indices, expected.indices)
+            np.testing.assert_array_equal(found.data, expected.data)
+    assert computed.count(OTHER_WEIGHTS) == (9 if is_kept else 3)
+    assert (computed[-1] is not None) == is_kept
+
+
 def test_weights_too_large_are_not_kept():
     encoder = np.full((4, 3), 1e38, np.float32)
     assert kept(encoder, np.zeros(4, np.float32)) is NOT_KEPT

@@ -49,6 +49,8 @@ _PAYS_HERE = HAS_AVX2
 _N_KEPT = 4
 # Calls after which it is asked whether screening pays, and the share that it must have been of use for.
 _N_PROBED, _USEFUL_SHARE = 32, 0.6
+# Calls that save the time of rounding: for so many it was of no use where weights were written to.
+_CALLS_PER_ROUNDING = 10
 # Encoder rows of larger norm might overflow.
 _MAX_WEIGHT = 1e37
 # Columns by which the widths of rounded rows grow: as many as one instruction multiplies.
@@ -257,9 +259,10 @@ class Keeper:
         """Take account of the `outcome` of `FewCodes`, where the encoder in 8 bits was used."""
         if outcome == OTHER_WEIGHTS:
             self._rounded = None
-            return
-        self._n_calls += 1
-        self._n_useful += outcome != NEAR_TIES
+            self._n_calls += _CALLS_PER_ROUNDING
+        else:
+            self._n_calls += 1
+            self._n_useful += outcome != NEAR_TIES
         if self._n_calls >= _N_PROBED and self._n_useful < _USEFUL_SHARE * self._n_calls:
             self.pays, self._rounded = False, None
 
