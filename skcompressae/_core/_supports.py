@@ -23,7 +23,6 @@ __all__ = [
     "compute_activations",
     "rounding_margin",
     "supports",
-    "write_activation_codes",
 ]
 
 
@@ -40,7 +39,7 @@ def compute_activations(
 
 
 @njit(nogil=True, fastmath=FAST)
-def write_activation_codes(
+def _write_activation_codes(
     x: Any, encoder: Any, bias: Any, divisors: Any, candidates: Any, k: int,
     start: Any, stop: Any, indices: Any, values: Any,
 ) -> None:  # fmt: skip
@@ -88,7 +87,7 @@ def activation_codes(
     values = np.empty((len(x), k), dtype=x.dtype)
     divided = np.empty(0, dtype=x.dtype) if divisors is None else divisors
     run_blocks(
-        lambda start, stop: write_activation_codes(
+        lambda start, stop: _write_activation_codes(
             x, encoder, bias, divided, candidates, k, start, stop, indices, values
         ),
         len(x),
