@@ -42,6 +42,7 @@ STEP_STAGES = {
 TRANSFORM_STAGES = {
     "validate": (CompresSAETransformer, "_check_rows"),
     "check_parameters": (CompresSAETransformer, "_check_encoding_parameters"),
+    "encode_few": (_encoding, "encode_few"),  # all of a few rows, in one kernel
     "unit_rows": (_encoding, "unit_rows"),
     "product": (_cpu_engine.PreActivations, "__call__"),
     "top_k": (_encoding, "top_k"),
