@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from skcompressae._core._arrays import FloatArray, IndexArray, aligned, aligned_empty
 from skcompressae._core._compiling import readable
 from skcompressae._core._few_products import FEW_VECTORS, count_few_threads
+from skcompressae._core._few_queries import expand_few
 from skcompressae._core._few_rows import encode_few
 from skcompressae._core._flattening import AS_FITTED, Flattening
-from skcompressae._core._kept_rounding import NOT_KEPT, keeper_of
+from skcompressae._core._kept_rounding import NOT_KEPT, OTHER_WEIGHTS, keeper_of
 from skcompressae._core._pursuit import PURSUITS, Inexact, count_candidates, least_squares_codes, pursuit_codes
 from skcompressae._core._refinement import N_REFINEMENTS, merged_candidates, unexplained_rows
 from skcompressae._core._rows import (
@@ -440,6 +441,10 @@ def expand_queries(
     -------
     indices, values : arrays of shape (n_queries, n_kept), indices ascending in each row
     """
+    if len(rows) <= _KEPT_ROWS and n_kept < weights.n_components:
+        found = _expand_by_kept(rows, weights, importance, n_kept, divisors)
+        if found is not None:
+            return found
     n_threads = effective_n_threads()
     indices = np.empty((len(rows), n_kept), dtype=np.int32)
     values = np.empty((len(rows), n_kept), dtype=np.float32)
@@ -459,3 +464,28 @@ def expand_queries(
         # the last digits of the product may depend on the rows beside a row, and on what other threads let BLAS use
         values[start:stop] = candidate_activations(queries, weights.decoder, no_bias, chosen, n_threads=n_threads)
     return indices, values
+
+
+def _expand_by_kept(
+    rows: NDArray[Any], weights: Weights, importance: FloatArray, n_kept: int, divisors: FloatArray | None
+) -> tuple[IndexArray, FloatArray] | None:
+    """Do what `expand_queries` does with what is kept of the weights; None without, or where that is of no use."""
+    of_encoder, of_decoder = keeper_of(weights.encoder, divisors is not None), keeper_of(weights.decoder, False)
+    if of_encoder is None or of_decoder is None or not (of_encoder.pays and of_decoder.pays):
+        return None
+    encoder, bias, decoder = map(readable, weights.arrays)
+    if divisors is not None:
+        divisors = readable(divisors)
+        bias = bias / divisors
+    kept = of_encoder.rounded(encoder, bias, divisors)
+    kept_decoder = of_decoder.rounded(decoder, np.zeros_like(bias), None)
+    if kept is NOT_KEPT or kept_decoder is NOT_KEPT:
+        return None
+    queries, _ = unit_rows(rows)
+    indices, values, outcome = expand_few(
+        queries, encoder, bias, divisors, kept, decoder, kept_decoder, importance, n_kept
+    )
+    of_decoder.learn(outcome)
+    if outcome == OTHER_WEIGHTS:
+        of_encoder.learn(outcome)  # near ties of weights tell nothing of activations
+    return (indices, values) if outcome >= 0 else None

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from skcompressae import CodeNearestNeighbors, CompresSAETransformer
+from skcompressae._core import _kept_rounding
 from skcompressae._core._processor import HAS_AVX2
 
 # Without a GPU, Triton kernels run in Triton's interpreter, which has to be chosen before Triton is imported.
@@ -212,3 +213,11 @@ def tick_labels(axis):
     axis.axes.figure.canvas.draw()
     low, high = sorted(axis.get_view_interval())
     return [t.get_text() for t, at in zip(axis.get_ticklabels(), axis.get_ticklocs(), strict=True) if low <= at <= high]
+
+
+@pytest.fixture
+def keeps_small_encoders(monkeypatch):
+    """Keep encoders of any size, on any processor, and none of another test."""
+    monkeypatch.setattr(_kept_rounding, "_PAYS_HERE", True)
+    monkeypatch.setattr(_kept_rounding, "_MIN_BYTES", 1)
+    monkeypatch.setattr(_kept_rounding, "_keepers", [])

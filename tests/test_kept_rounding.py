@@ -17,7 +17,7 @@ from test_usage_power import small
 from threadpoolctl import threadpool_limits
 
 from skcompressae import _encoding
-from skcompressae._core import _few_products, _few_rows, _kept_rounding
+from skcompressae._core import _few_products, _kept_rounding
 from skcompressae._core._few_rows import encode_few
 from skcompressae._core._flattening import AS_FITTED
 from skcompressae._core._integer_products import round_rows
@@ -25,13 +25,7 @@ from skcompressae._core._kept_rounding import NEAR_TIES, NOT_KEPT, OTHER_WEIGHTS
 from skcompressae._core._rows import unit_rows
 from skcompressae._core._screening import ErrorBounds, RoundedRows, error_bound
 
-
-@pytest.fixture(autouse=True)
-def small_encoders(monkeypatch):
-    """Keep encoders of any size, on any processor, and none of another test."""
-    monkeypatch.setattr(_kept_rounding, "_PAYS_HERE", True)
-    monkeypatch.setattr(_kept_rounding, "_MIN_BYTES", 1)
-    monkeypatch.setattr(_kept_rounding, "_keepers", [])
+pytestmark = pytest.mark.usefixtures("keeps_small_encoders")
 
 
 @pytest.fixture
@@ -103,7 +97,7 @@ def test_latents_and_activations_are_those_of_the_encoder(
     expected_indices, expected_activations = expected_codes(unit, *weights, n)
     expected_activations[norms == 0] = 0
     if codes.outcome == NEAR_TIES:  # which can only be where some latents were not proposed
-        assert _few_rows._MAX_RECOMPUTED * n < n_components
+        assert _kept_rounding.MAX_RECOMPUTED * n < n_components
         return  # the encoder itself proposed n then, no more
     assert n * n_rows <= codes.outcome <= n_components * n_rows
     np.testing.assert_array_equal(codes.indices, expected_indices)
@@ -266,9 +260,9 @@ def test_weights_too_large_are_not_kept():
 
 
 def test_what_is_kept_leaves_with_its_array(monkeypatch):
-    encoders = [np.zeros((4, 3), np.float32) for _ in range(6)]
+    encoders = [np.zeros((4, 3), np.float32) for _ in range(10)]
     keepers = [keeper_of(encoder, False) for encoder in encoders]
-    assert _kept_rounding._keepers == keepers[-4:]
+    assert _kept_rounding._keepers == keepers[-8:]
     assert keeper_of(encoders[5], False) is keepers[5]
     del encoders[3]
     gc.collect()

@@ -16,6 +16,7 @@ from skcompressae._core._compiling import njit
 from skcompressae._core._few_products import multiply_rows
 from skcompressae._core._flattening import Flattening
 from skcompressae._core._kept_rounding import (
+    MAX_RECOMPUTED,
     NEAR_TIES,
     NOT_KEPT,
     OTHER_WEIGHTS,
@@ -32,8 +33,6 @@ from skcompressae._core._topk import top_k_rows, write_largest
 
 __all__ = ["FewCodes", "encode_few"]
 
-# Activations computed again per latent asked for, from which reading the encoder itself is the faster way.
-_MAX_RECOMPUTED = 6
 _RIDGE = np.float32(RIDGE)
 _NONE = np.empty(0, dtype=np.float32)
 _EXACT = Inexact(_NONE, np.empty((0, 0), dtype=np.float32), _NONE)
@@ -91,7 +90,7 @@ def _choose(rows: Any, encoder: Any, bias: Any, divisors: Any, kept: Any, n: int
             n_left = n_picks
             if is_rounded:
                 n_left = rule_out(products[i], picks[i], n, kept, rounded, i, left, errors)
-                if n_left > _MAX_RECOMPUTED * n:
+                if n_left > MAX_RECOMPUTED * n:
                     outcome = NEAR_TIES
                     break
             else:

@@ -30,11 +30,13 @@ from skcompressae._core._screening import ErrorBounds, activation_error, integer
 from skcompressae._core._topk import collect_at_least, kth_largest
 
 __all__ = [
+    "MAX_RECOMPUTED",
     "NEAR_TIES",
     "NOT_KEPT",
     "OTHER_WEIGHTS",
     "Keeper",
     "KeptEncoder",
+    "bounds_of",
     "is_kept",
     "keeper_of",
     "multiply_kept",
@@ -45,8 +47,10 @@ __all__ = [
 _MIN_BYTES = 4 * 2**20
 # Elsewhere it is not known whether it is the faster way.
 _PAYS_HERE = HAS_AVX2
-# Encoders that are kept.
-_N_KEPT = 4
+# Encoders and decoders that are kept.
+_N_KEPT = 8
+# Products computed again per latent asked for, from which reading the encoder itself is the faster way.
+MAX_RECOMPUTED = 6
 # Calls after which it is asked whether screening pays, and the share that it must have been of use for.
 _N_PROBED, _USEFUL_SHARE = 32, 0.6
 # Calls that save the time of rounding: for so many it was of no use where weights were written to.
@@ -163,6 +167,13 @@ def multiply_kept(unit: Any, kept: Any, rounded: Any, products: Any) -> None:
                 products[q, j] = ((np.float32(sums[place]) - offset) - offsets[j]) * (step * factors[j])
 
 
+@njit(nogil=True)
+def bounds_of(kept: Any) -> Any:
+    """Return the bounds of a kept encoder's errors."""
+    rows = kept.per_latent
+    return ErrorBounds(rows[_FIXED], rows[_SLOPE], rows[_SPREAD], rows[_OWN], kept.share)
+
+
 @njit(nogil=True, fastmath=FAST)
 def _add_errors(activations: Any, bounds: Any, rounded: Any, q: int, reached: Any) -> None:
     """Write how large the activations of row q may be, by magnitude."""
@@ -179,9 +190,7 @@ def rule_out(activations: Any, picks: Any, n: int, kept: Any, rounded: Any, q: i
     latents. Returns how many are left.
     """
     kind = np.float32
-    bounds = ErrorBounds(
-        kept.per_latent[_FIXED], kept.per_latent[_SLOPE], kept.per_latent[_SPREAD], kept.per_latent[_OWN], kept.share
-    )
+    bounds = bounds_of(kept)
     reached = np.empty(activations.shape[0], dtype=kind)
     _add_errors(activations, bounds, rounded, q, reached)
     for c in range(picks.shape[0]):
@@ -256,7 +265,7 @@ class Keeper:
         return NOT_KEPT if kept is None else kept
 
     def learn(self, outcome: int) -> None:
-        """Take account of the `outcome` of `FewCodes`, where the encoder in 8 bits was used."""
+        """Take account of the `outcome` of `FewCodes` or of expanded queries, where the encoder in 8 bits was used."""
         if outcome == OTHER_WEIGHTS:
             self._rounded = None
             self._n_calls += _CALLS_PER_ROUNDING
@@ -273,7 +282,7 @@ _keepers: list[Keeper] = []
 def keeper_of(encoder: FloatArray, is_divided: bool) -> Keeper | None:
     """Return what is kept of an encoder, or None where nothing is to be.
 
-    It leaves with its array, or as the oldest of five. Two threads that ask first may get two, of which one lasts.
+    It leaves with its array, or as the oldest of nine. Two threads that ask first may get two, of which one lasts.
     """
     if not _PAYS_HERE or encoder.nbytes < _MIN_BYTES or encoder.shape[1] > MAX_COLUMNS:
         return None
