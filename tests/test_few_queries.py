@@ -6,7 +6,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
+from test_kept_rounding import SHAPES
 from test_screening import draw
 from test_usage_power import small
 
@@ -53,17 +53,10 @@ def kept(matrix, bias, divisors=None):
 
 
 @settings(deadline=None, max_examples=80)
-@given(
-    n_features=st.sampled_from([1, 7, 16, 33, 100]),
-    n_components=st.integers(1, 70),
-    n_queries=st.integers(1, 3),
-    share=st.floats(0.02, 1),
-    is_divided=st.booleans(),
-    seed=st.integers(0, 2**32 - 1),
-)
-def test_entries_are_those_of_largest_weight(n_features, n_components, n_queries, share, is_divided, seed):
+@given(**SHAPES)
+def test_entries_are_those_of_largest_weight(n_rows, n_features, n_components, share, is_divided, seed):
     random_state = np.random.RandomState(seed)
-    x, encoder, bias, divisors = draw(n_queries, n_features, n_components, random_state, is_divided=is_divided)
+    x, encoder, bias, divisors = draw(n_rows, n_features, n_components, random_state, is_divided=is_divided)
     queries, _ = unit_rows(x)
     decoder, _ = unit_rows(random_state.standard_normal((n_components, n_features)))
     importance = random_state.uniform(0, 1, n_components).astype(np.float32)
@@ -75,7 +68,7 @@ def test_entries_are_those_of_largest_weight(n_features, n_components, n_queries
     if outcome == NEAR_TIES:
         assert _kept_rounding.MAX_RECOMPUTED * n < n_components
         return
-    assert n * n_queries <= outcome <= n_components * n_queries
+    assert n * n_rows <= outcome <= n_components * n_rows
     np.testing.assert_array_equal(values, candidate_activations(queries, decoder, no_bias, indices, n_threads=1))
     activations = queries.astype(np.float64) @ encoder.T / (1 if divisors is None else divisors) + bias
     weights = np.abs(queries.astype(np.float64) @ decoder.T) * importance * np.abs(activations) ** 0.25

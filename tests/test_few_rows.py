@@ -35,13 +35,9 @@ def by_stages(monkeypatch, model, rows):
         return model.transform(rows)
 
 
-@pytest.mark.parametrize("norm", ["input", "unit", None])
-@pytest.mark.parametrize("k", [1, 5, 24])
-@pytest.mark.parametrize("coding", CODINGS)
-def test_codes_are_those_of_the_stages(embeddings, calls, monkeypatch, coding, k, norm):
-    """Also where the encoder is scaled, which divides activations, and where there are no more candidates than k."""
-    model = small(coding=coding, usage_power=0.5).fit(embeddings).set_params(k=k, norm=norm)
-    rows = embeddings[:9] * np.logspace(-3, 3, 9, dtype=np.float32)[:, None]
+def check_codes(monkeypatch, model, rows):
+    """Check that rows of many lengths, one of them all zeros, have the codes of the stages, one by one and together."""
+    rows = rows * np.logspace(-3, 3, len(rows), dtype=np.float32)[:, None]
     rows[4] = 0
     for few in (rows[:1], rows[4:5], rows):
         found, expected = model.transform(few), by_stages(monkeypatch, model, few)
@@ -49,6 +45,15 @@ def test_codes_are_those_of_the_stages(embeddings, calls, monkeypatch, coding, k
         np.testing.assert_array_equal(found.indices, expected.indices)
         np.testing.assert_allclose(found.data, expected.data, rtol=LAST_DIGITS)
         assert found.dtype == expected.dtype == np.float32
+
+
+@pytest.mark.parametrize("norm", ["input", "unit", None])
+@pytest.mark.parametrize("k", [1, 5, 24])
+@pytest.mark.parametrize("coding", CODINGS)
+def test_codes_are_those_of_the_stages(embeddings, calls, monkeypatch, coding, k, norm):
+    """Also where the encoder is scaled, which divides activations, and where there are no more candidates than k."""
+    model = small(coding=coding, usage_power=0.5).fit(embeddings).set_params(k=k, norm=norm)
+    check_codes(monkeypatch, model, embeddings[:9])
     assert calls == [1, 1, 9]
 
 

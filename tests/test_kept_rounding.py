@@ -11,7 +11,7 @@ import pytest
 from conftest import needs_avx2
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_few_rows import CODINGS, LAST_DIGITS, by_stages
+from test_few_rows import CODINGS, check_codes
 from test_screening import draw, expected_codes
 from test_usage_power import small
 from threadpoolctl import threadpool_limits
@@ -24,6 +24,15 @@ from skcompressae._core._integer_products import round_rows
 from skcompressae._core._kept_rounding import NEAR_TIES, NOT_KEPT, OTHER_WEIGHTS, Keeper, keeper_of, multiply_kept
 from skcompressae._core._rows import unit_rows
 from skcompressae._core._screening import ErrorBounds, RoundedRows, error_bound
+
+SHAPES = {
+    "n_rows": st.integers(1, 3),
+    "n_features": st.sampled_from([1, 7, 16, 33, 100]),
+    "n_components": st.integers(1, 70),
+    "share": st.floats(0.02, 1),
+    "is_divided": st.booleans(),
+    "seed": st.integers(0, 2**32 - 1),
+}
 
 pytestmark = pytest.mark.usefixtures("keeps_small_encoders")
 
@@ -77,17 +86,9 @@ def test_products_of_integers(monkeypatch, has_avx2, n_components, n_features):
 
 
 @settings(deadline=None, max_examples=80)
-@given(
-    n_features=st.sampled_from([1, 7, 16, 33, 100]),
-    n_components=st.integers(1, 70),
-    n_rows=st.integers(1, 3),
-    share=st.floats(0.02, 1),
-    has_ties=st.booleans(),
-    is_divided=st.booleans(),
-    seed=st.integers(0, 2**32 - 1),
-)
+@given(**SHAPES, has_ties=st.booleans())
 def test_latents_and_activations_are_those_of_the_encoder(
-    n_features, n_components, n_rows, share, has_ties, is_divided, seed
+    n_rows, n_features, n_components, share, is_divided, seed, has_ties
 ):
     random_state = np.random.RandomState(seed)
     x, *weights = draw(n_rows, n_features, n_components, random_state, has_ties=has_ties, is_divided=is_divided)
@@ -118,13 +119,8 @@ def test_most_latents_are_ruled_out():
 def test_codes_are_those_of_the_stages(embeddings, computed, monkeypatch, coding, k, norm):
     """Also where the encoder is scaled, which divides activations, and where there are no more candidates than k."""
     model = small(coding=coding, usage_power=0.5).fit(embeddings).set_params(k=k, norm=norm)
-    rows = embeddings[:8] * np.logspace(-3, 3, 8, dtype=np.float32)[:, None]
-    rows[4] = 0
-    model.transform(rows[:1])
-    for few in (rows[:1], rows[4:5], rows):
-        found, expected = model.transform(few), by_stages(monkeypatch, model, few)
-        np.testing.assert_array_equal(found.indices, expected.indices)
-        np.testing.assert_allclose(found.data, expected.data, rtol=LAST_DIGITS)
+    model.transform(embeddings[:1])
+    check_codes(monkeypatch, model, embeddings[:8])
     assert computed[0] is None
     assert all(n > 0 for n in computed[1:])
 
