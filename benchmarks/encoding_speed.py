@@ -39,6 +39,15 @@ def plain_transform(x, encoder, bias, k):
     return sp.vstack(blocks)
 
 
+def plain_query(x, encoder, bias, decoder, importance, n_nonzero):
+    """Expand queries and cut them as the formula of `transform_query` reads."""
+    queries = torch.nn.functional.normalize(x, dim=1)
+    targets = queries @ decoder.T
+    weights = targets.abs() * importance * (queries @ encoder.T + bias).abs() ** 0.25
+    top = weights.topk(n_nonzero, dim=1).indices
+    return sp.csr_matrix(torch.zeros_like(targets).scatter_(1, top, targets.gather(1, top)).numpy())
+
+
 def in_turns(works, n_rounds):
     """Return the median time of each work, all taking turns, so that a busy moment of the machine meets all alike."""
     for work in works.values():
@@ -53,8 +62,10 @@ def in_turns(works, n_rounds):
 
 
 def small_batch(compressor, X, torch_x, torch_encoder, torch_bias):
-    """Time the encoding of a few rows, in turns as above."""
+    """Time the encoding of a few rows, and cutting them as queries, in turns as above."""
     times = {}
+    decoder, n_nonzero = torch.from_numpy(compressor.components_), min(128, compressor.n_components // 2)
+    importance = torch.from_numpy(np.sqrt(compressor.latent_rms_).astype(np.float32))
     for _ in range(6):
         for coding in ("activations", "pursuit"):
             compressor.set_params(coding=coding)
@@ -62,6 +73,12 @@ def small_batch(compressor, X, torch_x, torch_encoder, torch_bias):
             times.setdefault(f"transform_{coding}_s", []).append(spent)
         spent = median_seconds(lambda: plain_transform(torch_x, torch_encoder, torch_bias, compressor.k), 10)
         times.setdefault("plain_pytorch_s", []).append(spent)
+        spent = median_seconds(lambda: compressor.transform_query(X, n_nonzero=n_nonzero), 10)
+        times.setdefault(f"transform_query_{n_nonzero}_s", []).append(spent)
+        spent = median_seconds(
+            lambda: plain_query(torch_x, torch_encoder, torch_bias, decoder, importance, n_nonzero), 10
+        )
+        times.setdefault(f"plain_query_{n_nonzero}_s", []).append(spent)
     compressor.set_params(coding="auto")
     return {name: float(np.median(spent)) for name, spent in times.items()}
 
