@@ -17,7 +17,7 @@ from skcompressae._core._few_products import FEW_VECTORS, count_few_threads
 from skcompressae._core._few_queries import expand_few
 from skcompressae._core._few_rows import encode_few
 from skcompressae._core._flattening import AS_FITTED, Flattening
-from skcompressae._core._kept_rounding import NOT_KEPT, OTHER_WEIGHTS, keeper_of
+from skcompressae._core._kept_rounding import NOT_KEPT, OTHER_WEIGHTS, Keeper, keeper_of
 from skcompressae._core._pursuit import PURSUITS, Inexact, count_candidates, least_squares_codes, pursuit_codes
 from skcompressae._core._refinement import N_REFINEMENTS, merged_candidates, unexplained_rows
 from skcompressae._core._rows import (
@@ -132,6 +132,10 @@ class Encoder:
         return effective_n_threads()
 
     @cached_property
+    def _keeper(self) -> Keeper | None:
+        return keeper_of(self._given, self._divisors is not None)
+
+    @cached_property
     def _pre_activations(self) -> PreActivations:
         return PreActivations(self._weights.encoder, self._precision, self._divisors)
 
@@ -241,8 +245,7 @@ class Encoder:
             return False
         if not all(a.dtype == np.float32 and a.flags.c_contiguous for a in arrays):
             return False
-        keeper = keeper_of(self._given, self._divisors is not None)
-        if keeper is not None and keeper.pays and len(rows) <= _KEPT_ROWS:
+        if len(rows) <= _KEPT_ROWS and self._keeper is not None and self._keeper.pays:
             return True
         return count_few_threads(len(rows), self._weights.encoder) == 1 or self._n_threads == 1
 
@@ -252,8 +255,9 @@ class Encoder:
             coding = "least_squares"
         if coding != "pursuit":
             n_candidates = k
-        keeper = keeper_of(self._given, self._divisors is not None) if len(rows) <= _KEPT_ROWS_OF_ONE_THREAD else None
         weights, divisors = self._weights, self._divisors
+        keeper = self._keeper if len(rows) <= _KEPT_ROWS_OF_ONE_THREAD else None
+        kept = NOT_KEPT if keeper is None else keeper.rounded(weights.encoder, weights.bias, divisors)
         codes = encode_few(
             readable(np.ascontiguousarray(rows)),
             *weights.arrays,
@@ -264,9 +268,9 @@ class Encoder:
             divisors=divisors,
             flattening=self._flattening_for(norm),
             norm=norm,
-            kept=NOT_KEPT if keeper is None else keeper.rounded(weights.encoder, weights.bias, divisors),
+            kept=kept,
         )
-        if keeper is not None:
+        if keeper is not None and kept is not NOT_KEPT:
             keeper.learn(codes.outcome)
         if not codes.is_finite:
             _check_scaled(codes.values, codes.norms)

@@ -59,7 +59,7 @@ _CALLS_PER_ROUNDING = 10
 _MAX_WEIGHT = 1e37
 # Columns by which the widths of rounded rows grow: as many as one instruction multiplies.
 _COLUMN_STEP = 16
-# Of the columns that `KeptEncoder.per_latent` holds.
+# Of the rows that `KeptEncoder.per_latent` holds.
 _FACTOR, _OFFSET, _FIXED, _SLOPE, _SPREAD, _OWN, _DIVISOR, _BIAS, _ENTRY = range(9)
 
 
