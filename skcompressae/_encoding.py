@@ -217,7 +217,10 @@ class Encoder:
         if sp.issparse(codes):
             return decode_csr(codes, self._weights.decoder, n_threads=self._n_threads)
         decoder = self._weights.decoder.astype(codes.dtype, copy=False)
-        x_hat: FloatArray = codes @ decoder
+        x_hat: FloatArray = np.empty((codes.shape[0], decoder.shape[1]), dtype=codes.dtype)
+        for start, stop in row_blocks(len(codes), BLOCK_ROWS):
+            # BLAS may sum columns that lie one after another, as those of data frames do, in another order
+            np.matmul(np.ascontiguousarray(codes[start:stop]), decoder, out=x_hat[start:stop])
         return x_hat
 
     def _n_candidates(self, k: int) -> int:
