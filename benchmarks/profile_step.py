@@ -53,6 +53,7 @@ TRANSFORM_STAGES = {
     "rounding_margin": (_encoding, "rounding_margin"),
     "supports": (_encoding, "supports"),
     "decode_norms": (_encoding, "decode_norms"),
+    "round_decoder": (_encoding, "round_decoder"),
     "pursuit_codes": (_encoding, "pursuit_codes"),
     "least_squares_codes": (_encoding, "least_squares_codes"),
     "codes_to_csr": (_encoding, "codes_to_csr"),

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from skcompressae._core._arrays import FloatArray, IndexArray, aligned, aligned_empty
 from skcompressae._core._compiling import readable
+from skcompressae._core._deciding import ALL, MANY, OPEN
 from skcompressae._core._few_products import FEW_VECTORS, count_few_threads
-from skcompressae._core._few_queries import expand_few
 from skcompressae._core._few_rows import encode_few
 from skcompressae._core._flattening import AS_FITTED, Flattening
-from skcompressae._core._kept_rounding import NOT_KEPT, OTHER_WEIGHTS, Keeper, keeper_of
+from skcompressae._core._integer_rows import round_decoder, rounded_decoder_pays
+from skcompressae._core._kept_rounding import FEW_ROWS, NOT_KEPT, Keeper, keeper_of
 from skcompressae._core._pursuit import PURSUITS, Inexact, count_candidates, least_squares_codes, pursuit_codes
 from skcompressae._core._refinement import N_REFINEMENTS, merged_candidates, unexplained_rows
 from skcompressae._core._rows import (
@@ -40,15 +41,15 @@ from skcompressae._torch._weights import Weights
 if TYPE_CHECKING:
     from skcompressae._torch._device_encoder import DeviceEncoder
 
-__all__ = ["BLOCK_ROWS", "Encoder", "codes_to_csr", "expand_queries"]
+__all__ = ["BLOCK_ROWS", "Encoder", "codes_to_csr"]
 
 # Rows checked or encoded at a time on the CPU: bounds memory, not speed.
 BLOCK_ROWS = 4096
 
 # Candidates beyond k whose activations are recomputed: reduced precision may order neighbours of the k-th wrongly.
 _MARGIN = 8
-# Rows up to which one thread that reads an encoder kept in 8 bits is faster than all that read float32, and than one.
-_KEPT_ROWS, _KEPT_ROWS_OF_ONE_THREAD = 4, 8
+# Rows up to which one thread that reads an encoder kept in 8 bits is faster than one that reads float32.
+_KEPT_ROWS_OF_ONE_THREAD = 8
 # Rows from which the bound of the rounding errors, which takes a pass over the encoder, saves more than it costs.
 _MIN_BOUNDED_ROWS = 512
 
@@ -102,6 +103,7 @@ class Encoder:
         self._precision = precision
         self._has_exact_products = device.type == "cpu" and precision != "bfloat16"
         self._margin: float | None = None
+        self._rounded_decoder: IndexArray | None = None
         self._screened: dict[str, ScreenedActivations] = {}  # by what factors are rounded to
         self._unit = np.empty((0, weights.encoder.shape[1]), dtype=np.float32)
         self._refiner: Encoder | None = None
@@ -248,7 +250,7 @@ class Encoder:
             return False
         if not all(a.dtype == np.float32 and a.flags.c_contiguous for a in arrays):
             return False
-        if len(rows) <= _KEPT_ROWS and self._keeper is not None and self._keeper.pays:
+        if len(rows) <= FEW_ROWS and self._keeper is not None and self._keeper.pays:
             return True
         return count_few_threads(len(rows), self._weights.encoder) == 1 or self._n_threads == 1
 
@@ -315,6 +317,7 @@ class Encoder:
     def _fit(self, x: FloatArray, k: int, flattening: Flattening) -> tuple[IndexArray, FloatArray, FloatArray]:
         """Return codes of unit rows with fitted values, of latents that the encoder proposes."""
         weights, n_threads = self._weights, self._n_threads
+        decoder = self._decoder_to_fit(len(x))
         fitting: Any = {"n_threads": n_threads, "flattening": flattening}
         n_candidates = self._n_candidates(k)
         pursues = self._coding in PURSUITS and n_candidates > k
@@ -323,15 +326,15 @@ class Encoder:
             candidates, activations, errors = screened
             if pursues:
                 inexact = Inexact(errors, weights.encoder, weights.bias)
-                return pursuit_codes(x, weights.decoder, candidates, activations, k, inexact=inexact, **fitting)
-            return candidates, *least_squares_codes(x, weights.decoder, candidates, **fitting)
+                return pursuit_codes(x, decoder, candidates, activations, k, inexact=inexact, **fitting)
+            return candidates, *least_squares_codes(x, decoder, candidates, **fitting)
         if not pursues:  # with nothing to pick it is least squares, whose support a product's rounding must not decide
             n_candidates = self._n_recomputed(k)
         candidates, proposed = self._propose(x, n_candidates)
         if pursues:
             if not self._has_exact_products:
                 proposed = candidate_activations(x, weights.encoder, weights.bias, candidates, n_threads=n_threads)
-            return pursuit_codes(x, weights.decoder, candidates, proposed, k, **fitting)
+            return pursuit_codes(x, decoder, candidates, proposed, k, **fitting)
         if self._has_exact_products and len(x) >= _MIN_BOUNDED_ROWS:
             if self._margin is None:
                 self._margin = rounding_margin(weights.encoder, weights.bias)
@@ -340,13 +343,22 @@ class Encoder:
             )
         else:
             indices, _ = activation_codes(x, weights.encoder, weights.bias, candidates, k, n_threads=n_threads)
-        return indices, *least_squares_codes(x, weights.decoder, indices, **fitting)
+        return indices, *least_squares_codes(x, decoder, indices, **fitting)
+
+    def _decoder_to_fit(self, n_rows: int) -> FloatArray | IndexArray:
+        """Return the decoder to fit the values of so many rows with: in integers where that is faster, if it may be."""
+        decoder = self._weights.decoder
+        if self._has_exact_products or not rounded_decoder_pays(n_rows, decoder.shape[1]):
+            return decoder
+        if self._rounded_decoder is None:
+            self._rounded_decoder = round_decoder(decoder, n_threads=self._n_threads)
+        return decoder if self._rounded_decoder is None else self._rounded_decoder
 
     def _refine(
         self, refiner: Encoder, x: FloatArray, indices: IndexArray, values: FloatArray, flattening: Flattening
     ) -> tuple[IndexArray, FloatArray, FloatArray]:
         """Return codes pursued among the latents of these and as many others that explain most of what they leave."""
-        decoder, n_threads = self._weights.decoder, self._n_threads
+        decoder, n_threads = self._decoder_to_fit(len(x)), self._n_threads
         rest, norms = unexplained_rows(x, decoder, indices, values, n_threads=n_threads)
         proposed, correlations = refiner._largest(rest, indices.shape[1])
         candidates, activations = merged_candidates(
@@ -372,7 +384,8 @@ class Encoder:
     def _screen(self, x: FloatArray, n: int) -> tuple[IndexArray, FloatArray, FloatArray] | None:
         """Return the n largest activations of each row by way of a rounded product, or None where that does not pay.
 
-        And how far each row's may be off: least squares needs no exact activations, and a pursuit only a few.
+        And how far each row's may be off: least squares needs no exact activations, a pursuit only a few, and none do
+        in reduced precision.
         """
         for rounding in self._worth_screening(x.shape):
             if rounding not in self._screened:
@@ -381,10 +394,15 @@ class Encoder:
                     weights.encoder, weights.bias, self._divisors, rounding=rounding, n_threads=self._n_threads
                 )
             screened = self._screened[rounding]
-            needs_all = self._coding == "activations" or (self._coding in PURSUITS and not screened.is_fine)
+            if self._coding == "activations":
+                computes = ALL
+            elif not self._has_exact_products:
+                computes = MANY
+            else:
+                computes = ALL if self._coding in PURSUITS and not screened.is_fine else OPEN
             if screened.pays:
                 block_rows = self._pre_activations.block_rows
-                found = screened.largest(x, n, block_rows, self._n_threads, computes_all=needs_all)
+                found = screened.largest(x, n, block_rows, self._n_threads, computes=computes)
                 if found is not None:
                     return found
         return None
@@ -419,80 +437,3 @@ def _check_scaled(values: FloatArray, norms: NDArray[np.float64]) -> None:
             f"norm='input' scales codes to the rows' L2 norms, but X has a row of norm {norms.max():.3g}, beyond "
             f"{values.dtype.name}. Scale X down, or use norm='unit'."
         )
-
-
-def expand_queries(
-    rows: NDArray[Any],
-    weights: Weights,
-    importance: FloatArray,
-    n_kept: int,
-    *,
-    divisors: FloatArray | None = None,
-) -> tuple[IndexArray, FloatArray]:
-    """Compute ``t = D q / ||q||`` and keep the entries that matter most.
-
-    Those are the ones with the largest ``|t_j| importance_j |p_j|^(1/4)``, p the query's own pre-activations: documents
-    near the query use the latents that it would use itself (docs/research_notes_sparse.md).
-
-    Parameters
-    ----------
-    rows : array of shape (n_queries, n_features)
-    weights : Weights
-    importance : array of shape (n_components,), float32, non-negative
-        Weight of each latent in the choice.
-    n_kept : int in [1, n_components]
-    divisors : array of shape (n_components,), optional
-        Of p, as in :class:`Encoder`.
-
-    Returns
-    -------
-    indices, values : arrays of shape (n_queries, n_kept), indices ascending in each row
-    """
-    if len(rows) <= _KEPT_ROWS and n_kept < weights.n_components:
-        found = _expand_by_kept(rows, weights, importance, n_kept, divisors)
-        if found is not None:
-            return found
-    n_threads = effective_n_threads()
-    indices = np.empty((len(rows), n_kept), dtype=np.int32)
-    values = np.empty((len(rows), n_kept), dtype=np.float32)
-    bias, no_bias = weights.bias if divisors is None else weights.bias / divisors, np.zeros_like(weights.bias)
-    expand, activate = PreActivations(weights.decoder), PreActivations(weights.encoder, divisors=divisors)
-    for start, stop in row_blocks(len(rows), expand.block_rows):
-        queries, _ = unit_rows(rows[start:stop])
-        expanded = expand(queries, n_threads)
-        if n_kept == weights.n_components:
-            indices[start:stop] = np.arange(n_kept, dtype=np.int32)
-            values[start:stop] = expanded
-            continue
-        magnitudes = np.abs(activate(queries, n_threads) + bias)
-        weighed = expanded * importance * np.sqrt(np.sqrt(magnitudes))
-        chosen, _ = top_k(weighed, n_kept, n_threads=n_threads)
-        indices[start:stop] = chosen
-        # the last digits of the product may depend on the rows beside a row, and on what other threads let BLAS use
-        values[start:stop] = candidate_activations(queries, weights.decoder, no_bias, chosen, n_threads=n_threads)
-    return indices, values
-
-
-def _expand_by_kept(
-    rows: NDArray[Any], weights: Weights, importance: FloatArray, n_kept: int, divisors: FloatArray | None
-) -> tuple[IndexArray, FloatArray] | None:
-    """Do what `expand_queries` does with what is kept of the weights; None without, or where that is of no use."""
-    of_encoder, of_decoder = keeper_of(weights.encoder, divisors is not None), keeper_of(weights.decoder, False)
-    if of_encoder is None or of_decoder is None or not (of_encoder.pays and of_decoder.pays):
-        return None
-    encoder, bias, decoder = map(readable, weights.arrays)
-    if divisors is not None:
-        divisors = readable(divisors)
-        bias = bias / divisors
-    kept = of_encoder.rounded(encoder, bias, divisors)
-    kept_decoder = of_decoder.rounded(decoder, np.zeros_like(bias), None)
-    if kept is NOT_KEPT or kept_decoder is NOT_KEPT:
-        return None
-    queries, _ = unit_rows(rows)
-    indices, values, outcome = expand_few(
-        queries, encoder, bias, divisors, kept, decoder, kept_decoder, importance, n_kept
-    )
-    of_decoder.learn(outcome)
-    if outcome == OTHER_WEIGHTS:
-        of_encoder.learn(outcome)  # near ties of weights tell nothing of activations
-    return (indices, values) if outcome >= 0 else None

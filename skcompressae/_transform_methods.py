@@ -18,6 +18,7 @@ from skcompressae import _encoding
 from skcompressae._compat import csr_type, validate_parameters
 from skcompressae._core._callers import caller_level
 from skcompressae._core._threads import copy_rows, effective_n_threads, row_blocks, run_blocks
+from skcompressae._expanding import expand_queries
 from skcompressae._model_weights import encoder_scale, flattening, scales_mean_apart
 from skcompressae._plain_rows import (
     ROW_DTYPES,
@@ -73,8 +74,8 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         """Encode rows as sparse codes.
 
         The encoder's product, a choice of `k` latents and, in the default recipe, a least-squares fit of their values.
-        A row's code does not depend on the rows beside it; with ``precision="bfloat16"`` the number of rows in a call
-        may decide between latents that rounding cannot tell apart.
+        A row's code does not depend on the rows beside it; with ``precision="bfloat16"`` the rows of a call may decide
+        between latents that rounding cannot tell apart.
 
         Parameters
         ----------
@@ -319,7 +320,7 @@ class TransformMethodsMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         importance = np.sqrt(model.latent_rms_).astype(np.float32)
         weights, divisors = model._weights(), model._encoder_divisors()
         for start, stop in row_blocks(len(rows), _encoding.BLOCK_ROWS):
-            indices[start:stop], values[start:stop] = _encoding.expand_queries(
+            indices[start:stop], values[start:stop] = expand_queries(
                 rows[start:stop], weights, importance, n_kept, divisors=divisors
             )
         return _encoding.codes_to_csr(indices, values, model.components_.shape[0], csr_type())

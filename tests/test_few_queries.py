@@ -10,7 +10,7 @@ from test_kept_rounding import SHAPES
 from test_screening import draw
 from test_usage_power import small
 
-from skcompressae import _encoding
+from skcompressae import _expanding
 from skcompressae._core import _kept_rounding
 from skcompressae._core._few_queries import expand_few
 from skcompressae._core._kept_rounding import NEAR_TIES, OTHER_WEIGHTS, Keeper
@@ -30,13 +30,13 @@ def outcomes(monkeypatch):
         found.append(outcome)
         return indices, values, outcome
 
-    monkeypatch.setattr(_encoding, "expand_few", counted)
+    monkeypatch.setattr(_expanding, "expand_few", counted)
     return found
 
 
 def by_the_weights(monkeypatch, model, queries, n_nonzero):
     with monkeypatch.context() as patched:
-        patched.setattr(_encoding, "_KEPT_ROWS", 0)
+        patched.setattr(_expanding, "FEW_ROWS", 0)
         return model.transform_query(queries, n_nonzero=n_nonzero)
 
 

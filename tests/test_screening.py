@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from skcompressae import CompresSAETransformer, _encoding
 from skcompressae._core import _int16_products
-from skcompressae._core._deciding import decide
+from skcompressae._core._deciding import ALL, MANY, OPEN, decide
 from skcompressae._core._int16_products import ROWS_PER_PANEL, ROWS_PER_TILE, multiply_int16, round_to_int16
 from skcompressae._core._integer_products import IntegerProducts, dithers, products_of_sums, round_rows
 from skcompressae._core._processor import HAS_AVX2
@@ -103,7 +103,7 @@ def test_errors_as_large_as_the_bounds_change_nothing(
     assert 5 * n <= n_computed(survivors, n_components) <= 5 * n_components
     assert not errors.any()
     settled, nearly, errors, n_violations = decide(
-        x, encoder, bias, rows, bounds, survivors, n, n_threads=1, divisors=divisors, computes_all=False
+        x, encoder, bias, rows, bounds, survivors, n, n_threads=1, divisors=divisors, computes=OPEN
     )
     np.testing.assert_array_equal(settled, expected[0])
     assert (abs(nearly - expected[1]) <= 1.001 * errors[:, None]).all()
@@ -122,7 +122,7 @@ def test_products_are_within_the_bounds(monkeypatch, n_features, scale, rounding
     expected = expected_codes(x, encoder, bias, None, 20)
     np.testing.assert_array_equal(indices, expected[0])
     np.testing.assert_array_equal(values, expected[1])
-    indices, values, errors = screened.largest(x, 20, 16, 1, computes_all=False)
+    indices, values, errors = screened.largest(x, 20, 16, 1, computes=OPEN)
     np.testing.assert_array_equal(indices, expected[0])
     assert (abs(values - expected[1]) <= 1.001 * errors[:, None]).all()
 
@@ -270,7 +270,7 @@ def test_rows_that_integers_tell_too_little_of_are_not_screened(monkeypatch):
     screened = ScreenedActivations(encoder, bias, rounding="int8", n_threads=1)
     monkeypatch.setattr(_screened, "decide", lambda *given, **named: pytest.fail("computed again"))
     assert screened.largest(x, 4, 512, 1) is None
-    assert screened.largest(x, 4, 512, 1, computes_all=False) is None
+    assert screened.largest(x, 4, 512, 1, computes=OPEN) is None
     assert not screened.pays
     assert screened._n_asked < 4 * 300
 
@@ -310,13 +310,13 @@ def spoil_integers(monkeypatch, factor):
     monkeypatch.setattr(_int16_products, "multiply_int16", spoiled)
 
 
-@pytest.mark.parametrize("computes_all", [True, False])
+@pytest.mark.parametrize("computes", [ALL, OPEN, MANY])
 @pytest.mark.parametrize("rounding", ["int8", INT16])
-def test_sums_of_integers_beyond_the_bounds_are_noticed(monkeypatch, rounding, computes_all):
+def test_sums_of_integers_beyond_the_bounds_are_noticed(monkeypatch, rounding, computes):
     x, encoder, bias, _ = draw(60, 100, 300, np.random.RandomState(1))
     screened = ScreenedActivations(encoder, bias, rounding=rounding, n_threads=1)
     spoil_integers(monkeypatch, 2)
-    assert screened.largest(x, 20, 16, 1, computes_all=computes_all) is None
+    assert screened.largest(x, 20, 16, 1, computes=computes) is None
     assert not screened.pays
 
 
@@ -423,12 +423,60 @@ def test_threads_that_start_later_find_torch_as_it_was(monkeypatch, rounding):
     assert found == [3] * 10
 
 
-def test_reduced_precision_takes_integers_where_they_are_faster_and_needs_no_screening_by_its_own(monkeypatch):
-    X = np.random.RandomState(4).standard_normal((200, 24)).astype(np.float32)
-    model = fitted("pursuit", X)
-    exact = transform(model, X, monkeypatch, roundings=["int8"])
+@pytest.mark.parametrize("rounding", ["int8", INT16])
+@pytest.mark.parametrize("coding", ["pursuit", "refined_pursuit", "least_squares", "activations"])
+def test_reduced_precision_takes_integers_where_they_are_faster(monkeypatch, coding, rounding):
+    X = np.random.RandomState(4).standard_normal((1200, 200)).astype(np.float32)
+    X[3] = 0
+    model = fitted(coding, X)
+    model.set_params(precision="float32")
+    exact = transform(model, X, monkeypatch, roundings=[])
     model.set_params(precision="bfloat16")
-    codes = transform(model, X, monkeypatch, roundings=["int8", "bfloat16"])
-    np.testing.assert_array_equal(codes.indices, exact.indices)
+    codes = transform(model, X, monkeypatch, roundings=[rounding, "bfloat16"])
+    cosines = cosines_with(X, exact @ model.components_), cosines_with(X, codes @ model.components_)
+    np.testing.assert_allclose(cosines[1].mean(), cosines[0].mean(), atol=5e-4)
+    assert (cosines[1] > cosines[0] - 0.05).all()
+    assert codes[3].nnz == 0
+    assert (codes.indices == exact.indices).mean() > 0.95
+
+
+def cosines_with(X, x_hat):
+    norms = np.linalg.norm(X, axis=1) * np.linalg.norm(x_hat, axis=1)
+    return (X * x_hat).sum(axis=1)[norms > 0] / norms[norms > 0]
+
+
+def test_reduced_precision_needs_no_screening_by_its_own_rounding(monkeypatch):
+    X = np.random.RandomState(4).standard_normal((200, 24)).astype(np.float32)
+    model = fitted("pursuit", X).set_params(precision="bfloat16")
     monkeypatch.setattr(ScreenedActivations, "largest", lambda *given: pytest.fail("screened"))
     transform(model, X, monkeypatch, roundings=["bfloat16"])
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("n", [1, 12, 40])
+def test_rounded_activations_decide_where_they_rule_out_nearly_all_others(monkeypatch, rounding, n):
+    monkeypatch.setattr(_screened, "_MAX_RECOMPUTED", np.inf)
+    random_state = np.random.RandomState(9)
+    x, encoder, bias, _ = draw(300, 64, 200, random_state)
+    # in these every latent is a near tie of the others
+    x[:100] = 0
+    encoder[:, 60:] = 0
+    x[:100, 60:] = 1e-3
+    x[:100, 0] = 1e-6
+    bias[:] = np.float32(0.01)
+    x, _ = unit_rows(x)
+    screened = ScreenedActivations(encoder, bias, rounding=rounding, n_threads=1)
+    exact_indices, exact_values, _ = screened.largest(x, n, 64, 1)
+    survivors = screened._survivors(x, n, 64, 1)[1]
+    is_many = survivors.counts > 2 * n
+    assert is_many[:100].all()
+    indices, values, errors = screened.largest(x, n, 64, 1, computes=MANY)
+    assert not errors.any()
+    np.testing.assert_array_equal(indices[is_many], exact_indices[is_many])
+    np.testing.assert_array_equal(values[is_many], exact_values[is_many])
+    for i in np.flatnonzero(~is_many):
+        where = i, slice(survivors.counts[i])
+        found = dict(zip(survivors.latents[where].tolist(), survivors.activations[where], strict=True))
+        np.testing.assert_array_equal(values[i], [found[j] for j in indices[i].tolist()])
+        left_out = [abs(value) for j, value in found.items() if j not in indices[i]]
+        assert max(left_out, default=0) <= abs(values[i]).min()

@@ -3,7 +3,9 @@
 Activations are computed again in float32, in a fixed order, so that they depend on the row alone: those of all
 survivors, or, where only the choice is wanted, those whose place the bounds of their errors leave open.
 
-Invariant: the latents are those that a selection among the recomputed activations of all latents would return.
+Invariant: the latents are those that a selection among the recomputed activations of all latents would return. Where
+reduced precision was asked for, activations of the rounded product may decide instead: in rows of which they rule out
+nearly all others.
 """
 
 from __future__ import annotations
@@ -19,7 +21,12 @@ from skcompressae._core._supports import compute_activations
 from skcompressae._core._threads import run_blocks
 from skcompressae._core._topk import kth_largest, write_largest
 
-__all__ = ["decide"]
+__all__ = ["ALL", "MANY", "OPEN", "decide"]
+
+# Which survivors are computed again: all; those whose place is open; all, but only of rows with many survivors.
+ALL, OPEN, MANY = range(3)
+# Survivors per latent asked for, from which a row has many.
+_MANY_SURVIVORS = 2
 
 
 @njit(nogil=True)
@@ -31,7 +38,7 @@ def _decide(
     rounded: Any,
     bounds: Any,
     n: Any,
-    computes_all: Any,
+    computes: Any,
     start: Any,
     stop: Any,
     survivors: Any,
@@ -60,13 +67,21 @@ def _decide(
                 magnitudes[c] = abs(activations[c])
             write_largest(everything, activations, magnitudes, n_components, n, scratch, indices[i], values[i])
             continue
+        if computes == MANY and n_picks <= _MANY_SURVIVORS * n:
+            compute_activations(x[i], encoder, bias, divisors, picks, 1, computed)  # do the bounds hold?
+            error = error_bound(bounds, picks[0], rounded, i) + bounds.share * abs(proposed[0])
+            n_violations += abs(computed[0] - proposed[0]) > error
+            for c in range(n_picks):
+                magnitudes[c] = abs(proposed[c])
+            write_largest(picks, proposed, magnitudes, n_picks, n, scratch, indices[i], values[i])
+            continue
         for c in range(n_picks):
             magnitude = abs(proposed[c])
             own_bounds[c] = error_bound(bounds, picks[c], rounded, i) + bounds.share * magnitude
             scratch[c] = magnitude + own_bounds[c]
         # no more than n can reach what one exceeds that is larger than this
-        following = np.float32(np.inf if computes_all else -np.inf)
-        if n_picks > n and not computes_all:
+        following = np.float32(-np.inf if computes == OPEN else np.inf)
+        if n_picks > n and computes == OPEN:
             following = kth_largest(scratch, n_picks, n + 1)
         n_unsure = 0
         for c in range(n_picks):
@@ -96,7 +111,7 @@ def decide(
     *,
     n_threads: int,
     divisors: FloatArray | None = None,
-    computes_all: bool = True,
+    computes: int = ALL,
 ) -> tuple[IndexArray, FloatArray, FloatArray, int]:
     """Return the n largest activations of each row, survivors computed again in float32.
 
@@ -110,8 +125,9 @@ def decide(
     n_threads : int
     divisors : float32 array of shape (n_components,), optional
         As in :func:`~skcompressae._core._screening.error_bounds`.
-    computes_all : bool, default=True
-        Compute all survivors again; else only those that might or might not be among the n largest.
+    computes : {ALL, OPEN, MANY}, default=ALL
+        Compute all survivors again; or only those that might or might not be among the n largest; or all, but only of
+        rows of which more than twice as many survived as are asked for.
 
     Returns
     -------
@@ -119,7 +135,7 @@ def decide(
     values : float32 array of shape (n_rows, n)
         The activations, as `candidate_activations` computes them, or those of the rounded product.
     errors : float32 array of shape (n_rows,)
-        How far any of a row's activations may be off; 0 where all were computed again.
+        How far any of a row's activations may be off, where that matters; 0 where all were computed again, or none.
     n_violations : int
         How many of those computed again the product had further off than the bounds allow: 0, unless products are
         worse than assumed.
@@ -128,7 +144,7 @@ def decide(
     values = np.empty((len(x), n), dtype=np.float32)
     errors = np.empty(len(x), dtype=np.float32)
     divided = np.empty(0, dtype=np.float32) if divisors is None else divisors
-    shared = x, encoder, bias, divided, rounded, bounds, n, computes_all
+    shared = x, encoder, bias, divided, rounded, bounds, n, computes
     counts: list[int] = []
     run_blocks(
         lambda start, stop: counts.append(_decide(*shared, start, stop, survivors, indices, values, errors)),

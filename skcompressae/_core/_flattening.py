@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from skcompressae._core._chosen_rows import add_rows
 from skcompressae._core._compiling import njit
-from skcompressae._core._gathers import FAST, add_combination, dot
+from skcompressae._core._gathers import FAST, dot
 
 __all__ = ["AS_FITTED", "MIN_LEFT", "Flattening", "flatten_row"]
 
@@ -72,6 +73,6 @@ def flatten_row(gram: Any, decoder: Any, latents: Any, values: Any, norm: Any, f
             values[a] = np.copysign(abs(value) ** power, value)
     if squares > _MAX_CANCELLED * explained:
         x_hat[:] = 0
-        add_combination(x_hat, decoder, values, latents, values.shape[0])
+        add_rows(x_hat, decoder, values, latents, values.shape[0])
         return np.sqrt(dot(x_hat, x_hat))
     return np.sqrt(max(_gram_square(gram, values), gram.dtype.type(0)))

@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._chosen_rows import add_rows, dot_rows, gram_rows
 from skcompressae._core._compiling import njit
 from skcompressae._core._flattening import AS_FITTED, Flattening, flatten_row
-from skcompressae._core._gathers import FAST, add_combination, dot, dots
+from skcompressae._core._gathers import FAST, dots
 from skcompressae._core._lanes import N_LANES, add_multiple
 from skcompressae._core._threads import run_blocks
 from skcompressae._core._topk import kth_largest
@@ -90,52 +91,6 @@ def _block_rows(n_rows: int, n_threads: int) -> int:
 
 
 @njit(nogil=True, fastmath=FAST)
-def _gram(rows: Any, picks: Any, first: int, n: int, gram: Any) -> None:
-    """Write the inner products of the rows ``picks[first:n]`` with those of ``picks[:n]``.
-
-    In tiles of 4 x 3 sums, which fit the 16 vector registers of processors without AVX-512. The last tile of a row of
-    tiles reads its last row twice where there are not three left.
-    """
-    kind = rows.dtype.type
-    n_columns = rows.shape[1]
-    n_tiled = n - n % 4
-    for i in range(first - first % 4, n_tiled, 4):
-        left0, left1, left2, left3 = rows[picks[i]], rows[picks[i + 1]], rows[picks[i + 2]], rows[picks[i + 3]]
-        for j0 in range(0, i + 4, 3):
-            j1, j2 = min(j0 + 1, i + 3), min(j0 + 2, i + 3)
-            row0, row1, row2 = rows[picks[j0]], rows[picks[j1]], rows[picks[j2]]
-            s00, s01, s02 = kind(0), kind(0), kind(0)
-            s10, s11, s12 = kind(0), kind(0), kind(0)
-            s20, s21, s22 = kind(0), kind(0), kind(0)
-            s30, s31, s32 = kind(0), kind(0), kind(0)
-            for c in range(n_columns):
-                a0, a1, a2, a3 = left0[c], left1[c], left2[c], left3[c]
-                b0, b1, b2 = row0[c], row1[c], row2[c]
-                s00 += a0 * b0
-                s01 += a0 * b1
-                s02 += a0 * b2
-                s10 += a1 * b0
-                s11 += a1 * b1
-                s12 += a1 * b2
-                s20 += a2 * b0
-                s21 += a2 * b1
-                s22 += a2 * b2
-                s30 += a3 * b0
-                s31 += a3 * b1
-                s32 += a3 * b2
-            gram[i, j0], gram[i, j1], gram[i, j2] = s00, s01, s02
-            gram[i + 1, j0], gram[i + 1, j1], gram[i + 1, j2] = s10, s11, s12
-            gram[i + 2, j0], gram[i + 2, j1], gram[i + 2, j2] = s20, s21, s22
-            gram[i + 3, j0], gram[i + 3, j1], gram[i + 3, j2] = s30, s31, s32
-    for i in range(max(first, n_tiled), n):
-        for j in range(i + 1):
-            gram[i, j] = dot(rows[picks[i]], rows[picks[j]])
-    for i in range(first, n):
-        for j in range(i):
-            gram[j, i] = gram[i, j]
-
-
-@njit(nogil=True, fastmath=FAST)
 def _eliminate(system: Any, width: int, first: int, n: int, ridge: Any, reciprocals: Any) -> None:
     """Eliminate the rows ``first:n`` of a positive definite system whose earlier rows have been.
 
@@ -189,8 +144,8 @@ def refit_rows(
     reciprocals = np.empty(k, dtype=x.dtype)
     solution = np.empty(k, dtype=x.dtype)
     for i in range(start, stop):
-        _gram(decoder, supports[i], 0, k, gram)
-        dots(x[i], decoder, supports[i], k, correlations)
+        gram_rows(decoder, supports[i], 0, k, gram)
+        dot_rows(x[i], decoder, supports[i], k, correlations)
         for a in range(k):
             for b in range(k):
                 system[a, b] = gram[a, b]
@@ -336,8 +291,8 @@ def pursue_rows(
         n_known, n_rounds = 0, 0
         while True:
             if n > 0:
-                _gram(decoder, picked, n_known, n, gram)
-                dots(x[i], decoder, picked[n_known:], n - n_known, correlations[n_known:])
+                gram_rows(decoder, picked, n_known, n, gram)
+                dot_rows(x[i], decoder, picked[n_known:], n - n_known, correlations[n_known:])
                 for a in range(n_known, n):
                     for b in range(n):
                         system[a, b] = gram[a, b]
@@ -353,14 +308,14 @@ def pursue_rows(
                 solution[a] = -solution[a]
             for j in range(rest.shape[0]):
                 rest[j] = x[i, j]
-            add_combination(rest, decoder, solution, picked, n)
+            add_rows(rest, decoder, solution, picked, n)
             n_left = 0
             for c in range(n_candidates):
                 if position[c] < 0:
                     left[n_left] = candidates[i, c]
                     left_places[n_left] = c
                     n_left += 1
-            dots(rest, decoder, left, n_left, unexplained)
+            dot_rows(rest, decoder, left, n_left, unexplained)
             for p in range(n_left):
                 unexplained[p] = abs(unexplained[p])
             n_rounds += 1
@@ -394,14 +349,19 @@ def pursue_rows(
 
 
 def least_squares_codes(
-    x: FloatArray, decoder: FloatArray, supports: IndexArray, *, n_threads: int, flattening: Flattening = AS_FITTED
+    x: FloatArray,
+    decoder: FloatArray | IndexArray,
+    supports: IndexArray,
+    *,
+    n_threads: int,
+    flattening: Flattening = AS_FITTED,
 ) -> tuple[FloatArray, FloatArray]:
     """Fit the values of codes of given supports by least squares, and draw them together.
 
     Parameters
     ----------
     x : array of shape (n_rows, n_features), unit-norm rows
-    decoder : array of shape (n_components, n_features), unit-norm rows, same dtype as `x`
+    decoder : array of shape (n_components, n_features), unit-norm rows, same dtype as `x`, or those of `round_decoder`
     supports : int32 array of shape (n_rows, k), distinct in each row
     n_threads : int
     flattening : Flattening, default=AS_FITTED
@@ -426,7 +386,7 @@ def least_squares_codes(
 
 def pursuit_codes(
     x: FloatArray,
-    decoder: FloatArray,
+    decoder: FloatArray | IndexArray,
     candidates: IndexArray,
     activations: FloatArray,
     k: int,
@@ -440,7 +400,7 @@ def pursuit_codes(
     Parameters
     ----------
     x : array of shape (n_rows, n_features), unit-norm rows
-    decoder : array of shape (n_components, n_features), unit-norm rows, same dtype as `x`
+    decoder : array of shape (n_components, n_features), unit-norm rows, same dtype as `x`, or those of `round_decoder`
     candidates : int32 array of shape (n_rows, n_candidates), ascending and distinct in each row
     activations : array of shape (n_rows, n_candidates), of the dtype of `x`
         The encoder's pre-activations of the candidates.
@@ -468,7 +428,7 @@ def pursuit_codes(
     ridge = x.dtype.type(RIDGE)
     rounds = pursuit_rounds(k)
     if inexact is None:
-        inexact = Inexact(np.empty(0, dtype=x.dtype), decoder, np.empty(0, dtype=x.dtype))
+        inexact = Inexact(np.empty(0, dtype=x.dtype), np.empty((0, 0), dtype=x.dtype), np.empty(0, dtype=x.dtype))
     run_blocks(
         lambda start, stop: pursue_rows(
             x,

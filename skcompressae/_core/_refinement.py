@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from skcompressae._core._arrays import FloatArray, IndexArray
+from skcompressae._core._chosen_rows import add_rows
 from skcompressae._core._compiling import njit
-from skcompressae._core._gathers import FAST, add_combination, dot
+from skcompressae._core._gathers import FAST, dot
 from skcompressae._core._threads import run_blocks
 
 __all__ = ["ABOVE_ALL", "N_REFINEMENTS", "count_refined", "merged_candidates", "unexplained_rows"]
@@ -42,7 +43,7 @@ def _unexplained_rows(
         for a in range(values.shape[1]):
             negative[a] = -values[i, a]
         rest[i] = x[i]
-        add_combination(rest[i], decoder, negative, indices[i], indices.shape[1])
+        add_rows(rest[i], decoder, negative, indices[i], indices.shape[1])
         norm = np.sqrt(dot(rest[i], rest[i]))
         norms[i] = norm
         inverse = kind(1) / norm if norm > 0 else kind(0)
@@ -51,14 +52,14 @@ def _unexplained_rows(
 
 
 def unexplained_rows(
-    x: FloatArray, decoder: FloatArray, indices: IndexArray, values: FloatArray, *, n_threads: int
+    x: FloatArray, decoder: FloatArray | IndexArray, indices: IndexArray, values: FloatArray, *, n_threads: int
 ) -> tuple[FloatArray, FloatArray]:
     """Return what codes leave of their rows, divided by its norm.
 
     Parameters
     ----------
     x : array of shape (n_rows, n_features)
-    decoder : array of shape (n_components, n_features), of the dtype of `x`
+    decoder : array of shape (n_components, n_features), of the dtype of `x`, or integers of `round_decoder`
     indices, values : arrays of shape (n_rows, k)
     n_threads : int
 

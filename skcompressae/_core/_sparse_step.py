@@ -20,17 +20,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import types
-from numba.extending import overload
 from numpy.typing import NDArray
 
 from skcompressae._core._arrays import FloatArray, IndexArray, WordArray
+from skcompressae._core._chosen_rows import add_rows, dot_rows
 from skcompressae._core._compiling import njit
-from skcompressae._core._gathers import FAST, add_combination, dot, dots
+from skcompressae._core._gathers import FAST, dot
 from skcompressae._core._threads import run_blocks
 from skcompressae._core._tiles import TILE_COLUMNS, TILE_ROWS, add_tile_rows, empty_tiles, fill_tile, write_part
 from skcompressae._core._topk import kth_largest
-from skcompressae._core._words import add_word_rows, dot_word_rows
 
 __all__ = [
     "BATCH_ROWS",
@@ -44,38 +42,6 @@ __all__ = [
 # Rows whose gradients are best summed at once: larger batches are cut into as many, so that a tile fits the cache and
 # the working memory does not grow with the batch.
 BATCH_ROWS = TILE_ROWS
-
-
-# Numba chooses what these two names stand for by the dtype of the rows (it does not prune branches on an array's type);
-# interpreted, they have no body to run and must not pass for done.
-def _add_rows(total: Any, rows: Any, coefficients: Any, picks: Any, n_picks: Any) -> None:
-    """Add a combination of rows, or of rows of words, to `total`."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(_add_rows)
-def _choose_add_rows(total: Any, rows: Any, coefficients: Any, picks: Any, n_picks: Any) -> Any:
-    add = add_word_rows if rows.dtype == types.uint32 else add_combination
-
-    def chosen(total: Any, rows: Any, coefficients: Any, picks: Any, n_picks: Any) -> None:
-        add(total, rows, coefficients, picks, n_picks)
-
-    return chosen
-
-
-def _dot_rows(row: Any, rows: Any, picks: Any, n_picks: Any, products: Any) -> None:
-    """Write the products of a row with others, or with rows of words."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(_dot_rows)
-def _choose_dot_rows(row: Any, rows: Any, picks: Any, n_picks: Any, products: Any) -> Any:
-    multiply = dot_word_rows if rows.dtype == types.uint32 else dots
-
-    def chosen(row: Any, rows: Any, picks: Any, n_picks: Any, products: Any) -> None:
-        multiply(row, rows, picks, n_picks, products)
-
-    return chosen
 
 
 @njit(nogil=True, fastmath=FAST)
@@ -144,14 +110,14 @@ def _reconstruction_gradients_rows(
             picks[position] = indices[i, a]
             coefficients[position] = values[i, a]
         x_hat[:] = kind(0)
-        _add_rows(x_hat, decoder, coefficients, picks, k)
+        add_rows(x_hat, decoder, coefficients, picks, k)
         cosines[i, 0] = _cosine_gradient(x[i], x_hat, weights[0], gradient)
-        _add_rows(x_hat, decoder, coefficients[k:], picks[k:], n_active - k)
+        add_rows(x_hat, decoder, coefficients[k:], picks[k:], n_active - k)
         cosines[i, 1] = _cosine_gradient(x[i], x_hat, weights[1], gradient_wide)
         for j in range(n_features):
             gradient[j] += gradient_wide[j]
-        _dot_rows(gradient, decoder, picks, k, products)
-        _dot_rows(gradient_wide, decoder, picks[k:], n_active - k, products[k:])
+        dot_rows(gradient, decoder, picks, k, products)
+        dot_rows(gradient_wide, decoder, picks[k:], n_active - k, products[k:])
         for tile in range(x_gradients.shape[0]):
             write_part(gradient[:n_features], tile, x_gradients[tile, 0, i])
             write_part(gradient_wide[:n_features], tile, x_gradients[tile, 1, i])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from skcompressae._core._arrays import FloatArray, IndexArray, aligned_empty
-from skcompressae._core._deciding import decide
+from skcompressae._core._deciding import ALL, decide
 from skcompressae._core._int16_products import MAX_COLUMNS, Int16Encoder
 from skcompressae._core._processor import MULTIPLIES_BFLOAT16, MULTIPLIES_INT8, MULTIPLIES_INT16
 from skcompressae._core._screening import (
@@ -129,11 +129,12 @@ class ScreenedActivations:
         self.pays = bool(max(bound.max() for bound in self._bounds) < _MAX_WEIGHT)
 
     def largest(
-        self, x: FloatArray, n: int, block_rows: int, n_threads: int, *, computes_all: bool = True
+        self, x: FloatArray, n: int, block_rows: int, n_threads: int, *, computes: int = ALL
     ) -> tuple[IndexArray, FloatArray, FloatArray] | None:
         """Return the n largest activations of each unit row, indices and values, and how far a row's may be off.
 
-        That is not at all, unless `computes_all` is False: then only those are exact that had to be for the choice.
+        That is not at all, unless `computes` is OPEN: then only those are exact that had to be for the choice. With
+        MANY, activations of a row may be those of the rounded product, which then choose too: see `decide`.
         None where it would not pay, as some of the rows tell, or where the bounds turn out not to hold, as with a
         library that does not sum as exactly as it should. All rows pass the product before any is computed again, so
         that the weights of either stage stay in the cache.
@@ -149,7 +150,7 @@ class ScreenedActivations:
             n,
             n_threads=n_threads,
             divisors=self._divisors,
-            computes_all=computes_all,
+            computes=computes,
         )
         if n_violations:
             self.pays = False
