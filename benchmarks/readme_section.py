@@ -185,7 +185,7 @@ def bytes_table(curves: dict[str, dict[float, float]]) -> list[str]:
 
 def speed_lines() -> list[str]:
     """Return the figures of speed in words."""
-    training, encoding = read("training_speed"), read("encoding_speed_zen3")
+    training, encoding = read("training_speed"), read("encoding_speed")
     step = max(training["rows"], key=lambda row: row["n_threads"])
     encode = max(encoding["rows"], key=lambda row: row["n_threads"])
     shape, n_samples = training["settings"], encoding["settings"]["n_samples"]
