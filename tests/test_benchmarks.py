@@ -208,6 +208,22 @@ def test_query_expansion_draws_its_curve(benchmark, tmp_path):
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_precisions_are_compared_by_one_model(benchmark, tmp_path):
+    arguments = ["--data", "tiny", "--n-components", "48", "--k", "4", "--steps", "20", "--max-documents", "300"]
+    benchmark("precision_recall").main([*arguments, "--max-queries", "50", "--out", str(tmp_path)])
+    rows = json.loads((tmp_path / "precision_recall.json").read_text())["results"][0]["rows"]
+    assert len(rows) == 8
+    exact, rounded = rows[::2], rows[1::2]
+    assert {row["precision"] for row in exact} == {"float32"}
+    assert {row["same_latents"] for row in exact} == {1.0}
+    for row, other in zip(exact, rounded, strict=True):
+        assert row["coding"] == other["coding"]
+        assert other["same_latents"] > 0.9
+        assert 0 < row["recall_at_100"]["sparse"] <= 1
+        for mode, found in row["recall_at_100"].items():
+            assert other["recall_at_100"][mode] == pytest.approx(found, abs=0.05)
+
+
 def test_sparse_mode_study_compares_weights_and_codings(benchmark, tmp_path):
     out = tmp_path / "study.json"
     arguments = [
