@@ -18,7 +18,7 @@ from skcompressae._core._few_products import FEW_VECTORS, count_few_threads
 from skcompressae._core._few_rows import encode_few
 from skcompressae._core._flattening import AS_FITTED, Flattening
 from skcompressae._core._integer_rows import round_decoder, rounded_decoder_pays
-from skcompressae._core._kept_rounding import FEW_ROWS, NOT_KEPT, Keeper, keeper_of
+from skcompressae._core._kept_rounding import FEW_ROWS, NOT_KEPT, Keeper, encoder_role, keeper_of
 from skcompressae._core._pursuit import PURSUITS, Inexact, count_candidates, least_squares_codes, pursuit_codes
 from skcompressae._core._refinement import N_REFINEMENTS, merged_candidates, unexplained_rows
 from skcompressae._core._rows import (
@@ -135,7 +135,7 @@ class Encoder:
 
     @cached_property
     def _keeper(self) -> Keeper | None:
-        return keeper_of(self._given, self._divisors is not None)
+        return keeper_of(self._given, encoder_role(self._divisors))
 
     @cached_property
     def _pre_activations(self) -> PreActivations:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from skcompressae._core._arrays import FloatArray, IndexArray
 from skcompressae._core._compiling import readable
 from skcompressae._core._few_queries import expand_few
-from skcompressae._core._kept_rounding import FEW_ROWS, NOT_KEPT, OTHER_WEIGHTS, keeper_of
+from skcompressae._core._kept_rounding import FEW_ROWS, NOT_KEPT, OTHER_WEIGHTS, encoder_role, keeper_of
 from skcompressae._core._rows import unit_rows
 from skcompressae._core._supports import candidate_activations
 from skcompressae._core._threads import effective_n_threads, row_blocks
@@ -77,7 +77,7 @@ def _expand_by_kept(
     rows: NDArray[Any], weights: Weights, importance: FloatArray, n_kept: int, divisors: FloatArray | None
 ) -> tuple[IndexArray, FloatArray] | None:
     """Do what `expand_queries` does with what is kept of the weights; None without, or where that is of no use."""
-    of_encoder, of_decoder = keeper_of(weights.encoder, divisors is not None), keeper_of(weights.decoder, False)
+    of_encoder, of_decoder = keeper_of(weights.encoder, encoder_role(divisors)), keeper_of(weights.decoder, "decoder")
     if of_encoder is None or of_decoder is None or not (of_encoder.pays and of_decoder.pays):
         return None
     encoder, bias, decoder = map(readable, weights.arrays)

@@ -12,9 +12,17 @@ from test_usage_power import small
 
 from skcompressae import _expanding
 from skcompressae._core import _kept_rounding
-from skcompressae._core._few_queries import expand_few
-from skcompressae._core._kept_rounding import NEAR_TIES, OTHER_WEIGHTS, Keeper
+from skcompressae._core._few_queries import _weigh, expand_few
+from skcompressae._core._kept_rounding import (
+    NEAR_TIES,
+    OTHER_WEIGHTS,
+    Keeper,
+    bounds_of,
+    encoder_role,
+    multiply_kept,
+)
 from skcompressae._core._rows import unit_rows
+from skcompressae._core._screening import RoundedRows
 from skcompressae._core._supports import candidate_activations
 
 pytestmark = pytest.mark.usefixtures("keeps_small_encoders")
@@ -47,7 +55,7 @@ def assert_same(found, expected):
 
 
 def kept(matrix, bias, divisors=None):
-    keeper = Keeper(weakref.ref(matrix), divisors is not None)
+    keeper = Keeper(weakref.ref(matrix), encoder_role(divisors))
     keeper.rounded(matrix, bias, divisors)
     return keeper.rounded(matrix, bias, divisors)
 
@@ -66,7 +74,6 @@ def test_entries_are_those_of_largest_weight(n_rows, n_features, n_components, s
     of_decoder = decoder, kept(decoder, no_bias), importance
     indices, values, outcome = expand_few(queries, *of_encoder, *of_decoder, n)
     if outcome == NEAR_TIES:
-        assert _kept_rounding.MAX_RECOMPUTED * n < n_components
         return
     assert n * n_rows <= outcome <= n_components * n_rows
     np.testing.assert_array_equal(values, candidate_activations(queries, decoder, no_bias, indices, n_threads=1))
@@ -113,6 +120,67 @@ def test_weights_that_are_written_to_are_seen(fitted, embeddings, outcomes, monk
     assert (before != expected).nnz > 0
     assert outcomes[1] == OTHER_WEIGHTS
     assert outcomes[2] > 0
+
+
+@pytest.mark.parametrize("changed", ["encoder", "decoder"])
+def test_changes_beside_what_is_remembered_are_seen_by_what_they_do(changed):
+    random_state = np.random.RandomState(5)
+    x, encoder, bias, _ = draw(3, 40, 300, random_state)
+    queries, _ = unit_rows(x[x.any(axis=1)])
+    decoder, _ = unit_rows(random_state.standard_normal((300, 40)))
+    weights = {"encoder": encoder, "decoder": decoder}
+    both = kept(encoder, bias), kept(decoder, np.zeros_like(bias))
+    importance = np.ones(300, dtype=np.float32)
+
+    def outcome():
+        return expand_few(queries, encoder, bias, None, both[0], decoder, both[1], importance, 20)[2]
+
+    assert outcome() > 0
+    rows = np.arange(300)
+    remembered = weights[changed][rows, rows % 40].copy()
+    weights[changed] *= np.float32(1.5)
+    weights[changed][rows, rows % 40] = remembered
+    assert outcome() == OTHER_WEIGHTS
+
+
+@pytest.mark.parametrize("n_features", [5, 100, 769])
+def test_weights_lie_between_their_bounds(n_features):
+    random_state = np.random.RandomState(n_features)
+    x, encoder, bias, divisors = draw(6, n_features, 3000, random_state, is_divided=True)
+    queries, _ = unit_rows(x)
+    decoder, _ = unit_rows(random_state.standard_normal((3000, n_features)))
+    importance = random_state.uniform(0, 1, 3000).astype(np.float32)
+    kept_encoder, kept_decoder = kept(encoder, bias, divisors), kept(decoder, np.zeros_like(bias))
+    for query in queries.reshape(6, 1, -1):
+        found = []
+        for kept_matrix in (kept_encoder, kept_decoder):
+            rounded = RoundedRows(*np.empty((3, 1), dtype=np.float32))
+            products = np.empty((1, 3000), dtype=np.float32)
+            multiply_kept(query, kept_matrix, rounded, products)
+            found.append((products[0], (bounds_of(kept_matrix), rounded)))
+        (activations, of_activations), (targets, of_targets) = found
+        activations = activations + bias
+        least, most = np.empty((2, 3000), dtype=np.float32)
+        _weigh(targets, of_targets, activations, of_activations, importance, least, most)
+        exact_activations = query[0].astype(np.float64) @ encoder.T / divisors + bias
+        exact_targets = query[0].astype(np.float64) @ decoder.T
+        weights = np.abs(exact_targets) * importance * np.abs(exact_activations) ** 0.25
+        assert (least <= weights * (1 + 1e-6)).all()
+        assert (most >= weights * (1 - 1e-6)).all()
+        if query.any():
+            assert (most[weights > 0] < 2 * weights[weights > 0]).mean() > 0.5
+
+
+def test_tied_weights_are_kept_in_either_role(fitted, embeddings, outcomes, monkeypatch):
+    model = deepcopy(fitted)
+    model.encoder_weights_ = model.components_
+    expected = by_the_weights(monkeypatch, model, embeddings[:1], 5)
+    for _ in range(4):
+        assert_same(model.transform_query(embeddings[:1], n_nonzero=5), expected)
+        model.transform(embeddings[:1])
+    assert len(outcomes) == 3
+    assert min(outcomes) > 0
+    assert all(keeper.pays for keeper in _kept_rounding._keepers)
 
 
 def test_codes_and_queries_share_the_encoder(fitted, embeddings, outcomes):

@@ -21,7 +21,15 @@ from skcompressae._core import _few_products, _kept_rounding
 from skcompressae._core._few_rows import encode_few
 from skcompressae._core._flattening import AS_FITTED
 from skcompressae._core._integer_products import round_rows
-from skcompressae._core._kept_rounding import NEAR_TIES, NOT_KEPT, OTHER_WEIGHTS, Keeper, keeper_of, multiply_kept
+from skcompressae._core._kept_rounding import (
+    NEAR_TIES,
+    NOT_KEPT,
+    OTHER_WEIGHTS,
+    Keeper,
+    encoder_role,
+    keeper_of,
+    multiply_kept,
+)
 from skcompressae._core._rows import unit_rows
 from skcompressae._core._screening import ErrorBounds, RoundedRows, error_bound
 
@@ -52,7 +60,7 @@ def computed(monkeypatch):
 
 
 def kept(encoder, bias, divisors=None):
-    keeper = Keeper(weakref.ref(encoder), divisors is not None)
+    keeper = Keeper(weakref.ref(encoder), encoder_role(divisors))
     assert keeper.rounded(encoder, bias, divisors) is NOT_KEPT
     return keeper.rounded(encoder, bias, divisors)
 
@@ -256,10 +264,11 @@ def test_weights_too_large_are_not_kept():
 
 
 def test_what_is_kept_leaves_with_its_array(monkeypatch):
+    monkeypatch.setattr(_kept_rounding, "_N_KEPT", 8)
     encoders = [np.zeros((4, 3), np.float32) for _ in range(10)]
-    keepers = [keeper_of(encoder, False) for encoder in encoders]
+    keepers = [keeper_of(encoder, "encoder") for encoder in encoders]
     assert _kept_rounding._keepers == keepers[-8:]
-    assert keeper_of(encoders[5], False) is keepers[5]
+    assert keeper_of(encoders[5], "encoder") is keepers[5]
     del encoders[3]
     gc.collect()
     assert _kept_rounding._keepers == [keepers[2], *keepers[4:]]
@@ -269,12 +278,12 @@ def test_what_is_not_kept(monkeypatch):
     encoder = np.zeros((4, 3), np.float32)
     with monkeypatch.context() as patched:
         patched.setattr(_kept_rounding, "_MIN_BYTES", encoder.nbytes + 1)
-        assert keeper_of(encoder, False) is None
+        assert keeper_of(encoder, "encoder") is None
     with monkeypatch.context() as patched:
         patched.setattr(_kept_rounding, "_PAYS_HERE", False)
-        assert keeper_of(encoder, False) is None
-    assert keeper_of(np.zeros((1, 2**16 + 1), np.float32), False) is None
-    assert keeper_of(encoder, False) is not None
+        assert keeper_of(encoder, "encoder") is None
+    assert keeper_of(np.zeros((1, 2**16 + 1), np.float32), "encoder") is None
+    assert keeper_of(encoder, "encoder") is not None
 
 
 def test_threads_share_what_is_kept(fitted, embeddings):

@@ -11,7 +11,7 @@ is remembered of each row of the encoder, is another, or an activation is furthe
 from __future__ import annotations
 
 import weakref
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -38,6 +38,7 @@ __all__ = [
     "Keeper",
     "KeptEncoder",
     "bounds_of",
+    "encoder_role",
     "is_kept",
     "keeper_of",
     "multiply_kept",
@@ -50,8 +51,8 @@ FEW_ROWS = 4
 _MIN_BYTES = 4 * 2**20
 # Elsewhere it is not known whether it is the faster way.
 _PAYS_HERE = HAS_AVX2
-# Encoders and decoders that are kept.
-_N_KEPT = 8
+# Encoders and decoders that are kept: a quarter of the memory of each, and more models by turns than a process has.
+_N_KEPT = 32
 # Products computed again per latent asked for, from which reading the encoder itself is the faster way.
 MAX_RECOMPUTED = 6
 # Calls after which it is asked whether screening pays, and the share that it must have been of use for.
@@ -247,11 +248,20 @@ def _round(encoder: FloatArray, bias: FloatArray, divisors: FloatArray | None) -
     return KeptEncoder(integers, per_latent, np.stack(both), bounds.share)
 
 
-class Keeper:
-    """What is kept of one encoder, with or without divisors of its products, and whether that pays."""
+# What an array is multiplied for: activations, activations that are divided, or expanded queries.
+Role = Literal["encoder", "divided encoder", "decoder"]
 
-    def __init__(self, source: weakref.ref[Any], is_divided: bool) -> None:
-        self.source, self.is_divided = source, is_divided
+
+def encoder_role(divisors: FloatArray | None) -> Role:
+    """Return the role of an encoder whose products are divided by `divisors`."""
+    return "encoder" if divisors is None else "divided encoder"
+
+
+class Keeper:
+    """What is kept of one array in one role, and whether that pays."""
+
+    def __init__(self, source: weakref.ref[Any], role: Role) -> None:
+        self.source, self.role = source, role
         self._rounded: KeptEncoder | None = None
         self._n_calls = self._n_useful = 0
         self._is_new = self.pays = True
@@ -282,17 +292,18 @@ class Keeper:
 _keepers: list[Keeper] = []
 
 
-def keeper_of(encoder: FloatArray, is_divided: bool) -> Keeper | None:
-    """Return what is kept of an encoder, or None where nothing is to be.
+def keeper_of(encoder: FloatArray, role: Role) -> Keeper | None:
+    """Return what is kept of an encoder, or of a decoder, or None where nothing is to be.
 
-    It leaves with its array, or as the oldest of nine. Two threads that ask first may get two, of which one lasts.
+    One array may be both, with tied weights, and have a bias as the one only. What is kept leaves with its array, or as
+    the oldest of too many. Two threads that ask first may get two, of which one lasts.
     """
     if not _PAYS_HERE or encoder.nbytes < _MIN_BYTES or encoder.shape[1] > MAX_COLUMNS:
         return None
     for keeper in tuple(_keepers):
-        if keeper.source() is encoder and keeper.is_divided == is_divided:
+        if keeper.source() is encoder and keeper.role == role:
             return keeper
-    keeper = Keeper(weakref.ref(encoder, _forget), is_divided)
+    keeper = Keeper(weakref.ref(encoder, _forget), role)
     _keepers.append(keeper)
     del _keepers[:-_N_KEPT]
     return keeper

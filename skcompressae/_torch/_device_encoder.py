@@ -261,7 +261,7 @@ def kept_device_encoder(
 
     Bringing the weights to the device, and the products of all decoder rows, take many times as long as a few rows. An
     encoder leaves the device with its arrays, or as the oldest of five. Arrays that were written to are new ones
-    where the bias or a whole row of the encoder or decoder changed; finer changes need a new array to be seen.
+    where the bias or all of a row of the encoder or decoder changed; finer changes need a new array to be seen.
 
     Parameters
     ----------
