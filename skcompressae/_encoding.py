@@ -103,7 +103,7 @@ class Encoder:
         self._precision = precision
         self._has_exact_products = device.type == "cpu" and precision != "bfloat16"
         self._margin: float | None = None
-        self._rounded_decoder: IndexArray | None = None
+        self._rounded_decoder: FloatArray | IndexArray | None = None
         self._screened: dict[str, ScreenedActivations] = {}  # by what factors are rounded to
         self._unit = np.empty((0, weights.encoder.shape[1]), dtype=np.float32)
         self._refiner: Encoder | None = None
@@ -296,12 +296,15 @@ class Encoder:
             indices, values = self._largest(x, k)
             decoded = decode_norms(self._weights.decoder, indices, values, n_threads=self._n_threads)
             return x, norms, indices, values, decoded
-        if self._refiner is None:
-            return x, norms, *self._fit(x, k, flattening)
-        codes = self._fit(x, k, AS_FITTED)
-        for n_left in reversed(range(N_REFINEMENTS)):
-            codes = self._refine(self._refiner, x, *codes[:2], AS_FITTED if n_left else flattening)
-        return x, norms, *codes
+        codes = self._fit(x, k, flattening if self._refiner is None else AS_FITTED)
+        if self._refiner is not None:
+            for n_left in reversed(range(N_REFINEMENTS)):
+                codes = self._refine(self._refiner, x, *codes[:2], AS_FITTED if n_left else flattening)
+        decoder = self._weights.decoder
+        if self._decoder_to_fit(len(x)) is decoder:
+            return x, norms, *codes
+        # values are scaled by what the decoder itself makes of them
+        return x, norms, *codes[:2], decode_norms(decoder, *codes[:2], n_threads=self._n_threads)
 
     def _largest(self, x: FloatArray, k: int) -> tuple[IndexArray, FloatArray]:
         """Return the k largest activations of each unit row."""
@@ -346,13 +349,20 @@ class Encoder:
         return indices, *least_squares_codes(x, decoder, indices, **fitting)
 
     def _decoder_to_fit(self, n_rows: int) -> FloatArray | IndexArray:
-        """Return the decoder to fit the values of so many rows with: in integers where that is faster, if it may be."""
+        """Return the decoder to fit the values of so many rows with: in integers where that is faster, if it may be.
+
+        It may not where the mean is scaled apart: of rows close to it the other entries are small, and would be scaled
+        by what rounding leaves of them.
+        """
         decoder = self._weights.decoder
-        if self._has_exact_products or not rounded_decoder_pays(n_rows, decoder.shape[1]):
+        if self._has_exact_products or self._scales_mean_apart:
+            return decoder
+        if not rounded_decoder_pays(n_rows, decoder.shape[1]):
             return decoder
         if self._rounded_decoder is None:
-            self._rounded_decoder = round_decoder(decoder, n_threads=self._n_threads)
-        return decoder if self._rounded_decoder is None else self._rounded_decoder
+            rounded = round_decoder(decoder, n_threads=self._n_threads)
+            self._rounded_decoder = decoder if rounded is None else rounded
+        return self._rounded_decoder
 
     def _refine(
         self, refiner: Encoder, x: FloatArray, indices: IndexArray, values: FloatArray, flattening: Flattening

@@ -5,8 +5,11 @@ import pytest
 from conftest import needs_avx2
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_screening import fitted, transform
 
+from skcompressae import _encoding
 from skcompressae._core import _integer_rows
+from skcompressae._core._deciding import MANY
 from skcompressae._core._integer_rows import (
     add_integer_rows,
     dot_integer_rows,
@@ -16,6 +19,7 @@ from skcompressae._core._integer_rows import (
 )
 from skcompressae._core._pursuit import least_squares_codes, pursuit_codes
 from skcompressae._core._rows import unit_rows
+from skcompressae._torch._screened import ScreenedActivations
 
 pytestmark = needs_avx2
 
@@ -115,3 +119,29 @@ def test_it_is_for_many_long_rows_on_processors_that_multiply_such_integers(monk
     assert not rounded_decoder_pays(4096, 159)
     monkeypatch.setattr(_integer_rows, "HAS_AVX2", False)
     assert not rounded_decoder_pays(4096, 768)
+
+
+@pytest.mark.parametrize("norm", ["input", "unit"])
+@pytest.mark.parametrize("has_mean", [False, True])
+def test_reduced_precision_rounds_the_decoder_but_not_the_norms(monkeypatch, norm, has_mean):
+    """And not where the mean is scaled apart: what few other entries hold would be scaled by rounding errors."""
+    random_state = np.random.RandomState(6)
+    X = (random_state.standard_normal((1200, 200)) * (0.05 if has_mean else 1) + 3 * has_mean).astype(np.float32)
+    model = fitted("least_squares", X).set_params(precision="bfloat16", norm=norm)
+    assert model.has_mean_latent_ == has_mean
+    rounded, computes = [], []
+    rounding, largest = _encoding.round_decoder, ScreenedActivations.largest
+    monkeypatch.setattr(
+        _encoding, "round_decoder", lambda *given, **named: rounded.append(1) or rounding(*given, **named)
+    )
+    monkeypatch.setattr(
+        ScreenedActivations,
+        "largest",
+        lambda *given, **named: computes.append(named["computes"]) or largest(*given, **named),
+    )
+    codes = transform(model, X, monkeypatch, roundings=["int16"])
+    assert len(rounded) == (not has_mean)
+    assert computes == [MANY]
+    norms = np.linalg.norm(codes.astype(np.float64) @ model.components_.astype(np.float64), axis=1)
+    wanted = np.linalg.norm(X.astype(np.float64), axis=1) if norm == "input" else 1
+    np.testing.assert_allclose(norms / wanted, 1, atol=5e-6)
