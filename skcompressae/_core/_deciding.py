@@ -4,8 +4,8 @@ Activations are computed again in float32, in a fixed order, so that they depend
 survivors, or, where only the choice is wanted, those whose place the bounds of their errors leave open.
 
 Invariant: the latents are those that a selection among the recomputed activations of all latents would return. Where
-reduced precision was asked for, activations of the rounded product may decide instead: in rows of which they rule out
-nearly all others.
+reduced precision was asked for, activations of the rounded product may decide instead: in rows of which at most twice
+as many latents survive as are asked for.
 """
 
 from __future__ import annotations

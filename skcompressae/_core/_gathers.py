@@ -6,6 +6,8 @@ Four rows are read at a time, to hide the latency of a cache miss behind the oth
 
 from __future__ import annotations
 
+from typing import Any
+
 from skcompressae._core._compiling import njit
 
 __all__ = ["FAST", "add_combination", "dot", "dots", "gram_of"]
@@ -60,7 +62,7 @@ def dots(vector, rows, picks, n_picks, products):  # type: ignore[no-untyped-def
 
 
 @njit(nogil=True, fastmath=FAST)
-def gram_of(rows, picks, first, n, gram):  # type: ignore[no-untyped-def]
+def gram_of(rows: Any, picks: Any, first: Any, n: Any, gram: Any) -> None:
     """Write the inner products of the rows ``picks[first:n]`` with those of ``picks[:n]``.
 
     In tiles of 4 x 3 sums, which fit the 16 vector registers of processors without AVX-512. The last tile of a row of
