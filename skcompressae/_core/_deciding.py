@@ -4,8 +4,7 @@ Activations are computed again in float32, in a fixed order, so that they depend
 survivors, or, where only the choice is wanted, those whose place the bounds of their errors leave open.
 
 Invariant: the latents are those that a selection among the recomputed activations of all latents would return. Where
-reduced precision was asked for, activations of the rounded product may decide instead: in rows of which at most twice
-as many latents survive as are asked for.
+reduced precision was asked for, activations of the rounded product may decide instead, as `n_decided_by_product` says.
 """
 
 from __future__ import annotations
@@ -21,12 +20,17 @@ from skcompressae._core._supports import compute_activations
 from skcompressae._core._threads import run_blocks
 from skcompressae._core._topk import kth_largest, write_largest
 
-__all__ = ["ALL", "MANY", "OPEN", "decide"]
+__all__ = ["ALL", "MANY", "OPEN", "decide", "n_decided_by_product"]
 
 # Which survivors are computed again: all; those whose place is open; all, but only of rows with many survivors.
 ALL, OPEN, MANY = range(3)
-# Survivors per latent asked for, from which a row has many.
-_MANY_SURVIVORS = 2
+# Survivors per latent asked for that are not many yet.
+_FEW_SURVIVORS = 3
+
+
+def n_decided_by_product(n: int, computes: int) -> int:
+    """Return how many survivors of a row may be left for activations of the rounded product to decide between n."""
+    return _FEW_SURVIVORS * n if computes == MANY else 0
 
 
 @njit(nogil=True)
@@ -39,6 +43,7 @@ def _decide(
     bounds: Any,
     n: Any,
     computes: Any,
+    n_decided: Any,
     start: Any,
     stop: Any,
     survivors: Any,
@@ -67,10 +72,14 @@ def _decide(
                 magnitudes[c] = abs(activations[c])
             write_largest(everything, activations, magnitudes, n_components, n, scratch, indices[i], values[i])
             continue
-        if computes == MANY and n_picks <= _MANY_SURVIVORS * n:
+        if n_picks <= n_decided:
             compute_activations(x[i], encoder, bias, divisors, picks, 1, computed)  # do the bounds hold?
             error = error_bound(bounds, picks[0], rounded, i) + bounds.share * abs(proposed[0])
             n_violations += abs(computed[0] - proposed[0]) > error
+            if n_picks == n:
+                for c in range(n):
+                    indices[i, c], values[i, c] = picks[c], proposed[c]
+                continue
             for c in range(n_picks):
                 magnitudes[c] = abs(proposed[c])
             write_largest(picks, proposed, magnitudes, n_picks, n, scratch, indices[i], values[i])
@@ -127,7 +136,7 @@ def decide(
         As in :func:`~skcompressae._core._screening.error_bounds`.
     computes : {ALL, OPEN, MANY}, default=ALL
         Compute all survivors again; or only those that might or might not be among the n largest; or all, but only of
-        rows of which more than twice as many survived as are asked for.
+        rows of which more survived than `n_decided_by_product` allows.
 
     Returns
     -------
@@ -144,7 +153,7 @@ def decide(
     values = np.empty((len(x), n), dtype=np.float32)
     errors = np.empty(len(x), dtype=np.float32)
     divided = np.empty(0, dtype=np.float32) if divisors is None else divisors
-    shared = x, encoder, bias, divided, rounded, bounds, n, computes
+    shared = x, encoder, bias, divided, rounded, bounds, n, computes, n_decided_by_product(n, computes)
     counts: list[int] = []
     run_blocks(
         lambda start, stop: counts.append(_decide(*shared, start, stop, survivors, indices, values, errors)),

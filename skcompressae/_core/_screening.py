@@ -26,7 +26,9 @@ from skcompressae._core._topk import (
     candidate_threshold,
     collect_at_least,
     kth_largest,
+    leading,
     max_and_count,
+    n_at_least,
 )
 
 __all__ = [
@@ -221,6 +223,7 @@ def _survive(
     bounds: Any,
     largest: Any,
     n: int,
+    n_decided: int,
     start: int,
     stop: int,
     survivors: Any,
@@ -250,6 +253,13 @@ def _survive(
         # no magnitude below this one, plus the largest of the bounds, reaches the n-th largest minus that
         bound = error_bound(largest, 0, rounded, i)
         lowest = max(kind(0), (nth * (kind(1) - share) - kind(2) * bound) / (kind(1) + share))
+        if n_decided > 0 and peak < np.inf and n_at_least(row, n_components, lowest) <= n_decided:
+            n_kept = leading(found, scratch, n_found, nth, n)
+            for c in range(n):
+                j = found[c] if n_kept == n else c  # too few are numbers
+                survivors.latents[i, c], survivors.activations[i, c] = j, row[j]
+            survivors.counts[i] = n
+            continue
         if lowest < threshold:
             n_found = collect_at_least(row, lowest, found)
         n_kept = 0
@@ -292,6 +302,7 @@ def survive(
     survivors: Survivors,
     *,
     n_threads: int,
+    n_decided: int = 0,
 ) -> None:
     """Write which latents may be among the n of largest exact activation of each row.
 
@@ -308,6 +319,8 @@ def survive(
     survivors : Survivors
         Of as many rows.
     n_threads : int
+    n_decided : int, default=0
+        Rows with at most so many survivors are left with the n of largest approximate activation.
     """
     fixed, slope, spread, own = (bound.max(keepdims=True) for bound in bounds[:4])
     largest = ErrorBounds(fixed, slope, spread, own, bounds.share)
@@ -316,7 +329,9 @@ def survive(
     if isinstance(products, IntegerProducts):
         integers, products = products, np.empty((0, len(bounds.fixed)), dtype=np.float32)
     run_blocks(
-        lambda start, stop: _survive(integers, products, bias, rounded, bounds, largest, n, start, stop, survivors),
+        lambda start, stop: _survive(
+            integers, products, bias, rounded, bounds, largest, n, n_decided, start, stop, survivors
+        ),
         len(rounded.distances),
         64,
         n_threads,

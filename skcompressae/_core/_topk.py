@@ -34,7 +34,9 @@ __all__ = [
     "candidate_threshold",
     "collect_at_least",
     "kth_largest",
+    "leading",
     "max_and_count",
+    "n_at_least",
     "partition_largest",
     "top_k",
     "top_k_rows",
@@ -88,7 +90,7 @@ def partition_largest(values: Any, n: int, k: int) -> Any:
 
 
 @njit(nogil=True)
-def _count_at_least(values: Any, n: int, threshold: Any) -> int:
+def n_at_least(values: Any, n: int, threshold: Any) -> int:
     """Count the magnitudes among ``values[:n]`` of at least `threshold`."""
     n_grouped = n - n % N_LANES
     count = 0
@@ -114,8 +116,8 @@ def kth_largest(values: Any, n: int, k: int) -> Any:
         if not low < probe < high:
             probe = midway(low, high)
             if probe == low:
-                return high if _count_at_least(values, n, high) >= k else low
-        reached = _count_at_least(values, n, probe)
+                return high if n_at_least(values, n, high) >= k else low
+        reached = n_at_least(values, n, probe)
         if reached == k:
             break
         if reached > k:
@@ -174,7 +176,7 @@ def candidate_threshold(row: Any, k: int, threshold: Any, count: int, largest: A
     best = low
     if not (low < threshold < high):
         threshold = kind(0.5) * high
-        count = _count_at_least(row, row.shape[0], threshold)
+        count = n_at_least(row, row.shape[0], threshold)
     for _ in range(_MAX_REFINEMENTS):
         if count >= k:
             best = threshold
@@ -189,7 +191,7 @@ def candidate_threshold(row: Any, k: int, threshold: Any, count: int, largest: A
             threshold = kind(0.5) * (low + high)
             if not (low < threshold < high):
                 break
-        count = _count_at_least(row, row.shape[0], threshold)
+        count = n_at_least(row, row.shape[0], threshold)
     return best
 
 
@@ -217,7 +219,7 @@ def collect_at_least(row: Any, threshold: Any, indices: Any) -> int:
 
 
 @njit(nogil=True)
-def _leading(picks: Any, magnitudes: Any, n_picks: int, kth: Any, k: int) -> int:
+def leading(picks: Any, magnitudes: Any, n_picks: int, kth: Any, k: int) -> int:
     """Move the picks of the k largest magnitudes to the front, in their order, of equals the first; return how many.
 
     `kth` is the k-th largest. Without a branch, as which of them lead is not foreseen.
@@ -274,7 +276,7 @@ def top_k_rows(
         for c in range(n_candidates):
             magnitudes[c] = abs(row[candidates[c]])
         kth = kth_largest(magnitudes, n_candidates, k)
-        n_found = _leading(candidates, magnitudes, n_candidates, kth, k)
+        n_found = leading(candidates, magnitudes, n_candidates, kth, k)
         for c in range(k):
             j = candidates[c] if n_found == k else c  # too few are numbers
             indices[i, c], values[i, c] = j, row[j]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from skcompressae._core._arrays import FloatArray, IndexArray, aligned_empty
-from skcompressae._core._deciding import ALL, decide
+from skcompressae._core._deciding import ALL, decide, n_decided_by_product
 from skcompressae._core._int16_products import MAX_COLUMNS, Int16Encoder
 from skcompressae._core._processor import MULTIPLIES_BFLOAT16, MULTIPLIES_INT8, MULTIPLIES_INT16
 from skcompressae._core._screening import (
@@ -139,7 +139,7 @@ class ScreenedActivations:
         library that does not sum as exactly as it should. All rows pass the product before any is computed again, so
         that the weights of either stage stay in the cache.
         """
-        found = self._screen(x, n, block_rows, n_threads)
+        found = self._screen(x, n, n_decided_by_product(n, computes), block_rows, n_threads)
         if found is None:
             return None
         indices, values, errors, n_violations = decide(
@@ -158,19 +158,19 @@ class ScreenedActivations:
         return indices, values, errors
 
     def _screen(
-        self, x: FloatArray, n: int, block_rows: int, n_threads: int
+        self, x: FloatArray, n: int, n_decided: int, block_rows: int, n_threads: int
     ) -> tuple[RoundedRows, ErrorBounds, Survivors] | None:
         """Return how rows were rounded, the bounds, and what survives, once it is known that this pays."""
         if not (self._is_probed or self.is_fine):
             self._is_probed = True
             probed = x[:: max(1, len(x) // _N_PROBED)]
             self._multiply.centre_on(probed)
-            self._survivors(np.ascontiguousarray(probed), n, block_rows, n_threads)
-        found = self._survivors(x, n, block_rows, n_threads) if self.pays else None
+            self._survivors(np.ascontiguousarray(probed), n, n_decided, block_rows, n_threads)
+        found = self._survivors(x, n, n_decided, block_rows, n_threads) if self.pays else None
         return None if found is None else (found[0], self._bounds, found[1])
 
     def _survivors(
-        self, x: FloatArray, n: int, block_rows: int, n_threads: int
+        self, x: FloatArray, n: int, n_decided: int, block_rows: int, n_threads: int
     ) -> tuple[RoundedRows, Survivors] | None:
         """Return what may be in the rows' codes, or None where that is too much."""
         survivors = room_for(len(x), n, len(self._encoder))
@@ -187,6 +187,7 @@ class ScreenedActivations:
                 n,
                 survivors.of_rows(start, stop),
                 n_threads=n_threads,
+                n_decided=n_decided,
             )
 
         with self._multiply.hold_threads():
