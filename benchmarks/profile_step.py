@@ -24,6 +24,7 @@ from threadpoolctl import threadpool_limits
 from training_speed import our_step
 
 from skcompressae import CompresSAETransformer, _encoding
+from skcompressae._core import _rounded_fit
 from skcompressae._core._rows import unit_rows
 from skcompressae._torch import _cpu_engine, _screened
 from skcompressae._torch._device_choice import resolve_device
@@ -54,8 +55,8 @@ TRANSFORM_STAGES = {
     "supports": (_encoding, "supports"),
     "decode_norms": (_encoding, "decode_norms"),
     "round_decoder": (_encoding, "round_decoder"),
-    "pursuit_codes": (_encoding, "pursuit_codes"),
-    "least_squares_codes": (_encoding, "least_squares_codes"),
+    "pursuit_codes": (_rounded_fit, "pursuit_codes"),
+    "least_squares_codes": (_rounded_fit, "least_squares_codes"),
     "codes_to_csr": (_encoding, "codes_to_csr"),
 }
 

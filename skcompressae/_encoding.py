@@ -19,8 +19,9 @@ from skcompressae._core._few_rows import encode_few
 from skcompressae._core._flattening import AS_FITTED, Flattening
 from skcompressae._core._integer_rows import round_decoder, rounded_decoder_pays
 from skcompressae._core._kept_rounding import FEW_ROWS, NOT_KEPT, Keeper, encoder_role, keeper_of
-from skcompressae._core._pursuit import PURSUITS, Inexact, count_candidates, least_squares_codes, pursuit_codes
+from skcompressae._core._pursuit import PURSUITS, Inexact, count_candidates
 from skcompressae._core._refinement import N_REFINEMENTS, merged_candidates, unexplained_rows
+from skcompressae._core._rounded_fit import fit_codes
 from skcompressae._core._rows import (
     codes_to_csr,
     decode_csr,
@@ -50,9 +51,6 @@ BLOCK_ROWS = 4096
 _MARGIN = 8
 # Rows up to which one thread that reads an encoder kept in 8 bits is faster than one that reads float32.
 _KEPT_ROWS_OF_ONE_THREAD = 8
-# How many times the squared norm of what they decode to the squares of values fitted to a rounded decoder may be, for
-# its Gram matrices to tell that norm to 1e-4: the shares that two latents have in it are off by 1e-5 on average.
-_MAX_CANCELLED = 4.0
 # Rows from which the bound of the rounding errors, which takes a pass over the encoder, saves more than it costs.
 _MIN_BOUNDED_ROWS = 512
 
@@ -106,7 +104,8 @@ class Encoder:
         self._precision = precision
         self._has_exact_products = device.type == "cpu" and precision != "bfloat16"
         self._margin: float | None = None
-        self._rounded_decoder: FloatArray | IndexArray | None = None
+        self._rounded_decoder: IndexArray | None = None
+        self._is_decoder_rounded = False  # or its rows are too long for it
         self._screened: dict[str, ScreenedActivations] = {}  # by what factors are rounded to
         self._unit = np.empty((0, weights.encoder.shape[1]), dtype=np.float32)
         self._refiner: Encoder | None = None
@@ -303,15 +302,7 @@ class Encoder:
         if self._refiner is not None:
             for n_left in reversed(range(N_REFINEMENTS)):
                 codes = self._refine(self._refiner, x, *codes[:2], AS_FITTED if n_left else flattening)
-        decoder = self._weights.decoder
-        if self._decoder_to_fit(len(x)) is decoder:
-            return x, norms, *codes
-        indices, values, of_fit = codes
-        # values are scaled by what the decoder itself makes of them, wherever rounding it may matter to that
-        cancels = np.einsum("ij,ij->i", values, values) > _MAX_CANCELLED * of_fit * of_fit
-        if cancels.any():
-            of_fit[cancels] = decode_norms(decoder, indices[cancels], values[cancels], n_threads=self._n_threads)
-        return x, norms, indices, values, of_fit
+        return x, norms, *codes
 
     def _largest(self, x: FloatArray, k: int) -> tuple[IndexArray, FloatArray]:
         """Return the k largest activations of each unit row."""
@@ -327,7 +318,7 @@ class Encoder:
     def _fit(self, x: FloatArray, k: int, flattening: Flattening) -> tuple[IndexArray, FloatArray, FloatArray]:
         """Return codes of unit rows with fitted values, of latents that the encoder proposes."""
         weights, n_threads = self._weights, self._n_threads
-        decoder = self._decoder_to_fit(len(x))
+        decoders = weights.decoder, self._rounded_decoder_for(len(x))
         fitting: Any = {"n_threads": n_threads, "flattening": flattening}
         n_candidates = self._n_candidates(k)
         pursues = self._coding in PURSUITS and n_candidates > k
@@ -336,15 +327,15 @@ class Encoder:
             candidates, activations, errors = screened
             if pursues:
                 inexact = Inexact(errors, weights.encoder, weights.bias)
-                return pursuit_codes(x, decoder, candidates, activations, k, inexact=inexact, **fitting)
-            return candidates, *least_squares_codes(x, decoder, candidates, **fitting)
+                return fit_codes(x, *decoders, candidates, activations, k, inexact=inexact, **fitting)
+            return fit_codes(x, *decoders, candidates, None, k, **fitting)
         if not pursues:  # with nothing to pick it is least squares, whose support a product's rounding must not decide
             n_candidates = self._n_recomputed(k)
         candidates, proposed = self._propose(x, n_candidates)
         if pursues:
             if not self._has_exact_products:
                 proposed = candidate_activations(x, weights.encoder, weights.bias, candidates, n_threads=n_threads)
-            return pursuit_codes(x, decoder, candidates, proposed, k, **fitting)
+            return fit_codes(x, *decoders, candidates, proposed, k, **fitting)
         if self._has_exact_products and len(x) >= _MIN_BOUNDED_ROWS:
             if self._margin is None:
                 self._margin = rounding_margin(weights.encoder, weights.bias)
@@ -353,37 +344,30 @@ class Encoder:
             )
         else:
             indices, _ = activation_codes(x, weights.encoder, weights.bias, candidates, k, n_threads=n_threads)
-        return indices, *least_squares_codes(x, decoder, indices, **fitting)
+        return fit_codes(x, *decoders, indices, None, k, **fitting)
 
-    def _decoder_to_fit(self, n_rows: int) -> FloatArray | IndexArray:
-        """Return the decoder to fit the values of so many rows with: in integers where that is faster, if it may be.
-
-        It may not where the mean is scaled apart: of rows close to it the other entries are small, and would be scaled
-        by what rounding leaves of them.
-        """
-        decoder = self._weights.decoder
-        if self._has_exact_products or self._scales_mean_apart:
-            return decoder
-        if not rounded_decoder_pays(n_rows, decoder.shape[1]):
-            return decoder
-        if self._rounded_decoder is None:
-            rounded = round_decoder(decoder, n_threads=self._n_threads)
-            self._rounded_decoder = decoder if rounded is None else rounded
+    def _rounded_decoder_for(self, n_rows: int) -> IndexArray | None:
+        """Return the decoder in integers where values of so many rows are fitted faster with it, if they may be."""
+        if self._has_exact_products or not rounded_decoder_pays(n_rows, self._weights.decoder.shape[1]):
+            return None
+        if not self._is_decoder_rounded:
+            self._rounded_decoder = round_decoder(self._weights.decoder, n_threads=self._n_threads)
+            self._is_decoder_rounded = True
         return self._rounded_decoder
 
     def _refine(
         self, refiner: Encoder, x: FloatArray, indices: IndexArray, values: FloatArray, flattening: Flattening
     ) -> tuple[IndexArray, FloatArray, FloatArray]:
         """Return codes pursued among the latents of these and as many others that explain most of what they leave."""
-        decoder, n_threads = self._decoder_to_fit(len(x)), self._n_threads
-        rest, norms = unexplained_rows(x, decoder, indices, values, n_threads=n_threads)
+        decoder, n_threads = self._weights.decoder, self._n_threads
+        rounded = self._rounded_decoder_for(len(x))
+        rest, norms = unexplained_rows(x, decoder if rounded is None else rounded, indices, values, n_threads=n_threads)
         proposed, correlations = refiner._largest(rest, indices.shape[1])
         candidates, activations = merged_candidates(
             indices, values, proposed, correlations, norms, self.n_components, n_threads=n_threads
         )
-        return pursuit_codes(
-            x, decoder, candidates, activations, indices.shape[1], n_threads=n_threads, flattening=flattening
-        )
+        k = indices.shape[1]
+        return fit_codes(x, decoder, rounded, candidates, activations, k, n_threads=n_threads, flattening=flattening)
 
     def _unit_rows(self, rows: NDArray[Any]) -> tuple[FloatArray, NDArray[np.float64]]:
         """Return unit rows, valid until the next call, and norms."""

@@ -124,11 +124,11 @@ def test_it_is_for_many_long_rows_on_processors_that_multiply_such_integers(monk
 @pytest.mark.parametrize("norm", ["input", "unit"])
 @pytest.mark.parametrize("has_mean", [False, True])
 def test_reduced_precision_rounds_the_decoder_but_not_the_norms(monkeypatch, norm, has_mean):
-    """And not where the mean is scaled apart: what few other entries hold would be scaled by rounding errors."""
     random_state = np.random.RandomState(6)
-    X = (random_state.standard_normal((1200, 200)) * (0.05 if has_mean else 1) + 3 * has_mean).astype(np.float32)
-    model = fitted("least_squares", X).set_params(precision="bfloat16", norm=norm)
+    X = (random_state.standard_normal((1200, 200)) * (2 if has_mean else 1) + 3 * has_mean).astype(np.float32)
+    model = fitted("least_squares", X).set_params(norm=norm)
     assert model.has_mean_latent_ == has_mean
+    exact = transform(model, X, monkeypatch, roundings=["int16"])
     rounded, computes = [], []
     rounding, largest = _encoding.round_decoder, ScreenedActivations.largest
     monkeypatch.setattr(
@@ -139,25 +139,11 @@ def test_reduced_precision_rounds_the_decoder_but_not_the_norms(monkeypatch, nor
         "largest",
         lambda *given, **named: computes.append(named["computes"]) or largest(*given, **named),
     )
+    model.set_params(precision="bfloat16")
     codes = transform(model, X, monkeypatch, roundings=["int16"])
-    assert len(rounded) == (not has_mean)
+    assert len(rounded) == 1
     assert computes == [MANY]
+    assert (codes != exact).nnz > 0.9 * exact.nnz
     norms = np.linalg.norm(codes.astype(np.float64) @ model.components_.astype(np.float64), axis=1)
     wanted = np.linalg.norm(X.astype(np.float64), axis=1) if norm == "input" else 1
-    np.testing.assert_allclose(norms / wanted, 1, atol=5e-6 if has_mean else 5e-5)
-
-
-def test_norms_of_values_that_cancel_are_those_of_the_decoder_itself(monkeypatch):
-    """Where latents nearly coincide, rounding decides what their values are, but not what codes decode to."""
-    random_state = np.random.RandomState(8)
-    X = random_state.standard_normal((1200, 200)).astype(np.float32)
-    model = fitted("least_squares", X).set_params(precision="bfloat16", norm="unit")
-    decoder = model.components_
-    decoder[48:] = decoder[:48] + 2e-4 * random_state.standard_normal((48, 200))
-    decoder /= np.linalg.norm(decoder, axis=1, keepdims=True)
-    model.encoder_weights_[48:] = model.encoder_weights_[:48]
-    model.encoder_bias_[48:] = model.encoder_bias_[:48]
-    codes = transform(model, X, monkeypatch, roundings=["int16"]).astype(np.float64)
-    assert (codes.multiply(codes).sum(axis=1) > 16).mean() > 0.2
-    norms = np.linalg.norm(codes @ decoder.astype(np.float64), axis=1)
-    np.testing.assert_allclose(norms, 1, atol=1e-5)
+    np.testing.assert_allclose(norms / wanted, 1, atol=1e-4)

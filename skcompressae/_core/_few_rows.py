@@ -142,10 +142,11 @@ def _pursue_few(
     n_rows, k = indices.shape
     unit, candidates, activations, outcome = _choose(rows, encoder, bias, divisors, kept, n, n_proposed, norms)
     fitted = np.empty((n_rows, k), dtype=rows.dtype)
-    decoded = np.empty(n_rows, dtype=rows.dtype)
+    decoded, pivots = np.empty(n_rows, dtype=rows.dtype), np.empty(n_rows, dtype=rows.dtype)
     pursue_rows(
-        unit, decoder, candidates, activations, exact, k, rounds, ridge, flattening, 0, n_rows, indices, fitted, decoded
-    )
+        unit, decoder, candidates, activations, exact, k, rounds, ridge, flattening, 0, n_rows, indices, fitted,
+        decoded, pivots,
+    )  # fmt: skip
     is_finite = _scale(indices, fitted, decoded, norms, is_scaled, is_of_input, flattening.keeps_mean, values)
     return is_finite, outcome
 
@@ -163,8 +164,8 @@ def _choose_few(
             indices[i, a] = chosen[i, a]
     decoded = np.empty(n_rows)
     if is_fitted:
-        fitted_norms = np.empty(n_rows, dtype=rows.dtype)
-        refit_rows(unit, decoder, indices, ridge, flattening, 0, n_rows, found, fitted_norms)
+        fitted_norms, pivots = np.empty(n_rows, dtype=rows.dtype), np.empty(n_rows, dtype=rows.dtype)
+        refit_rows(unit, decoder, indices, ridge, flattening, 0, n_rows, found, fitted_norms, pivots)
         for i in range(n_rows):
             decoded[i] = fitted_norms[i]
     else:

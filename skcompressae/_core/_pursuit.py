@@ -91,8 +91,8 @@ def _block_rows(n_rows: int, n_threads: int) -> int:
 
 
 @njit(nogil=True, fastmath=FAST)
-def _eliminate(system: Any, width: int, first: int, n: int, ridge: Any, reciprocals: Any) -> None:
-    """Eliminate the rows ``first:n`` of a positive definite system whose earlier rows have been.
+def _eliminate(system: Any, width: int, first: int, n: int, ridge: Any, reciprocals: Any) -> Any:
+    """Eliminate the rows ``first:n`` of a positive definite system, after those before; return their least pivot.
 
     `system` is flat, rows of `width` entries, a multiple of N_LANES: the columns so far, zeros, and the right side
     last of all. The rows to eliminate need their columns up to n only. What is left of a pivot afterwards is rubbish
@@ -100,6 +100,7 @@ def _eliminate(system: Any, width: int, first: int, n: int, ridge: Any, reciproc
     rounding leaves, and what is divided by those grows beyond all numbers. Such a latent gets the value 0.
     """
     half = system.dtype.type(0.5)
+    least = system.dtype.type(np.inf)
     for a in range(n):
         upper = a * width
         begin = a + 1
@@ -110,12 +111,14 @@ def _eliminate(system: Any, width: int, first: int, n: int, ridge: Any, reciproc
                 system[upper + i] = system[i * width + a]
         else:
             pivot = system[upper + a]
+            least = min(least, pivot)
             reciprocals[a] = system.dtype.type(1) / max(pivot, ridge) if pivot > half * ridge else system.dtype.type(0)
         for i in range(begin, n):
             row = i * width
             factor = -system[row + a] * reciprocals[a]
             for lane in range(a // N_LANES * N_LANES, width, N_LANES):
                 add_multiple(system, row + lane, upper + lane, factor)
+    return least
 
 
 @njit(nogil=True, fastmath=FAST)
@@ -131,7 +134,16 @@ def _substitute(system: Any, width: int, n: int, reciprocals: Any, solution: Any
 
 @njit(nogil=True, fastmath=FAST)
 def refit_rows(
-    x: Any, decoder: Any, supports: Any, ridge: Any, flattening: Any, start: int, stop: int, values: Any, norms: Any
+    x: Any,
+    decoder: Any,
+    supports: Any,
+    ridge: Any,
+    flattening: Any,
+    start: int,
+    stop: int,
+    values: Any,
+    norms: Any,
+    pivots: Any,
 ) -> None:
     k = supports.shape[1]
     kind = x.dtype.type
@@ -151,7 +163,7 @@ def refit_rows(
                 system[a, b] = gram[a, b]
             system[a, a] += ridge
             system[a, width - 1] = correlations[a]
-        _eliminate(flat, width, 0, k, ridge, reciprocals)
+        pivots[i] = _eliminate(flat, width, 0, k, ridge, reciprocals)
         _substitute(flat, width, k, reciprocals, solution)
         # Alone, as a loop that also writes is compiled twice, and where its arrays lie decides which sum is taken.
         squares = kind(0)  # s G s = s (c - ridge s)
@@ -237,6 +249,7 @@ def pursue_rows(
     indices: Any,
     values: Any,
     norms: Any,
+    pivots: Any,
 ) -> None:
     n_first = rounds[0]
     n_candidates = candidates.shape[1]
@@ -289,6 +302,7 @@ def pursue_rows(
                 position[c] = n
                 n += 1
         n_known, n_rounds = 0, 0
+        pivots[i] = kind(np.inf)
         while True:
             if n > 0:
                 gram_rows(decoder, picked, n_known, n, gram)
@@ -299,7 +313,7 @@ def pursue_rows(
                     system[a, n:] = kind(0)
                     system[a, a] += ridge
                     system[a, width - 1] = correlations[a]
-                _eliminate(flat, width, n_known, n, ridge, reciprocals)
+                pivots[i] = min(pivots[i], _eliminate(flat, width, n_known, n, ridge, reciprocals))
                 _substitute(flat, width, n, reciprocals, solution)
             n_known = n
             if n == k:
@@ -355,6 +369,7 @@ def least_squares_codes(
     *,
     n_threads: int,
     flattening: Flattening = AS_FITTED,
+    pivots: FloatArray | None = None,
 ) -> tuple[FloatArray, FloatArray]:
     """Fit the values of codes of given supports by least squares, and draw them together.
 
@@ -365,6 +380,8 @@ def least_squares_codes(
     supports : int32 array of shape (n_rows, k), distinct in each row
     n_threads : int
     flattening : Flattening, default=AS_FITTED
+    pivots : array of shape (n_rows,), of the dtype of `x`, optional
+        Written to: the least squared distance of a unit decoder row to the span of those before it in the code.
 
     Returns
     -------
@@ -374,9 +391,10 @@ def least_squares_codes(
     """
     values = np.empty(supports.shape, dtype=x.dtype)
     norms = np.empty(len(x), dtype=x.dtype)
+    pivots = np.empty_like(norms) if pivots is None else pivots
     ridge = x.dtype.type(RIDGE)
     run_blocks(
-        lambda start, stop: refit_rows(x, decoder, supports, ridge, flattening, start, stop, values, norms),
+        lambda start, stop: refit_rows(x, decoder, supports, ridge, flattening, start, stop, values, norms, pivots),
         len(x),
         _block_rows(len(x), n_threads),
         n_threads,
@@ -394,6 +412,7 @@ def pursuit_codes(
     n_threads: int,
     inexact: Inexact | None = None,
     flattening: Flattening = AS_FITTED,
+    pivots: FloatArray | None = None,
 ) -> tuple[IndexArray, FloatArray, FloatArray]:
     """Pick k of each row's candidates by a matching pursuit that the encoder guides; fit values by least squares.
 
@@ -411,6 +430,8 @@ def pursuit_codes(
         How far the activations may be off; those that decide are computed again, so the codes are what exact ones give.
     flattening : Flattening, default=AS_FITTED
         How far the values are drawn together.
+    pivots : array of shape (n_rows,), of the dtype of `x`, optional
+        Written to, as :func:`least_squares_codes` does.
 
     Returns
     -------
@@ -420,11 +441,13 @@ def pursuit_codes(
         L2 norm of each row's reconstruction.
     """
     if candidates.shape[1] == k:
-        return candidates, *least_squares_codes(x, decoder, candidates, n_threads=n_threads, flattening=flattening)
+        fitted = least_squares_codes(x, decoder, candidates, n_threads=n_threads, flattening=flattening, pivots=pivots)
+        return candidates, *fitted
     n_rows = x.shape[0]
     indices = np.empty((n_rows, k), dtype=np.int32)
     values = np.empty((n_rows, k), dtype=x.dtype)
     norms = np.empty(n_rows, dtype=x.dtype)
+    pivots = np.empty_like(norms) if pivots is None else pivots
     ridge = x.dtype.type(RIDGE)
     rounds = pursuit_rounds(k)
     if inexact is None:
@@ -445,6 +468,7 @@ def pursuit_codes(
             indices,
             values,
             norms,
+            pivots,
         ),
         n_rows,
         _block_rows(n_rows, n_threads),
