@@ -155,9 +155,9 @@ class CompresSAETransformer(ModelFileMixin, CallbackSupportMixin, FitMethodsMixi
         or more (192 by 16-bit integers) lets a product of rounded factors rule out latents that no rounding error could
         bring into a code, and computes what remains open in float32: the same codes in less time. With "bfloat16",
         where it is the integers that are faster, the rounded product decides in nearly all rows, and from 1,024 rows of
-        160 features on values are fitted to a decoder rounded to 16-bit integers (x86 with AVX2; not where the mean
-        is scaled apart): faster again, at the same recall (docs/research_notes_speed.md). Values of latents that nearly
-        coincide, to a thousandth of their norm, are then split between them by chance.
+        160 features on values are fitted to a decoder rounded to 16-bit integers (x86 with AVX2): faster again, at the
+        same recall (docs/research_notes_speed.md). Rows whose values rounding would change by more than some
+        thousandths, those of latents that nearly coincide among them, are fitted to the decoder itself.
 
     sparse_output : bool, default=True
         Give codes as a SciPy CSR matrix (or array, as scikit-learn is configured); else as a dense array.
